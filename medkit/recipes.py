@@ -1,0 +1,312 @@
+"""Recipes: every choice a run makes, as small frozen dataclasses, and the four presets.
+
+`paper` is what the paper states, with the authors' released notebooks filling what it leaves out;
+`as_released` is those notebooks to the letter; `recommended` is what the evidence supports; `cpu` is
+`recommended` at the size of a laptop. ledger.py says, knob by knob, where they differ and why.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from medkit import MedkitError
+
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class RecipeError(MedkitError):
+    """An unknown recipe or field, a value of the wrong type, or fields that contradict each other."""
+
+
+def _one_of(name, value, allowed):
+    if value not in allowed:
+        raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _at_least(name, value, least):
+    if value < least:
+        raise RecipeError(f"{name} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    base: str = "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"  # hub id, a folder, or "smollm2" (from PyPI)
+    revision: str = "main"  # hub revision; the commit it stood for is written to run.json
+    load_in_4bit: bool = True  # NF4 through bitsandbytes
+    chat_template: str = "own"  # "own": the model's; "chatml": ChatML whose <|im_end|> stands for EOS
+    max_length: int = 2048  # tokens of a training row; a longer row is cut there and counted
+
+    def __post_init__(self):
+        _one_of("model.chat_template", self.chat_template, ("own", "chatml"))
+        _at_least("model.max_length", self.max_length, 32)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    origin: str = "hub"  # where rows come from without --data-dir: "hub" or "builtin"
+    seed: int = 42  # shuffles, splits and every draw of rows
+    validation_share: float = 0.1  # of the stage-1 mixture's rows
+    rows_medqa: int = 0  # training rows read; 0 = all
+    rows_medmcqa: int = 0
+    rows_pubmedqa: int = 0
+    mcq_target: str = "letter"  # "letter": `C`; "letter_and_text": `Answer: C) option text`
+    deduplicate: bool = True  # drop NoteChat conversations that repeat an earlier one
+    notechat_split: str = "note"  # "note": no clinical note on both sides; "row": rows at random
+
+    def __post_init__(self):
+        _one_of("data.origin", self.origin, ("hub", "builtin"))
+        _one_of("data.mcq_target", self.mcq_target, ("letter", "letter_and_text"))
+        _one_of("data.notechat_split", self.notechat_split, ("note", "row"))
+        for name in ("rows_medqa", "rows_medmcqa", "rows_pubmedqa"):
+            _at_least(f"data.{name}", getattr(self, name), 0)
+        if not 0 < self.validation_share < 1:
+            raise RecipeError(f"data.validation_share is {self.validation_share}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    r: int = 16
+    alpha: int = 16
+    dropout: float = 0.0
+    rslora: bool = True  # scale alpha / sqrt(r) in place of alpha / r
+    target_modules: tuple[str, ...] = LINEAR_MODULES
+
+    def __post_init__(self):
+        _at_least("lora.r", self.r, 1)
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"lora.dropout is {self.dropout}; it must lie in [0, 1)")
+        if not self.target_modules:
+            raise RecipeError("lora.target_modules is empty; name at least one linear module")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One stage's optimization. A "row" is a sample, or with packing a row of packed samples."""
+
+    learning_rate: float = 3e-4
+    scheduler: str = "linear"
+    warmup_steps: int = 10  # optimizer steps
+    weight_decay: float = 0.01
+    optimizer: str = "adamw_8bit"
+    batch_size: int = 4  # rows per device and forward pass
+    accumulation: int = 4  # forward passes per optimizer step
+    epochs: float = 1.0
+    max_steps: int = 0  # optimizer steps; 0 = as many as the epochs take
+    loss_on: str = "answer"  # "answer": the assistant's turns; "text": the whole row, prompt included
+    packing: str = "isolated"  # "isolated": best fit, samples blind to each other; "wrapped": cut at length; "off"
+    gradient_checkpointing: bool = False
+    eval_rows: int = 1000  # validation rows scored at each evaluation, drawn by seed; 0 = all
+    eval_every: int = 360  # optimizer steps
+    save_every: int = 360  # optimizer steps between checkpoints
+    seed: int = 0  # LoRA's initial weights and the order of batches
+
+    def __post_init__(self):
+        _one_of("loss_on", self.loss_on, ("answer", "text"))
+        _one_of("packing", self.packing, ("isolated", "wrapped", "off"))
+        if self.packing == "wrapped" and self.loss_on == "answer":
+            raise RecipeError("packing=wrapped cuts samples anywhere and goes with loss_on=text only")
+        for name in ("learning_rate", "batch_size", "accumulation", "eval_every", "save_every"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("warmup_steps", "max_steps", "eval_rows", "weight_decay", "epochs"):
+            _at_least(name, getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class DmtSpec:
+    """Dual-stage mixed fine-tuning: what stage 2 trains on besides, and from where it starts."""
+
+    notechat_train: int = 100_000  # consultations
+    notechat_validation: int = 10_000
+    replay_share: float = 1 / 3  # stage-1 rows per NoteChat row (the paper's 33,333 per 100,000)
+    handover: str = "continue"  # "continue": the same adapter; "merge": into 16 bit, quantized, new adapter
+
+    def __post_init__(self):
+        _one_of("dmt.handover", self.handover, ("continue", "merge"))
+        _at_least("dmt.notechat_train", self.notechat_train, 1)
+        _at_least("dmt.notechat_validation", self.notechat_validation, 1)
+        _at_least("dmt.replay_share", self.replay_share, 0)
+
+
+@dataclass(frozen=True)
+class McqSpec:
+    rows: int = 0  # questions per benchmark, the first by file order; 0 = all
+    generated_rows: int = 200  # questions per benchmark that are answered in words too; 0 = none
+    max_new_tokens: int = 32
+    temperature: float = 0.0  # 0 = greedy; the released notebooks sample at the model's default
+    prefix_cache: bool = True  # compute the shared instruction once
+    max_batch_tokens: int = 8192
+
+    def __post_init__(self):
+        for name in ("rows", "generated_rows", "temperature"):
+            _at_least(f"mcq.{name}", getattr(self, name), 0)
+        _at_least("mcq.max_new_tokens", self.max_new_tokens, 1)
+
+
+@dataclass(frozen=True)
+class ConsumerSpec:
+    cases: int = 50  # patients' queries, drawn from the undamaged rows of both sources
+    seed: int = 42
+    max_new_tokens: int = 512
+    batch_size: int = 8
+    samples: int = 4  # sampled answers beside the greedy one; 0 = none
+    temperature: float = 0.7  # of the sampled answers
+    scorer: str = "roberta-large"  # BERTScore encoder: hub id, folder, or "minilm" (from PyPI)
+    scorer_layers: int = 17  # hidden layer whose states are compared
+
+    def __post_init__(self):
+        _at_least("consumer.cases", self.cases, 1)
+        _at_least("consumer.samples", self.samples, 0)
+        _at_least("consumer.max_new_tokens", self.max_new_tokens, 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    about: str
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    stage1: TrainSpec = field(default_factory=TrainSpec)
+    stage2: TrainSpec = field(default_factory=TrainSpec)
+    dmt: DmtSpec = field(default_factory=DmtSpec)
+    mcq: McqSpec = field(default_factory=McqSpec)
+    consumer: ConsumerSpec = field(default_factory=ConsumerSpec)
+
+    @property
+    def private(self) -> bool:
+        """True where neither model, scorer nor (without --data-dir) rows come from a hub."""
+        return self.model.base == "smollm2" and self.consumer.scorer == "minilm"
+
+
+_RELEASED_STAGE = TrainSpec(loss_on="text", packing="wrapped", gradient_checkpointing=True, eval_rows=0)
+_PAPER_STAGE = replace(_RELEASED_STAGE, accumulation=1)
+_CPU_STAGE = TrainSpec(
+    optimizer="adamw_torch",
+    accumulation=1,
+    packing="off",
+    eval_rows=48,
+    eval_every=25,
+    save_every=25,
+)
+
+PRESETS = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="cpu",
+            about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus, 15 minutes",
+            model=ModelSpec(base="smollm2", max_length=512),
+            data=DataSpec(origin="builtin", rows_medqa=48, rows_medmcqa=48, rows_pubmedqa=320),
+            stage1=_CPU_STAGE,
+            stage2=replace(_CPU_STAGE, learning_rate=1e-4),
+            dmt=DmtSpec(notechat_train=96, notechat_validation=24),
+            mcq=McqSpec(rows=150, generated_rows=40, max_new_tokens=8, max_batch_tokens=4096),
+            consumer=ConsumerSpec(
+                cases=16, max_new_tokens=96, samples=2, scorer="minilm", scorer_layers=6, batch_size=16
+            ),
+        ),
+        Recipe(
+            name="paper",
+            about="what the paper states; the released notebooks fill what it leaves out",
+            model=ModelSpec(chat_template="chatml"),
+            data=DataSpec(deduplicate=False, notechat_split="row"),
+            stage1=_PAPER_STAGE,
+            stage2=_PAPER_STAGE,
+            dmt=DmtSpec(handover="merge"),
+            mcq=McqSpec(max_new_tokens=128),
+        ),
+        Recipe(
+            name="as_released",
+            about="the authors' released notebooks, to the letter",
+            model=ModelSpec(chat_template="chatml"),
+            data=DataSpec(mcq_target="letter_and_text", deduplicate=False, notechat_split="row"),
+            stage1=_RELEASED_STAGE,
+            stage2=_RELEASED_STAGE,
+            dmt=DmtSpec(handover="merge"),
+            mcq=McqSpec(generated_rows=0, max_new_tokens=128, temperature=0.6),
+        ),
+        Recipe(
+            name="recommended",
+            about="what the evidence supports: answer-only loss, own template, isolated packing, clean NoteChat",
+        ),
+    )
+}
+
+
+def get(name: str, overrides: dict[str, str] | None = None) -> Recipe:
+    """The preset `name`, with `overrides` such as {"stage2.learning_rate": "1e-4"} applied.
+
+    Raises RecipeError, in one line, for an unknown recipe or field and for a value of the wrong type.
+    """
+    if name not in PRESETS:
+        raise RecipeError(f"unknown recipe {name!r}; the recipes are {', '.join(PRESETS)}")
+    recipe = PRESETS[name]
+    for path, text in (overrides or {}).items():
+        recipe = _override(recipe, path, text)
+    return recipe
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """`FIELD=VALUE` assignments, one a line or separated by ';', as a dict; RecipeError where one is not."""
+    assignments = {}
+    for part in filter(None, (p.strip() for p in text.replace(";", "\n").splitlines())):
+        path, equals, value = part.partition("=")
+        if not equals or not path.strip() or not value.strip():
+            raise RecipeError(f"{part!r} is no setting; write FIELD=VALUE, e.g. stage2.learning_rate=1e-4")
+        if path.strip() in assignments:
+            raise RecipeError(f"{path.strip()} is set twice; give it once")
+        assignments[path.strip()] = value.strip()
+    return assignments
+
+
+def flat(recipe: Recipe) -> dict[str, typing.Any]:
+    """Every resolved field by its dotted name, in the order of declaration."""
+    fields = {}
+    for part, value in dataclasses.asdict(recipe).items():
+        if isinstance(value, dict):
+            fields.update({f"{part}.{name}": v for name, v in value.items()})
+        else:
+            fields[part] = value
+    return fields
+
+
+def _override(recipe: Recipe, path: str, text: str) -> Recipe:
+    known = [name for name in flat(recipe) if "." in name]
+    if path not in known:
+        import difflib
+
+        near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "`medkit recipes` lists them"
+        raise RecipeError(f"unknown field {path!r}; {hint}")
+    part, name = path.split(".")
+    spec = getattr(recipe, part)
+    wanted = typing.get_type_hints(type(spec))[name]
+    try:
+        return replace(recipe, **{part: replace(spec, **{name: _parse(wanted, text)})})
+    except RecipeError as error:
+        raise RecipeError(f"{path}={text}: {error}") from None
+    except ValueError:
+        raise RecipeError(f"{path}={text}: a value of type {_type_name(wanted)} was expected") from None
+
+
+def _parse(wanted, text: str):
+    if wanted is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if wanted is int:
+        return int(text.replace("_", "").replace(",", ""))
+    if wanted is float:
+        value = float(Fraction(text)) if "/" in text else float(text)
+        if value != value or abs(value) == float("inf"):
+            raise ValueError(text)
+        return value
+    if wanted is str:
+        return text
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _type_name(wanted) -> str:
+    return {bool: "true/false", int: "whole number", float: "number", str: "text"}.get(wanted, "a,b,c list")
