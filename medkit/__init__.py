@@ -1,13 +1,17 @@
-"""medkit: two-stage QLoRA of a medical chat model, and how far to trust what comes out."""
+"""medkit: two-stage QLoRA of a medical chat model, from rows to tables, out of numbered notebooks."""
 
 import os
 
 __version__ = "0.1.0"
 
-# The one thing that happens at import: the libraries read these switches when they are imported themselves.
-for _switch in ("UNSLOTH_DISABLE_STATISTICS", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-    os.environ.setdefault(_switch, "1")
-
 
 class MedkitError(ValueError):
-    """Bad input: one line that names the thing and the mend. The command line prints it and exits with 2."""
+    """What every refusal of medkit derives from: one line that names the thing and the mend."""
+
+
+# The one thing that happens at import. The libraries read these switches when they are imported
+# themselves, so they have to stand before that; whoever has set one already keeps his choice.
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else each model load fetches a file, to be counted
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, transformers and TRL's trainer
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets
+os.environ.setdefault("DO_NOT_TRACK", "1")  # huggingface_hub and whatever else honours it
