@@ -59,7 +59,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One consultation: turns alternate, begin with the user and end with the assistant."""
+    """One consultation: turns alternate, there is at least one of each role, the last is the assistant's.
+
+    The first may be either's: NoteChat's physicians open nearly every conversation, and cutting that
+    greeting off would throw away a turn that the model is to learn.
+    """
 
     id: str
     source: str
@@ -70,7 +74,9 @@ class Dialogue:
         roles = [turn.role for turn in self.turns]
         if len(roles) < 2:
             raise RecordError("fewer than two turns", self.id)
-        if roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+        if any(role not in ("user", "assistant") for role in roles):
+            raise RecordError("a turn is neither user nor assistant", self.id)
+        if any(one == next_one for one, next_one in zip(roles, roles[1:], strict=False)):
             raise RecordError("turns do not alternate", self.id)
         if roles[-1] != "assistant":
             raise RecordError("no physician turn at the end", self.id)
