@@ -1,0 +1,281 @@
+"""Raw rows -> records, one converter per form that a data set is published in.
+
+A converter raises RecordError for a row that cannot be used (it is dropped and counted under the error's
+reason) and ValueError with "expected ..., found ..." where the row shows that the file as a whole is wrong.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from medkit.pubmedqa_fold import OFFICIAL_TEST_PMIDS
+from medkit.records import LETTERS, PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem, RecordError, Turn
+
+
+@dataclass(frozen=True)
+class Form:
+    """One set of columns a source comes in.
+
+    `convert(row, id, notes)` returns a record or raises; it adds to `notes`, a Counter, what it changed.
+    `own_id` names the column that holds the upstream's id; without one the id is counted up.
+    """
+
+    name: str
+    columns: tuple[str, ...]  # a row of this form has all of these
+    convert: Callable[[dict, str, Counter], object]
+    own_id: str = ""
+    also: tuple[str, ...] = ()  # columns read where the file has them
+
+    def fits(self, row: dict) -> bool:
+        return all(column in row for column in self.columns)
+
+
+def text(row: dict, column: str) -> str:
+    """The column's text, stripped; RecordError where it is null or anything but text."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise RecordError(f"{column} is not text", repr(value)[:40])
+    return value.strip()
+
+
+def medqa(row: dict, id: str, notes: Counter) -> MCQItem:
+    """Hub and original columns: question, options ({A..D} or a list of {key, value}), answer_idx."""
+    options = row["options"]
+    if isinstance(options, str):  # a CSV cell
+        options = _cell_of_json(options)
+    if isinstance(options, list):
+        options = {pair.get("key"): pair.get("value") for pair in options if isinstance(pair, dict)}
+    if not isinstance(options, dict):
+        raise ValueError(f"expected options as a struct or a list of key and value, found {options!r:.60}")
+    letters = "".join(sorted(str(letter) for letter in options))
+    if len(options) > 4:
+        raise ValueError(
+            f"expected the four options A-D, found {len(options)} ({letters}); use the 4-option files"
+        )
+    if letters != LETTERS:
+        raise RecordError("not four options", f"found {letters or 'none'}")
+    choices = tuple(str(options[letter] or "").strip() for letter in LETTERS)
+    answer = text(row, "answer_idx")
+    item = _medqa_item(id, text(row, "question"), choices, answer, str(row.get("meta_info") or ""))
+    stated = row.get("answer")
+    if isinstance(stated, str) and stated.strip() != choices[LETTERS.index(answer)]:
+        raise RecordError("answer text is not the option of its letter", f"{answer}: {stated[:40]!r}")
+    return item
+
+
+def medqa_hf(row: dict, id: str, notes: Counter) -> MCQItem:
+    """Columns of the -hf variant: sent1, sent2 (mostly empty), ending0-3, label 0-3."""
+    if "ending4" in row:
+        raise ValueError("expected ending0 to ending3, found a fifth option; use the 4-option files")
+    label = whole_number(row["label"])
+    if label == -1:
+        raise ValueError("expected a label of 0-3, found -1: a test file without answers; use another split")
+    if label not in range(4):
+        raise RecordError("label is not 0-3", repr(row["label"]))
+    question = f"{row['sent1'] or ''} {row['sent2'] or ''}".strip()
+    choices = tuple(str(row[f"ending{i}"] or "").strip() for i in range(4))
+    return _medqa_item(id, question, choices, LETTERS[label], "")
+
+
+def _medqa_item(id: str, question: str, options: tuple[str, ...], answer: str, group: str) -> MCQItem:
+    item = MCQItem(id, "medqa", question, options, answer, group=group)
+    if item.repeats_an_option:
+        raise RecordError("repeated option", id)
+    return item
+
+
+def cop_base(values: Counter) -> int:
+    """What `cop` counts from, 0 (hub) or 1 (original files), judged from all values of one file.
+
+    `values` counts each value of the column. Raises ValueError where the values are mixed, withheld
+    (-1), or too few to tell.
+    """
+    known = {value for value in values if isinstance(value, int) and 0 <= value <= 4}
+    if -1 in values:
+        raise ValueError(
+            f"expected cop 0-3 or 1-4, found -1 in {values[-1]} rows: the test answers are not public; "
+            "use the validation file"
+        )
+    if odd := [value for value in values if value not in known]:
+        raise ValueError(f"expected cop 0-3 or 1-4, found {odd[0]!r}")
+    if {0, 4} <= known:
+        raise ValueError(
+            f"expected one cop convention in the file, found both 0 ({values[0]} rows) and 4 ({values[4]} "
+            "rows); separate the hub's rows (0-3) from the original ones (1-4)"
+        )
+    if not {0, 4} & known:
+        raise ValueError(
+            f"expected cop to reach 0 (hub, 0-3) or 4 (original, 1-4), found only {sorted(known)}: the "
+            "convention cannot be told; use a larger piece of the file"
+        )
+    return 0 if 0 in known else 1
+
+
+def medmcqa(base: int) -> Callable[[dict, str, Counter], MCQItem]:
+    """The converter for a file whose `cop` counts from `base`. `exp` holds the answer and is never read."""
+
+    def convert(row: dict, id: str, notes: Counter) -> MCQItem:
+        options = tuple(str(row[column] or "").strip() for column in ("opa", "opb", "opc", "opd"))
+        answer = LETTERS[whole_number(row["cop"]) - base]
+        item = MCQItem(
+            id, "medmcqa", text(row, "question"), options, answer, group=row.get("subject_name") or ""
+        )
+        if item.repeats_an_option:
+            notes["rows that repeat an option's text"] += 1
+            gold = options[LETTERS.index(answer)].lower()
+            notes["rows that repeat the correct option's text"] += (
+                sum(option.lower() == gold for option in options) > 1
+            )
+        return item
+
+    return convert
+
+
+def pubmedqa_hub(row: dict, id: str, notes: Counter) -> MCQItem:
+    context = row["context"]
+    if isinstance(context, str):  # a CSV cell
+        context = _cell_of_json(context)
+    if not isinstance(context, dict) or not isinstance(context.get("contexts"), list):
+        raise ValueError(f"expected context.contexts as a list of texts, found {context!r:.60}")
+    return _pubmedqa_item(row, id, text(row, "question"), context["contexts"])
+
+
+def pubmedqa_original(row: dict, id: str, notes: Counter) -> MCQItem:
+    if not isinstance(row["CONTEXTS"], list):
+        raise ValueError(f"expected CONTEXTS as a list of texts, found {row['CONTEXTS']!r:.60}")
+    return _pubmedqa_item(row, id, text(row, "QUESTION"), row["CONTEXTS"])
+
+
+def _pubmedqa_item(row: dict, id: str, question: str, contexts: list) -> MCQItem:
+    """The conclusion (long_answer) stays out: it gives the decision away (reasoning-required setting)."""
+    decision = text(row, "final_decision").lower()
+    if decision not in PUBMEDQA_OPTIONS:
+        raise RecordError("decision is not yes, no or maybe", repr(decision))
+    if not contexts or not all(isinstance(part, str) for part in contexts):
+        raise RecordError("no context", id)
+    context = "\n".join(part.strip() for part in contexts)
+    if not context.strip():
+        raise RecordError("no context", id)
+    answer = LETTERS[PUBMEDQA_OPTIONS.index(decision)]
+    fold = "fold" if id.isdigit() and int(id) in OFFICIAL_TEST_PMIDS else ""
+    return MCQItem(id, "pubmedqa", question, PUBMEDQA_OPTIONS, answer, context, fold)
+
+
+LEAKED_INSTRUCTION = "if the patient eventually dies"  # the generator's prompt, copied into its answer
+SPEAKER = re.compile(r"^\W{0,3}([A-Z][A-Za-z.'’]*(?: [A-Za-z0-9.'’()]+){0,3})\W{0,3}:\**\s*(.*)$")
+PHYSICIAN = re.compile(r"^(doctor|dr|dr\. .*|physician)$", re.IGNORECASE)
+# Who may speak besides the physician. Any other label may be a heading ("Diagnosis:", "Family history:").
+PEOPLE = re.compile(
+    r"^(the )?(patient['’]?s? )?(patient|mother|father|mom|mum|dad|parent|guardian|wife|husband|spouse|"
+    r"partner|son|daughter|brother|sister|family|relative|caregiver|caretaker|friend|nurse|assistant|"
+    r"interpreter)s?( members?| \d+)?$",
+    re.IGNORECASE,
+)
+STAGE_LINE = re.compile(r"^(\[.*\]|\(.*\)|\*[^*].*[^*]\*|-{3,}|={3,}|\*{3,})\.?$")
+LIST_ITEM = re.compile(r"^([-•*]|\d{1,2}[.)])\s")
+LABEL_INSIDE = re.compile(r"\b(Doctor|Patient):\s")
+
+
+def notechat(row: dict, id: str, notes: Counter) -> Dialogue:
+    """Columns data (the note, mostly empty) and conversation (lines "Doctor: ...", "Patient: ...").
+
+    The physician's lines become the assistant's turns, all other speakers' the user's; lines by one role
+    in a row become one turn. What comes before the first label, stage lines, and turns after the
+    physician's last are cut and counted; a line whose speaker cannot be told drops the row.
+    """
+    conversation = text(row, "conversation")
+    bare_label = False
+    if LEAKED_INSTRUCTION in conversation.lower():
+        raise RecordError("leaked instruction of the generator", id)
+    changed = Counter()
+    turns: list[list[str]] = []  # [role, line, line, ...]
+    role = ""  # whose line was the last
+    for line in filter(None, map(str.strip, conversation.split("\n"))):
+        said = line
+        if label := SPEAKER.match(line):
+            role, said = _role(label[1]), label[2].strip()
+        elif not role:
+            changed["rows with a preamble cut"] = 1
+            continue
+        elif STAGE_LINE.match(line):
+            changed["rows with stage lines cut"] = 1
+            continue
+        elif not (LIST_ITEM.match(line) or bare_label):
+            raise RecordError("line without a speaker", f"{id}: {line[:40]!r}")
+        bare_label = not said  # "Doctor:" alone: the next line is what he says
+        if LABEL_INSIDE.search(said):
+            raise RecordError("two speakers on one line", id)
+        if turns and turns[-1][0] == role:
+            turns[-1].append(said)
+        elif said:
+            turns.append([role, said])
+    if not any(role == "user" for role, *_ in turns):
+        raise RecordError("no patient turn", id)
+    if not any(role == "assistant" for role, *_ in turns):
+        raise RecordError("no physician turn", id)
+    if turns[-1][0] == "user":
+        turns.pop()
+        changed["rows with a last patient turn cut"] = 1
+    note = row.get("data") or ""
+    turns = tuple(Turn(role, "\n".join(filter(None, lines))) for role, *lines in turns)
+    dialogue = Dialogue(id, "notechat", turns, note.strip())
+    changed["rows without a note"] = not dialogue.note
+    notes.update(changed)
+    return dialogue
+
+
+def _role(speaker: str) -> str:
+    speaker = re.sub(r" ?\(.*?\)", "", speaker).strip()  # "Patient (coughing)"
+    if PHYSICIAN.match(speaker):
+        return "assistant"
+    if PEOPLE.search(speaker):
+        return "user"
+    raise RecordError("speaker not known", repr(speaker))
+
+
+# The site's name, put by the upstream over other text: "the anti-tubercular ChatDoctor.", "cougChatDoctores".
+NAME_REPLACED = re.compile(r"chat ?doctor", re.IGNORECASE)
+ADVERTISING = re.compile(
+    r"\s*For (?:more|further) information,? (?:please )?consult an? [\w ,/-]{3,60}? online\.?"
+    r"(?:\s*-+>\s*\S*)?"
+)
+
+
+def icliniq(row: dict, id: str, notes: Counter) -> ConsumerQuery:
+    """The physician is answer_icliniq; the other two answer columns were written by models."""
+    return _consumer("icliniq", id, text(row, "input"), text(row, "answer_icliniq"), notes)
+
+
+def healthcaremagic(row: dict, id: str, notes: Counter) -> ConsumerQuery:
+    return _consumer("healthcaremagic", id, text(row, "input"), text(row, "output"), notes)
+
+
+def _consumer(source: str, id: str, query: str, reference: str, notes: Counter) -> ConsumerQuery:
+    if NAME_REPLACED.search(query) or NAME_REPLACED.search(reference):
+        raise RecordError("damaged by name replacement", id)
+    without, cuts = ADVERTISING.subn("", reference)
+    record = ConsumerQuery(id, source, query, without.strip())
+    notes["references with an advertising tail cut"] += cuts > 0
+    return record
+
+
+def whole_number(value: object) -> object:
+    """3 for 3, 3.0 or "3" (CSV cells are text, Parquet columns with nulls floats); else the value itself."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.0)?", value.strip()):
+        return int(float(value))
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _cell_of_json(cell: str) -> object:
+    try:
+        return json.loads(cell)
+    except json.JSONDecodeError:
+        raise ValueError(
+            f"expected JSON in the cell, found {cell[:60]!r}; use JSON Lines or Parquet"
+        ) from None
