@@ -1,0 +1,254 @@
+"""Batched answers of any causal language model, kept on disk so that a killed run goes on where it was.
+
+An answer depends on the model, its prompt and the decoding alone: not on the batch it was computed in (up to
+floating-point rounding), and not on what was computed before it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+
+
+class GenerationError(ValueError):
+    """Prompts or settings that no answers can be generated from, or a model that gives no numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    text: str  # without special tokens or surrounding blanks; "" where the model stopped at once
+    finish: str  # "stopped" at an end token, or "cut" at max_new_tokens
+    tokens: int  # generated ones, the end token not counted
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One answer to compute: where it goes, what it is stored under, what its noise is drawn from."""
+
+    prompt: int
+    sample: int
+    ids: tuple[int, ...]
+    key: str
+    seed: int
+
+
+def generate(model, tokenizer, prompts: list[list[int]], **settings) -> list[list[str]]:
+    """The texts of `generate_answers`, which see for the settings: one list of `samples` texts a prompt."""
+    answers = generate_answers(model, tokenizer, prompts, **settings)
+    return [[answer.text for answer in row] for row in answers]
+
+
+def generate_answers(
+    model,
+    tokenizer,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int,
+    store: Path | None,
+    key: str,
+    progress: bool = True,
+) -> list[list[Answer]]:
+    """`samples` answers to each of `prompts` (token ids up to where the answer begins), in their order.
+
+    `temperature` 0 is greedy; above it tokens are sampled, each answer from its own seeded noise, so that
+    the same (seed, prompt, sample) gives the same answer in whatever batch. What a model brings along in its
+    generation_config (sampling, repetition penalty) is overruled.
+
+    `store` is a JSON Lines file to which each finished batch is appended, and from which answers are taken
+    that were computed before under the same `key` (the identity of model, adapter and dtype, given by the
+    caller), prompt and decoding. None keeps nothing.
+
+    Raises GenerationError for settings or prompts that cannot be, and where the model's logits are NaN.
+    """
+    _check(model, prompts, max_new_tokens, samples, temperature, top_p, batch_size)
+    stops = stop_ids(model, tokenizer)
+    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": stops}
+    if temperature:
+        decoding["seed"] = seed
+    rows = [
+        [
+            _Job(i, s, tuple(ids), _hash(key, ids, decoding, s), int(_hash(seed, ids, s)[:15], 16))
+            for s in range(samples)
+        ]
+        for i, ids in enumerate(prompts)
+    ]
+    done = read_store(store) if store else {}
+    missing = {job.key: job for row in rows for job in row if job.key not in done}
+    # longest first: little padding, and a batch that does not fit in memory shows itself at once
+    queue = sorted(missing.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
+    with tqdm(total=len(queue), desc="answers", unit="answer", disable=not progress or not queue) as bar:
+        for batch in _chunks(queue, batch_size):
+            answers = _answer_batch(model, tokenizer, batch, stops, max_new_tokens, temperature, top_p)
+            done.update(zip((job.key for job in batch), answers, strict=True))
+            if store:
+                _append(store, batch, answers)
+            bar.update(len(batch))
+    return [[done[job.key] for job in row] for row in rows]
+
+
+def stop_ids(model, tokenizer) -> list[int]:
+    """Every token that ends an answer: the eos of tokenizer and model, and the chat template's end of turn.
+
+    Llama 3 ends a turn with <|eot_id|>, which is not the eos token of its base model; a model stopped at eos
+    alone goes on to write the patient's next turn.
+    """
+    found = {tokenizer.eos_token_id}
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    found.update(eos if isinstance(eos, list | tuple) else [eos])
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "answer"}]
+        whole = tokenizer.apply_chat_template(turn, tokenize=False)
+        rest = tokenizer(whole[whole.rindex("answer") + len("answer") :], add_special_tokens=False).input_ids
+        found.update(token for token in rest[:1] if token in tokenizer.added_tokens_decoder)
+    found.discard(None)
+    if not found:
+        raise GenerationError("the tokenizer names no end token: set its eos_token to the end of a turn")
+    return sorted(found)
+
+
+def read_store(store: Path) -> dict[str, Answer]:
+    """The answers in a store by their key; a line that a killed process left half written is passed over."""
+    answers = {}
+    if not Path(store).exists():
+        return answers
+    for line in Path(store).read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+            key = row.pop("key")
+            answers[key] = Answer(**row)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return answers
+
+
+def _append(store: Path, batch: list[_Job], answers: list[Answer]):
+    """One line an answer, on the disk before this returns."""
+    store = Path(store)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    lines = [{"key": job.key, **asdict(answer)} for job, answer in zip(batch, answers, strict=True)]
+    with open(store, "ab+") as file:
+        # a half-written line must not swallow the one that follows it
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            file.write(b"\n")
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here
+def _answer_batch(
+    model, tokenizer, batch: list[_Job], stops, max_new_tokens, temperature, top_p
+) -> list[Answer]:
+    device = model.get_input_embeddings().weight.device
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+    width = max(len(job.ids) for job in batch)
+    ids = torch.tensor([[pad] * (width - len(job.ids)) + list(job.ids) for job in batch])
+    mask = torch.tensor([[0] * (width - len(job.ids)) + [1] * len(job.ids) for job in batch])
+    processors = LogitsProcessorList([_RefuseNaN()])
+    if temperature:
+        processors.append(TemperatureLogitsWarper(temperature))
+        if top_p < 1:
+            processors.append(TopPLogitsWarper(top_p))
+        processors.append(_SeededNoise([job.seed for job in batch]))
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,  # the noise above makes the largest logit a sample
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=stops,
+        pad_token_id=pad,
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            logits_processor=processors,
+        )
+    finally:
+        model.train(was_training)
+    return [_answer(tokenizer, row, stops) for row in output[:, width:].tolist()]
+
+
+def _answer(tokenizer, generated: list[int], stops: list[int]) -> Answer:
+    end = next((i for i, token in enumerate(generated) if token in stops), None)
+    text = tokenizer.decode(generated[:end], skip_special_tokens=True).strip()
+    # a lone surrogate, which a byte-level vocabulary can decode to, cannot be written as UTF-8
+    text = text.encode("utf-8", "replace").decode()
+    return Answer(text, "cut" if end is None else "stopped", len(generated) if end is None else end)
+
+
+class _RefuseNaN(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        if torch.isnan(scores).any():
+            raise GenerationError(
+                "the model's logits are NaN: check the adapter's weights, or load it in bfloat16 or float32"
+            )
+        return scores
+
+
+class _SeededNoise(LogitsProcessor):
+    """Adds each row's own Gumbel noise, after which the largest logit is a draw from the softmax.
+
+    torch.multinomial takes the randomness of all rows from one stream, so a row's draw would depend on its
+    neighbours; and drawn on the CPU the noise is the same on every device.
+    """
+
+    def __init__(self, seeds: list[int]):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids, scores):
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
+        return scores.float() - noise.log().to(scores.device)
+
+
+def _check(model, prompts, max_new_tokens, samples, temperature, top_p, batch_size):
+    for name, value in [
+        ("max_new_tokens", max_new_tokens),
+        ("samples", samples),
+        ("batch_size", batch_size),
+    ]:
+        if value < 1:
+            raise GenerationError(f"{name} is {value}: it must be at least 1")
+    if temperature < 0:
+        raise GenerationError(f"temperature is {temperature}: it must be 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise GenerationError(f"top_p is {top_p}: it must be above 0 and at most 1")
+    if samples > 1 and not temperature:
+        raise GenerationError(f"samples is {samples} with temperature 0: greedy answers are all the same")
+    places = getattr(model.config, "max_position_embeddings", None)
+    for i, ids in enumerate(prompts):
+        if not len(ids):
+            raise GenerationError(f"prompt {i} is empty: give at least one token")
+        if places and len(ids) + max_new_tokens > places:
+            raise GenerationError(
+                f"prompt {i} of {len(ids)} tokens and {max_new_tokens} new ones exceed the model's {places}: "
+                "shorten the prompt or max_new_tokens"
+            )
+
+
+def _hash(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _chunks(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
