@@ -12,10 +12,10 @@ import psutil
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-LIBRARIES = (
+LIBRARIES = (  # whose change may move a number
     "medkit torch transformers trl peft unsloth unsloth_zoo bitsandbytes accelerate datasets tokenizers "
     "bert-score papermill numpy pandas scipy statsmodels scikit-learn datasketch"
-).split()
+).split()  # noqa: SIM905 - a list would take a line for each
 
 
 def versions() -> dict[str, str | None]:
@@ -30,7 +30,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git() -> dict:
-    """{"commit": ..., "modified": [paths of the code that differ from it]}; commit None outside a checkout."""
+    """{"commit": ..., "modified": [paths that differ from it]}; commit None outside a checkout."""
     commit = _output("git", "-C", str(CHECKOUT), "rev-parse", "HEAD").strip()
     if not commit:
         return {"commit": None, "modified": []}
@@ -40,7 +40,7 @@ def git() -> dict:
 
 
 def hardware() -> dict:
-    """Processor, usable cores, memory in GiB, and each GPU with its memory in GiB and driver; no host name."""
+    """Processor, usable cores, memory in GiB, and each GPU with memory in GiB and driver; no host name."""
     query = "--query-gpu=name,memory.total,driver_version"
     gpus = []
     for line in _output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines():
@@ -57,7 +57,7 @@ def hardware() -> dict:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory this process, or a child it waited for, has held so far, and the GPU's share; in GiB."""
+    """The most memory this process, or a child it waited for, has held, and the GPU's share; GiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB on Linux
     held = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     peak = {"peak_memory_gb": round(held * unit / 2**30, 3)}

@@ -1,8 +1,7 @@
-"""A run's folder: where it lies, how files get into it whole, who may write it, and its run.json."""
+"""A run's folder: where it lies, how files get into it whole, and who may write it (run.json: runs.py)."""
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
 import hashlib
 import json
@@ -10,14 +9,12 @@ import math
 import os
 import re
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from medkit import MedkitError, machine, recipes
+from medkit import MedkitError, machine
 
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-SCHEMA = 1  # of run.json
 
 # Which notebook writes what, for the message that something is missing.
 WRITTEN_BY = {
@@ -35,9 +32,6 @@ WRITTEN_BY = {
 
 class ResultsError(MedkitError):
     """A run's folder that is not one, belongs to another run, is being written, or lacks a file."""
-
-
-# -- files ---------------------------------------------------------------------------------------
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -67,7 +61,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_json(path: str | Path, content) -> Path:
     """Strict JSON: dataclasses become objects, numpy numbers plain ones, not-a-number null."""
-    return write_text(path, json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, frame) -> Path:
@@ -78,7 +72,7 @@ def write_csv(path: str | Path, frame) -> Path:
 def append_jsonl(path: str | Path, *rows) -> None:
     """Add rows, one JSON text a line, in one write; a line that a kill cut short is dropped first."""
     path = Path(path)
-    text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
@@ -118,27 +112,25 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _plain(value):
+def plain(value):
+    """The same in what JSON knows."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+        return [plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):  # numpy's arrays and numbers, torch's tensors
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and math.isnan(value):
         return None
     return value
 
 
-# -- where a run lies ----------------------------------------------------------------------------
-
-
 def root() -> Path:
-    """MEDKIT_RESULTS; else results/ of the checkout when working in it (a notebook does), else of this folder."""
+    """MEDKIT_RESULTS; else results/ of the checkout when working in it (as notebooks do), else of the cwd."""
     if set_by_user := os.environ.get("MEDKIT_RESULTS"):
         return Path(set_by_user).resolve()
     here = Path.cwd().resolve()
@@ -146,7 +138,7 @@ def root() -> Path:
 
 
 def folder(run_dir: str | Path) -> Path:
-    """The absolute folder of `NAME`, `results/NAME` or a path; ResultsError for any place but results/NAME."""
+    """The absolute folder of `NAME`, `results/NAME` or a path; ResultsError for any other place."""
     path = Path(run_dir)
     if not RUN_NAME.fullmatch(path.name):
         raise ResultsError(
@@ -157,24 +149,24 @@ def folder(run_dir: str | Path) -> Path:
         path = root() / path.name
     if path.resolve() != root().resolve() / path.name:
         raise ResultsError(
-            f"{run_dir} lies outside {_shown(root())}; name the run alone, or set MEDKIT_RESULTS"
+            f"{run_dir} lies outside {shown(root())}; name the run alone, or set MEDKIT_RESULTS"
         )
     return path.resolve()
 
 
 def require(run_dir: str | Path, names: Iterable[str]) -> Path:
-    """The run's folder, once each of `names` (relative to it) is there; ResultsError for the first that is not."""
+    """The run's folder, once each of `names` (relative to it) is there; else ResultsError for the first."""
     place = folder(run_dir)
     for name in names:
         if not (place / name).exists():
             notebook = WRITTEN_BY.get(Path(name).parts[0])
             mend = f"run notebook {notebook} first" if notebook else "start the run anew"
-            raise ResultsError(f"{_shown(place / name)} is missing; {mend}")
+            raise ResultsError(f"{shown(place / name)} is missing; {mend}")
     return place
 
 
-def _shown(path: Path) -> str:
-    """As a reader would type it: relative to where he works when it lies below."""
+def shown(path: Path) -> str:
+    """A path as a reader would type it: relative to where he works when it lies below."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -196,11 +188,12 @@ def lock(place: Path) -> Iterator[None]:
             holder = file.read().strip() or "unknown"
             file.close()
             raise ResultsError(
-                f"{_shown(place)} is being written by process {holder}; wait for it, or take another run name"
+                f"{shown(place)} is being written by process {holder}; wait for it, or take another run name"
             ) from None
         # Whoever held it before may have removed the file between our open and our lock.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
         file.close()
     try:
         file.truncate(0)
@@ -210,170 +203,3 @@ def lock(place: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
-
-
-# -- run.json ------------------------------------------------------------------------------------
-
-
-class Run:
-    """One run's folder with its run.json, as a notebook or the command line works in it.
-
-    folder: Path; recipe: recipes.Recipe; data_dir: str as given, "" for the recipe's own origin;
-    info: run.json's content.
-    """
-
-    def __init__(self, place: Path, info: dict, recipe, data_dir: str = "", notebook: str = ""):
-        self.folder, self.info, self.recipe = place, info, recipe
-        self.data_dir, self.notebook = data_dir, notebook
-        self._began = time.monotonic()
-        self._held = contextlib.ExitStack()
-
-    def save(self) -> None:
-        states = [entry["status"] for entry in self.info["notebooks"].values()]
-        status = next((s for s in ("failed", "running") if s in states), "complete")
-        self.info["status"] = status if states else "running"
-        write_json(self.folder / "run.json", self.info)
-
-    def note(self, notebook: str, **fields) -> None:
-        """Add fields to a notebook's entry, and save; run.json is read again, as a kernel may have written it."""
-        self.info = read(self.folder) or self.info
-        entry = self.info["notebooks"].setdefault(notebook, {})
-        entry.update(fields)
-        self.save()
-
-    def use_data(self, hashes: dict[str, str]) -> None:
-        """Record what was read (file -> sha256, or source -> revision); ResultsError where the run read otherwise."""
-        self.info = read(self.folder) or self.info
-        known = self.info["data"]["hashes"]
-        for name, value in hashes.items():
-            if known.setdefault(name, value) != value:
-                raise ResultsError(
-                    f"{name} is not the file this run began with; restore it or take another run name"
-                )
-        self.save()
-
-    def finish(self, **numbers) -> None:
-        """The notebook's last word: seconds, peak memory and whatever it measured; gives the folder free."""
-        fields = {"seconds": round(time.monotonic() - self._began, 1), **machine.peak_memory(), **numbers}
-        # Under the runner it is for the runner to say that a notebook is complete: it sees the kernel's end.
-        if not _under_runner():
-            fields["status"] = "complete"
-        self.note(self.notebook, **fields)
-        self._held.close()
-
-
-_HELD: dict[Path, Run] = {}  # of this process: a notebook run twice in one kernel holds the lock already
-
-
-def begin(
-    run_dir: str, notebook: str, recipe: str = "", settings: str = "", data_dir: str | None = ""
-) -> Run:
-    """Open the run for a notebook; in a new folder with `recipe`, else the recipe is the run's own.
-
-    notebook: the executed notebook's name, which tells arms apart ("02_stage2_noreplay").
-    data_dir: None for a notebook that reads no data. Raises ResultsError where the folder is another
-    run's (naming the field that differs), is being written, or where there is no run and no recipe.
-    """
-    place = folder(run_dir)
-    info = read(place)
-    if info is None:
-        if not recipe:
-            raise ResultsError(f"{_shown(place)} holds no run; run notebook 01_stage1 first")
-        info = describe(recipe, settings, data_dir or "")
-    elif recipe:
-        check_same(place, info, describe(recipe, settings, data_dir or ""))
-    elif data_dir is not None:
-        _check_origin(place, info, data_dir)
-    run = Run(place, info, _recipe_of(place, info), data_dir or "", notebook)
-    if not _under_runner():
-        if before := _HELD.pop(place, None):
-            before._held.close()
-        run._held.enter_context(lock(place))
-        _HELD[place] = run
-        run.note(notebook, status="running", started=now())
-    return run
-
-
-def read(place: Path) -> dict | None:
-    """run.json's content; None where there is none; ResultsError where it is not one."""
-    path = place / "run.json"
-    if not path.exists():
-        return None
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if info["schema"] != SCHEMA:
-            raise ResultsError(
-                f"{_shown(path)} has schema {info['schema']}, not {SCHEMA}; start the run anew"
-            )
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ResultsError):
-            raise
-        raise ResultsError(f"{_shown(path)} is no run description; start the run anew with --fresh") from None
-    return info
-
-
-def describe(recipe: str, settings: str = "", data_dir: str = "") -> dict:
-    """A new run's run.json: every resolved field, and everything else the results depend on."""
-    overrides = recipes.parse_settings(settings)
-    resolved = recipes.get(recipe, overrides)
-    seeds = {"data": resolved.data.seed, "stage1": resolved.stage1.seed, "stage2": resolved.stage2.seed}
-    return {
-        "schema": SCHEMA,
-        "status": "running",
-        "recipe": _plain(resolved),
-        "settings": overrides,
-        "seeds": {**seeds, "consumer": resolved.consumer.seed},
-        "data": {"origin": "folder" if data_dir else resolved.data.origin, "hashes": {}},
-        "versions": machine.versions(),
-        "git": machine.git(),
-        "hardware": machine.hardware(),
-        "started": now(),
-        "notebooks": {},
-    }
-
-
-def check_same(place: Path, info: dict, other: dict) -> None:
-    """ResultsError naming the first field in which the run in `place` and the one described differ."""
-    ours, theirs = _identity(info), _identity(other)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            raise ResultsError(
-                f"{_shown(place)} is a run with {name}={ours.get(name)}, not {theirs.get(name)}; "
-                "set it so, take another run name, or replace the run (medkit run --fresh)"
-            )
-
-
-def _identity(info: dict) -> dict:
-    """What makes two runs the same: the recipe's fields and where the rows come from (their hashes: use_data)."""
-    fields = {"data origin": info["data"]["origin"]}
-    for part, value in info["recipe"].items():
-        if isinstance(value, dict):
-            fields.update({f"{part}.{name}": item for name, item in value.items()})
-        elif part != "about":
-            fields[part] = value
-    return fields
-
-
-def _check_origin(place: Path, info: dict, data_dir: str) -> None:
-    from_folder = info["data"]["origin"] == "folder"
-    if from_folder and not data_dir:
-        raise ResultsError(f"{_shown(place)} read its rows from a folder; name it again in data_dir")
-    if data_dir and not from_folder:
-        raise ResultsError(
-            f"{_shown(place)} read its rows from the {info['data']['origin']}; leave data_dir empty"
-        )
-
-
-def _recipe_of(place: Path, info: dict):
-    recipe = recipes.get(info["recipe"]["name"], info["settings"])
-    check_same(place, info, {**info, "recipe": _plain(recipe)})
-    return recipe
-
-
-def _under_runner() -> bool:
-    return "MEDKIT_RUNNER" in os.environ
-
-
-def now() -> str:
-    """UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
