@@ -47,11 +47,8 @@ def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
                 raise SourceError(f"{name}, {place}: expected a row of named columns, found {_shown(row)}")
             empty = False
             yield place, row
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{name}: expected UTF-8, found byte 0x{error.object[error.start]:02x} ({error.reason}); "
-            "save the file as UTF-8"
-        ) from None
+    except UnicodeDecodeError:
+        raise SourceError(f"{name}, {_not_utf8(path)}; save the file as UTF-8") from None
     except OSError as error:
         raise SourceError(f"{name}: cannot be read ({error.strerror or error})") from None
     if empty:
@@ -99,6 +96,10 @@ def _parse(text: str, name: str, line: int = 0) -> object:
             f"{name}, {place}: expected whole JSON, found {error.msg} at column {error.colno} "
             "(cut off? fetch the file again)"
         ) from None
+    except RecursionError:
+        raise SourceError(
+            f"{name}, line {line or 1}: expected a row, found brackets nested too deep"
+        ) from None
 
 
 def _csv(path: Path, name: str) -> Iterator[tuple[str, object]]:
@@ -124,6 +125,17 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[str, object]]:
     except pyarrow.ArrowInvalid as error:
         message = " ".join(str(error).split())[:120]
         raise SourceError(f"{name}: expected a Parquet file, found {message}") from None
+
+
+def _not_utf8(path: Path) -> str:
+    """Where the first byte that is not UTF-8 stands; the error of a buffered read does not know."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        return f"line {line}: expected UTF-8, found byte 0x{content[error.start]:02x}"
+    return "expected UTF-8, and found it: the file changed while it was read"
 
 
 def _shown(value: object) -> str:

@@ -45,18 +45,21 @@ def medqa(row: dict, id: str, notes: Counter) -> MCQItem:
     options = row["options"]
     if isinstance(options, str):  # a CSV cell
         options = _cell_of_json(options)
-    if isinstance(options, list):
-        options = {pair.get("key"): pair.get("value") for pair in options if isinstance(pair, dict)}
-    if not isinstance(options, dict):
-        raise ValueError(f"expected options as a struct or a list of key and value, found {options!r:.60}")
-    letters = "".join(sorted(str(letter) for letter in options))
+    if isinstance(options, dict):
+        options = [{"key": letter, "value": option} for letter, option in options.items()]
+    if not isinstance(options, list) or not all(isinstance(pair, dict) for pair in options):
+        raise ValueError(
+            f"expected options as a struct or a list of key and value, found {str(options)[:60]}"
+        )
+    letters = "".join(sorted(str(pair.get("key")) for pair in options))
     if len(options) > 4:
         raise ValueError(
             f"expected the four options A-D, found {len(options)} ({letters}); use the 4-option files"
         )
     if letters != LETTERS:
-        raise RecordError("not four options", f"found {letters or 'none'}")
-    choices = tuple(str(options[letter] or "").strip() for letter in LETTERS)
+        raise RecordError("not four options", f"{id} has {letters or 'none'}")
+    by_letter = {pair["key"]: pair.get("value") for pair in options}
+    choices = tuple(_option(by_letter[letter]) for letter in LETTERS)
     answer = text(row, "answer_idx")
     item = _medqa_item(id, text(row, "question"), choices, answer, str(row.get("meta_info") or ""))
     stated = row.get("answer")
@@ -75,7 +78,7 @@ def medqa_hf(row: dict, id: str, notes: Counter) -> MCQItem:
     if label not in range(4):
         raise RecordError("label is not 0-3", repr(row["label"]))
     question = f"{row['sent1'] or ''} {row['sent2'] or ''}".strip()
-    choices = tuple(str(row[f"ending{i}"] or "").strip() for i in range(4))
+    choices = tuple(_option(row[f"ending{i}"]) for i in range(4))
     return _medqa_item(id, question, choices, LETTERS[label], "")
 
 
@@ -117,7 +120,7 @@ def medmcqa(base: int) -> Callable[[dict, str, Counter], MCQItem]:
     """The converter for a file whose `cop` counts from `base`. `exp` holds the answer and is never read."""
 
     def convert(row: dict, id: str, notes: Counter) -> MCQItem:
-        options = tuple(str(row[column] or "").strip() for column in ("opa", "opb", "opc", "opd"))
+        options = tuple(_option(row[column]) for column in ("opa", "opb", "opc", "opd"))
         answer = LETTERS[whole_number(row["cop"]) - base]
         item = MCQItem(
             id, "medmcqa", text(row, "question"), options, answer, group=row.get("subject_name") or ""
@@ -263,13 +266,15 @@ def _consumer(source: str, id: str, query: str, reference: str, notes: Counter) 
 
 def whole_number(value: object) -> object:
     """3 for 3, 3.0 or "3" (CSV cells are text, Parquet columns with nulls floats); else the value itself."""
-    if isinstance(value, bool):
-        return value
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.0)?", value.strip()):
         return int(float(value))
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value
+    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else repr(value)
+
+
+def _option(value: object) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _cell_of_json(cell: str) -> object:

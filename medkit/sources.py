@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from medkit import rows
-from medkit.overlap import content_key
+from medkit.overlap import content_key, text_of
 from medkit.readers import SourceError, data_files, digest, read_rows
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
 
@@ -221,6 +221,7 @@ def load(
             id = _id(form, row, f"{name}-{part}-{loaded.rows - 1:06d}")
             try:
                 record = convert(row, id, loaded.notes)
+                _check_encodable(record)
             except RecordError as error:
                 loaded.dropped[error.reason] += 1
                 loaded.first_dropped.setdefault(error.reason, f"{file}, {place}: {error}")
@@ -258,10 +259,20 @@ def _id(form: rows.Form, row: dict, counted: str) -> str:
     return str(own).strip() if own not in (None, "") else counted
 
 
+def _check_encodable(record) -> None:
+    """JSON can spell half a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        text_of(record).encode()
+    except UnicodeEncodeError:
+        raise RecordError("text is not valid Unicode", record.id) from None
+
+
 def _converter(source: Source, file: str, raw: Iterable[tuple[str, dict]]):
     """The form of the file, judged by its first row; its converter; the rows, with what that reads."""
     raw = iter(raw)
-    first = next(raw)
+    first = next(raw, None)
+    if first is None:
+        raise SourceError(f"{file}: expected rows, found none")
     form = next((form for form in source.forms if form.fits(first[1])), None)
     if form is None:
         expected = "; or ".join(_names(form.columns) for form in source.forms)
