@@ -241,7 +241,8 @@ def _role(speaker: str) -> str:
 # The site's name, put by the upstream over other text: "the anti-tubercular ChatDoctor.", "cougChatDoctores".
 NAME_REPLACED = re.compile(r"chat ?doctor", re.IGNORECASE)
 ADVERTISING = re.compile(
-    r"\s*For (?:more|further) information,? (?:please )?consult an? [\w ,/-]{3,60}? online\.?"
+    r"\s*(?:For (?:more|further) information,? (?:please )?consult|Revert (?:back )?with [\w ]{3,40} to)"
+    r" an? [\w ,/-]{3,60}? online\.?"
     r"(?:\s*-+>\s*\S*)?"
 )
 

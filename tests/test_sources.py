@@ -447,6 +447,7 @@ def test_icliniq_reference_is_the_physicians_whatever_the_split_is_called(tmp_pa
             "Rest it. For further information consult an eye care ophthalmologist online --> https://x.y/z",
             "Rest it.",
         ),
+        ("Rest it. Revert with more information to a dermatologist online", "Rest it."),
         ("Rest it. For more information consult a dentist online  Take care.", "Rest it.  Take care."),
         (
             "Rest it. For more information, ask your own dentist.",
