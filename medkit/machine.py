@@ -12,10 +12,11 @@ import psutil
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-LIBRARIES = (  # whose change may move a number
-    "medkit torch transformers trl peft unsloth unsloth_zoo bitsandbytes accelerate datasets tokenizers "
-    "bert-score papermill numpy pandas scipy statsmodels scikit-learn datasketch"
-).split()  # noqa: SIM905 - a list would take a line for each
+# Those of which another version may move a number.
+LIBRARIES = """
+medkit torch transformers trl peft unsloth unsloth_zoo bitsandbytes accelerate datasets tokenizers
+bert-score papermill numpy pandas scipy statsmodels scikit-learn datasketch
+""".split()
 
 
 def versions() -> dict[str, str | None]:

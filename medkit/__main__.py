@@ -1,0 +1,153 @@
+"""The command line: medkit run, check, recipes, audit, mcq.
+
+Exit codes: 0 complete; 2 refused before starting, with one line naming the thing and the mend; 1 failed
+on the way, with the notebook and cell.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from medkit import MedkitError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    from medkit.runner import RunFailed
+
+    try:
+        return options.command(options) or 0
+    except MedkitError as error:
+        print(f"medkit: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"medkit: failed: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `medkit recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("medkit: stopped", file=sys.stderr)
+        return 1
+
+
+def _run(options) -> None:
+    from medkit import runner
+
+    only = tuple(filter(None, options.only.split(",")))
+    place = runner.run(
+        options.recipe,
+        name=options.run,
+        data_dir=options.data_dir,
+        settings=options.set,
+        only=only,
+        resume=options.resume,
+        fresh=options.fresh,
+    )
+    for table in runner.TABLES:
+        if (place / table).exists():
+            print((place / table).read_text(encoding="utf-8"))
+
+
+def _check(options) -> int:
+    from medkit import preflight, recipes, runner
+
+    recipe = recipes.get(options.recipe, recipes.parse_settings("\n".join(options.set)))
+    runner.refuse_data_dir(options.data_dir)
+    findings = preflight.check(recipe, options.data_dir)
+    print(json.dumps(findings.as_dict(), indent=1) if options.json else findings.text())
+    return 1 if findings.failed else 0
+
+
+def _recipes(options) -> None:
+    from medkit import recipes
+
+    for name, recipe in recipes.PRESETS.items():
+        print(f"{name}: {recipe.about}")
+        for field, value in recipes.flat(recipe).items():
+            if "." in field:
+                shown = ",".join(value) if isinstance(value, (list, tuple)) else value
+                print(f"  {field}={shown}")
+
+
+def _audit(options) -> None:
+    from medkit import published
+
+    print(published.render_audit())
+
+
+def _mcq(options) -> None:
+    from medkit import runner
+
+    model = options.model
+    slug = re.sub(r"[^a-z0-9._-]+", "-", Path(model).name.lower()).strip("-._")
+    place = runner.run(
+        "recommended",
+        name=options.run or f"mcq-{slug}"[:64],
+        data_dir=options.data_dir,
+        settings=[f"model.base={model}", *options.set],
+        steps=[runner.model_alone(model, options.adapter)],
+        resume=options.resume,
+        fresh=options.fresh,
+    )
+    print((place / "mcq" / "summary.json").read_text(encoding="utf-8"))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line, as for every other refusal; argparse would print the usage before it."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="medkit", description="Two-stage QLoRA of a medical chat model.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, function, about):
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=function)
+        return sub
+
+    def again(sub):
+        group = sub.add_mutually_exclusive_group()
+        group.add_argument("--resume", action="store_true", help="go on after the last finished notebook")
+        group.add_argument("--fresh", action="store_true", help="replace the run of that name")
+
+    def data_and_settings(sub):
+        sub.add_argument(
+            "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
+        )
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe's field"
+        )
+
+    sub = command("run", _run, "run the notebooks into results/NAME")
+    sub.add_argument("recipe", help="cpu, paper, as_released or recommended")
+    sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else the recipe's")
+    data_and_settings(sub)
+    sub.add_argument("--only", default="", metavar="03,04", help="these notebooks only")
+    again(sub)
+
+    sub = command("check", _check, "what can be checked before a GPU hour is spent")
+    sub.add_argument("recipe")
+    data_and_settings(sub)
+    sub.add_argument("--json", action="store_true")
+
+    command("recipes", _recipes, "list the recipes with every field")
+    command("audit", _audit, "which published numbers can be true")
+
+    sub = command("mcq", _mcq, "score a model, or a model with an adapter, on the benchmarks")
+    sub.add_argument("model", help="hub id, folder, or smollm2")
+    sub.add_argument("--adapter", default="", metavar="DIR")
+    sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL")
+    data_and_settings(sub)
+    again(sub)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

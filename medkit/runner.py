@@ -1,0 +1,302 @@
+"""The pipeline: the numbered notebooks in their order, into one run's folder, told line by line."""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medkit import MedkitError, execution, machine, recipes, results, runs
+
+NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
+TABLES = ("tables/table1.md", "tables/table2.md", "tables/table3.md", "tables/table4.md")
+
+
+class RunFailed(Exception):
+    """A notebook failed on the way; the message names it and its cell."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One execution of a notebook. Arms of an experiment are steps of one notebook, told apart by `fixed`."""
+
+    number: str  # what --only names
+    notebook: str  # notebooks/NOTEBOOK.ipynb
+    takes: tuple[str, ...]  # which of the run's recipe, run_dir, data_dir and settings are its parameters
+    fixed: dict = field(default_factory=dict)  # its other parameters
+    needs: tuple[str, ...] = ()  # files in the run's folder
+    writes: tuple[str, ...] = ()  # of them, those that later steps need
+    suffix: str = ""  # of the executed copy
+
+    @property
+    def name(self) -> str:
+        return self.notebook + self.suffix
+
+
+_TRAINING = ("recipe", "run_dir", "data_dir", "settings")
+_EVALUATION = ("run_dir", "data_dir")
+_ADAPTERS = ("stage1/adapter", "stage2/adapter", "stage2_noreplay/adapter")
+
+NOTEBOOKS = (
+    Step("01", "01_stage1", _TRAINING, writes=_ADAPTERS[:1]),
+    Step("02", "02_stage2", _TRAINING, {"replay": True}, _ADAPTERS[:1], _ADAPTERS[1:2]),
+    Step("02", "02_stage2", _TRAINING, {"replay": False}, _ADAPTERS[:1], _ADAPTERS[2:], suffix="_noreplay"),
+    Step("03", "03_mcq_eval", _EVALUATION, needs=_ADAPTERS, writes=("mcq/items.csv", "mcq/summary.json")),
+    Step("04", "04_consumer_eval", _EVALUATION, needs=_ADAPTERS[1:2], writes=("consumer/summary.json",)),
+    Step("05", "05_report", ("run_dir",), needs=("mcq/summary.json", "consumer/summary.json")),
+)
+
+
+def model_alone(model: str, adapter: str = "") -> Step:
+    """Notebook 03 on any model, with an adapter or without, in place of a run's own."""
+    return Step("03", "03_mcq_eval", _EVALUATION, {"model": model, "adapter": adapter})
+
+
+def run(
+    recipe: str,
+    *,
+    name: str = "",
+    data_dir: str = "",
+    settings: Sequence[str] = (),
+    only: Sequence[str] = (),
+    resume: bool = False,
+    fresh: bool = False,
+    steps: Sequence[Step] = NOTEBOOKS,
+    folder: Path = NOTEBOOK_FOLDER,
+    out=None,
+) -> Path:
+    """Execute the steps (those of `only`) into results/NAME, and return that folder.
+
+    Without resume, fresh or only, the folder must not hold a run. resume leaves out what is finished and
+    only executes its steps again, both in a run that must be the same; fresh replaces the run.
+    Raises MedkitError before anything is written, RunFailed where a notebook failed.
+    """
+    settings = "\n".join(settings)
+    resolved = recipes.get(recipe, recipes.parse_settings(settings))
+    place = results.folder(name or recipe)
+    steps = _chosen(steps, only)
+    refuse_data_dir(data_dir)
+    given = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
+    parameters = [{key: given[key] for key in step.takes} | step.fixed for step in steps]
+    for step, values in zip(steps, parameters, strict=True):
+        execution.check_parameters(folder / f"{step.notebook}.ipynb", values)
+    described = runs.describe(recipe, settings, data_dir)
+    with results.lock(place):
+        info = None if fresh else _earlier(place, described, resume, bool(only))
+        done = _finished(place, info) if resume else set()
+        _refuse_missing(place, steps, fresh, done)
+        if fresh:
+            _remove(place)
+        opened = runs.Run(place, info or described, resolved, data_dir)
+        if info:
+            for entry in opened.info["notebooks"].values():  # of a process that is no more: we hold the lock
+                if entry["status"] == "running":
+                    entry["status"] = "failed"
+        opened.info["status"] = "running"
+        results.write_json(place / "run.json", opened.info)
+        with (
+            Status(out or sys.stderr) as status,
+            _environment(private(resolved, data_dir, steps)) as environment,
+        ):
+            status.line(f"{results.shown(place)}: recipe {recipe}, {len(steps)} notebooks")
+            for step, values in zip(steps, parameters, strict=True):
+                if step.name in done:
+                    status.line(f"{step.name:<22} finished before")
+                    continue
+                _execute(opened, step, values, folder, environment, status)
+    return place
+
+
+def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, status) -> None:
+    opened.info.pop("failure", None)
+    opened.note(step.name, status="running", started=runs.now())
+    status.start(step.name)
+    began = time.monotonic()
+    output = opened.folder / "notebooks" / f"{step.name}.ipynb"
+    failure = execution.execute(
+        folder / f"{step.notebook}.ipynb", output, values, environment, on_cell=status.cell, stream=status
+    )
+    seconds = round(time.monotonic() - began, 1)
+    if failure:
+        opened.info = runs.read(opened.folder) or opened.info
+        opened.info["failure"] = {"notebook": step.name, **failure._asdict()}
+        results.write_json(opened.folder / "run.json", opened.info)
+        opened.note(step.name, status="failed", seconds=seconds)
+        status.end("failed")
+        raise RunFailed(
+            f"{step.name}, cell {failure.cell}: {failure.error} (see {results.shown(output)}); "
+            "what was finished is kept; the same command with --resume goes on"
+        )
+    opened.note(step.name, status="complete", seconds=seconds)
+    peak = opened.info["notebooks"][step.name].get("peak_memory_gb")
+    status.end("complete" + (f"  peak {peak:.2f} GiB" if peak else ""))
+
+
+def refuse_data_dir(data_dir: str) -> None:
+    if data_dir and not Path(data_dir).is_dir():
+        raise MedkitError(f"--data-dir {data_dir} is no folder; name one that holds a folder per source")
+
+
+def _chosen(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
+    known = dict.fromkeys(step.number for step in steps)
+    for number in only:
+        if number not in known:
+            raise MedkitError(f"--only {number} is no notebook; they are {', '.join(known)}")
+    return [step for step in steps if not only or step.number in only]
+
+
+def _earlier(place: Path, described: dict, resume: bool, only: bool) -> dict | None:
+    """run.json of the run to go on with, None where there is none; MedkitError where it is another one."""
+    info = runs.read(place)
+    if info is None:
+        if resume:
+            raise MedkitError(f"{results.shown(place)} holds no run to resume; leave --resume out")
+        if place.exists() and any(place.iterdir()):
+            raise MedkitError(
+                f"{results.shown(place)} is no run and not empty; move it away or take another --run"
+            )
+        return None
+    if not (resume or only):
+        state = {"complete": "a complete run"}.get(info["status"], "an unfinished run")
+        mend = (
+            "replace it with --fresh"
+            if info["status"] == "complete"
+            else "go on with --resume, replace it with --fresh"
+        )
+        raise MedkitError(f"{results.shown(place)} holds {state}; {mend}, or name another with --run")
+    runs.check_same(place, info, described)
+    return info
+
+
+def _finished(place: Path, info: dict | None) -> set[str]:
+    """Notebooks that are complete and whose executed copy is there."""
+    entries = (info or {}).get("notebooks", {})
+    copies = place / "notebooks"
+    return {
+        n
+        for n, entry in entries.items()
+        if entry["status"] == "complete" and (copies / f"{n}.ipynb").exists()
+    }
+
+
+def _refuse_missing(place: Path, steps: Sequence[Step], fresh: bool, done: set[str]) -> None:
+    """Before a kernel starts: what a step needs is there, or an earlier step of this call writes it."""
+    coming: set[str] = set()
+    for step in steps:
+        if step.name in done:
+            continue
+        needed = [name for name in step.needs if name not in coming]
+        if fresh and needed:
+            raise MedkitError(
+                f"{step.name} needs {needed[0]}, and --fresh starts with nothing; leave one of them out"
+            )
+        results.require(place, needed)
+        coming.update(step.writes)
+
+
+def _remove(place: Path) -> None:
+    """Put the old run out of the way in one step, so that no moment shows half of it, and then delete it."""
+    for left in place.parent.glob(f".{place.name}.old-*"):
+        shutil.rmtree(left)
+    if place.exists():
+        aside = place.with_name(f".{place.name}.old-{os.getpid()}")
+        place.rename(aside)
+        shutil.rmtree(aside)
+
+
+def private(recipe: recipes.Recipe, data_dir: str, steps: Sequence[Step] = NOTEBOOKS) -> bool:
+    """True where nothing of the run comes from a hub, so that the libraries may be told to stay offline."""
+    rows_here = bool(data_dir) or recipe.data.origin == "builtin"
+    model_here = recipe.model.base == "smollm2" or Path(recipe.model.base).is_dir()
+    scorer_here = recipe.consumer.scorer == "minilm" or Path(recipe.consumer.scorer).is_dir()
+    scorer_here = scorer_here or "04" not in [step.number for step in steps]
+    return rows_here and model_here and scorer_here
+
+
+@contextlib.contextmanager
+def _environment(offline: bool):
+    """What the kernels' environment has beside this process's."""
+    with tempfile.TemporaryDirectory(prefix="medkit-") as scratch:
+        environment = {
+            "MEDKIT_RUNNER": str(os.getpid()),
+            "MEDKIT_RESULTS": str(results.root()),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(machine.CHECKOUT), os.environ.get("PYTHONPATH")))
+            ),
+            "IPYTHONDIR": f"{scratch}/ipython",
+            # Unsloth imports what it compiled from here: never from where the user happens to stand.
+            "UNSLOTH_COMPILE_LOCATION": f"{scratch}/unsloth",
+            # tqdm and transformers draw their bars as text where they see this name, and as widgets, which
+            # neither a terminal nor a log can show, where they see a kernel without it.
+            "VSCODE_PID": "none",
+        }
+        if offline:
+            environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        yield environment
+
+
+class Status:
+    """Progress as text: a line that is redrawn each second in a terminal, one each half minute in a log."""
+
+    def __init__(self, out):
+        self.out, self.terminal = out, out.isatty()
+        self.name, self.at, self.tail = "", "", ""
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self):
+        self._ticker.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._ticker.join()
+
+    def line(self, text: str) -> None:
+        with self._lock:
+            print(("\r\x1b[K" if self.terminal else "") + text, file=self.out, flush=True)
+
+    def start(self, name: str) -> None:
+        self.at, self.tail, self._began = "", "", time.monotonic()
+        if not self.terminal:
+            self.line(f"{name:<22} started")
+        self.name = name
+
+    def cell(self, number: int, of: int) -> None:
+        self.at, self.tail = f"cell {number}/{of}", ""
+
+    def write(self, text: str) -> None:
+        """A kernel's output: its last line that says anything is the tail."""
+        lines = [part.strip() for part in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))]
+        self.tail = next((part for part in reversed(lines) if part), self.tail)
+
+    def flush(self) -> None:
+        """papermill asks for it."""
+
+    def end(self, outcome: str) -> None:
+        name, self.name = self.name, ""
+        self.line(f"{name:<22} {_minutes(time.monotonic() - self._began)}  {outcome}")
+
+    def _tick(self) -> None:
+        while not self._over.wait(1 if self.terminal else 30):
+            if not self.name:
+                continue
+            text = f"{self.name:<22} {_minutes(time.monotonic() - self._began)}  {self.at}  {self.tail}"
+            with self._lock:
+                if self.terminal:
+                    width = shutil.get_terminal_size().columns - 1
+                    print("\r\x1b[K" + text[:width], end="", file=self.out, flush=True)
+                else:
+                    print(text[:200], file=self.out, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:2}:{seconds:02}"
