@@ -1,0 +1,98 @@
+"""Consultations with their clinical notes, in NoteChat's columns, composed from complaint scripts."""
+
+import random
+import tomllib
+from pathlib import Path
+
+NOTES_PER_COMPLAINT = 4
+CONSULTATIONS_PER_NOTE = 2  # so that splitting by note and splitting by row are different things
+HISTORY_QUESTIONS = 4
+MOST_TURNS = 16
+
+GREETINGS = (
+    "Good morning, please have a seat. What brings you in today?",
+    "Hello, I am the doctor on duty. How can I help you today?",
+    "Welcome. Please tell me what has been troubling you.",
+    "Hello, thank you for waiting. What can I do for you today?",
+)
+MEANINGS = (
+    "And what does that tell you about the cause?",
+    "So what do you think it is, doctor?",
+    "Is that good or bad? What does it mean?",
+)
+REQUESTS = (
+    "I see. So what do you suggest that I do now?",
+    "That makes sense. What should I do about it?",
+    "All right. What can be done to make it better?",
+    "Thank you for explaining. What happens next?",
+)
+THANKS = (
+    "Thank you, doctor. Is there anything I should watch out for?",
+    "That is reassuring. When should I come back?",
+    "Good to know. Are there signs that I should take seriously?",
+)
+
+
+def notechat(rng: random.Random) -> dict[str, list[dict]]:
+    """CONSULTATIONS_PER_NOTE rows for every note, shuffled; rows of one note repeat it exactly in `data`."""
+    path = Path(__file__).parent / "consultations.toml"
+    cases = [
+        case
+        for complaint in tomllib.loads(path.read_text(encoding="utf-8"))["complaint"]
+        for case in _cases(complaint, rng)
+    ]
+    rows = [
+        {"data": _note(case), "conversation": _conversation(case, rng)}
+        for case in cases
+        for _ in range(CONSULTATIONS_PER_NOTE)
+    ]
+    rng.shuffle(rows)
+    return {"notechat/train.jsonl": rows}
+
+
+def _cases(complaint: dict, rng: random.Random) -> list[dict]:
+    """NOTES_PER_COMPLAINT patients with one complaint, no two with the same answers."""
+    patterns = rng.sample(range(2**HISTORY_QUESTIONS), NOTES_PER_COMPLAINT)
+    return [
+        complaint
+        | {
+            "answers": [pattern >> number & 1 for number in range(HISTORY_QUESTIONS)],
+            "person": f"{rng.randint(*complaint['ages'])}-year-old "
+            + rng.choice(complaint.get("who", ["man", "woman"])),
+            "time": rng.choice(complaint["since"]),
+        }
+        for pattern in patterns
+    ]
+
+
+def _note(case: dict) -> str:
+    told = [item[3 + 2 * answer] for item, answer in zip(case["history"], case["answers"], strict=True)]
+    return (
+        f"{case['person'].capitalize()} with {case['name']}, duration {case['time']}. {'. '.join(told)}. "
+        f"Examination: {case['finding'][1]}. Impression: {case['impression']}. "
+        f"Plan: {case['advice'][1]}. Return advice: {case['back'][1]}."
+    )
+
+
+def _conversation(case: dict, rng: random.Random) -> str:
+    """9 to 16 alternating turns, the last the doctor's: one to three history questions, answered as noted."""
+    greeting = [rng.choice(GREETINGS)] if rng.random() < 0.7 else []
+    turns = [*greeting, rng.choice(case["openings"]).format(since=case["time"])]
+    for number in sorted(rng.sample(range(HISTORY_QUESTIONS), rng.randint(1, 3))):
+        item, answer = case["history"][number], case["answers"][number]
+        turns += [rng.choice(item[:2]), item[2 + 2 * answer]]
+    turns += [case["finding"][0], rng.choice(MEANINGS), case["explain"], rng.choice(REQUESTS)]
+    turns += [case["advice"][0]]
+    if len(turns) <= MOST_TURNS - 4 and rng.random() < 0.7:
+        turns += case["worry"]
+    turns += [rng.choice(THANKS), case["back"][0]]
+    return _as_upstream(turns, "Doctor" if greeting else "Patient", rng)
+
+
+def _as_upstream(turns: list[str], first: str, rng: random.Random) -> str:
+    """The turns under their labels, some with upstream's leading newline and blank lines between turns."""
+    names = ("Doctor", "Patient") if first == "Doctor" else ("Patient", "Doctor")
+    lines = [f"{names[number % 2]}: {turn}" for number, turn in enumerate(turns)]
+    start = "\n" if rng.random() < 0.25 else ""
+    between = "\n\n" if rng.random() < 0.75 else "\n"
+    return start + between.join(lines)
