@@ -1,8 +1,7 @@
-"""How sure a number is: intervals, paired tests, and the PubMedQA panel, on the rows of mcq/items.csv.
+"""How sure a number is: intervals, paired tests, corrections for many tests.
 
-Every calculation is scipy's, statsmodels' or scikit-learn's; what is decided here is the degenerate cases.
+Every calculation is scipy's or statsmodels'; what is decided here is the degenerate cases.
 Accuracies are fractions in [0, 1], differences are second minus first, intervals are 95%.
-A missing or unparsed prediction ("" or NaN) is a wrong answer and stays in the denominator.
 """
 
 import math
@@ -10,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy import stats
-from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
@@ -21,8 +18,6 @@ from medkit import MedkitError
 
 RESAMPLES = 9_999  # bootstrap samples; scipy's own default
 BATCH = 200  # resamples held in memory at once: 200 x 4,183 doubles are 7 MB
-PROPORTION_FIELDS = ("n", "correct", "accuracy", "low", "high")
-PUBMEDQA_LABELS = {"A": "yes", "B": "no", "C": "maybe"}
 
 
 class StatisticsError(MedkitError):
@@ -158,141 +153,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
-def is_correct(items: pd.DataFrame) -> pd.Series:
-    """Boolean per row: the predicted letter is the gold letter. Unparsed ("" or NaN) is False.
-
-    Raises StatisticsError where the stored `correct` column says otherwise.
-    """
-    outcome = items["predicted"].fillna("").astype(str) == items["gold"].astype(str)
-    if "correct" in items:
-        stored = items["correct"].map(lambda value: str(value).lower() in ("true", "1", "1.0"))
-        wrong = items.loc[stored != outcome, "item_id"]
-        if len(wrong):
-            raise StatisticsError(
-                f"items.csv: {len(wrong)} rows say `correct` against their own letters, "
-                f"first {wrong.iloc[0]}; score them again with notebook 03"
-            )
-    return outcome
-
-
-def accuracy(items: pd.DataFrame) -> Proportion:
-    """Accuracy of the given rows of items.csv."""
-    return wilson(int(is_correct(items).sum()), len(items))
-
-
-def paired_outcomes(items: pd.DataFrame, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
-    """Outcomes of two models on one dataset's items, in the same order.
-
-    Raises StatisticsError where an item is missing or doubled on one side, naming how many.
-    """
-    by_model = []
-    for model in (first, second):
-        rows = items[items["model"] == model]
-        outcome = pd.Series(is_correct(rows).to_numpy(), index=rows["item_id"].astype(str))
-        if outcome.index.has_duplicates:
-            raise StatisticsError(
-                f"items.csv: {model} answered {outcome.index[outcome.index.duplicated()][0]} twice"
-            )
-        by_model.append(outcome)
-    unshared = by_model[0].index.symmetric_difference(by_model[1].index)
-    if len(unshared):
-        raise StatisticsError(
-            f"{first} and {second} cannot be paired: {len(unshared)} items were answered by "
-            "one of them only; run notebook 03 for both"
-        )
-    return by_model[0].to_numpy(), by_model[1].loc[by_model[0].index].to_numpy()
-
-
-def forgetting(items: pd.DataFrame, before: str, after: str, seed: int = 0) -> dict[str, Comparison]:
-    """Per benchmark, what changed between two stages on the same items; below zero is forgotten."""
-    return {
-        dataset: compare(*paired_outcomes(rows, before, after), seed=seed)
-        for dataset, rows in items.groupby("dataset", sort=False)
-    }
-
-
-def by_group(items: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy with n and interval per model, dataset and `group` (MedMCQA subject, MedQA step)."""
-    rows = [
-        {"model": model, "dataset": dataset, "group": group, **_as_dict(accuracy(part))}
-        for (model, dataset, group), part in items.fillna({"group": ""}).groupby(
-            ["model", "dataset", "group"], sort=True
-        )
-    ]
-    return pd.DataFrame(
-        rows, columns=["model", "dataset", "group", "n", "correct", "accuracy", "low", "high"]
-    )
-
-
-def majority(gold: Sequence[str]) -> tuple[str, float]:
-    """The most frequent gold letter (of equals the first) and its share; ("", NaN) for no items."""
-    counts = pd.Series(list(gold), dtype=str).value_counts().sort_index()
-    if counts.empty:
-        return "", math.nan
-    return str(counts.idxmax()), float(counts.max() / counts.sum())
-
-
-def pubmedqa_panel(items: pd.DataFrame) -> dict:
-    """One model on PubMedQA: accuracy, confusion, macro-F1, recall of maybe, and what a constant answer gets.
-
-    `confusion` has a row per gold label and a column per predicted label (yes, no, maybe); answers that are
-    none of the three are in `unparsed` per gold label, and wrong in every score. `macro_f1` is the mean over
-    the three labels, a label that is neither gold nor predicted counting 0; where no gold label is maybe,
-    its recall is NaN.
-    """
-    letters = list(PUBMEDQA_LABELS)
-    gold = items["gold"].astype(str)
-    if not gold.isin(letters).all():
-        others = ", ".join(sorted(set(gold) - set(letters)))
-        raise StatisticsError(f"PubMedQA's gold answers are A, B or C, found {others}")
-    parsed = items["predicted"].fillna("").astype(str)
-    predicted = parsed.where(parsed.isin(letters), "none")
-    table = (
-        confusion_matrix(gold, predicted, labels=[*letters, "none"]) if len(items) else np.zeros((4, 4), int)
-    )
-    letter, share = majority(gold)
-    return {
-        **_as_dict(accuracy(items)),
-        "labels": list(PUBMEDQA_LABELS.values()),
-        "confusion": table[:3, :3].tolist(),
-        "unparsed": table[:3, 3].tolist(),
-        "macro_f1": _scored(f1_score, gold, predicted, letters, average="macro", zero_division=0),
-        "recall_maybe": _scored(
-            recall_score, gold, predicted, ["C"], average="macro", zero_division=math.nan
-        ),
-        "ceiling_without_maybe": float((gold != "C").mean()) if len(items) else math.nan,
-        "majority": {"label": PUBMEDQA_LABELS.get(letter, ""), "share": share},
-    }
-
-
-def fold_seeds(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Several training seeds of each model (column `seed`) folded into one row per model and dataset.
-
-    `accuracy` is the mean over seeds; low/high resample the items, each with its mean outcome over the seeds,
-    and so cover the draw of questions; `seed_sd` and the t interval seed_low/seed_high cover the draw of
-    seeds. With one seed the latter three are NaN: nothing is known of the spread.
-    Raises StatisticsError where the seeds of a model did not answer the same items.
-    """
-    rows = []
-    for (model, dataset), part in items.groupby(["model", "dataset"], sort=False):
-        grid = part.assign(outcome=is_correct(part)).pivot_table(
-            index="item_id", columns="seed", values="outcome", aggfunc="mean"
-        )
-        if grid.isna().to_numpy().any():
-            raise StatisticsError(f"{model} on {dataset}: its seeds did not answer the same items")
-        over_items = bootstrap_mean(grid.mean(axis=1).to_numpy(dtype=float), seed)
-        per_seed = grid.mean(axis=0).to_numpy(dtype=float)
-        sd, low, high = math.nan, math.nan, math.nan
-        if len(per_seed) > 1:
-            sd = float(per_seed.std(ddof=1))
-            half = float(stats.t.ppf(0.975, len(per_seed) - 1)) * sd / math.sqrt(len(per_seed))
-            low, high = over_items.mean - half, over_items.mean + half
-        row = {"model": model, "dataset": dataset, "n": over_items.n, "seeds": len(per_seed)}
-        row |= {"accuracy": over_items.mean, "low": over_items.low, "high": over_items.high}
-        rows.append(row | {"seed_sd": sd, "seed_low": low, "seed_high": high})
-    return pd.DataFrame(rows)
-
-
 def _bootstrap(samples: tuple, statistic, seed: int) -> tuple[float, float]:
     interval = stats.bootstrap(
         samples,
@@ -311,13 +171,3 @@ def _paired(first, second) -> tuple[np.ndarray, np.ndarray]:
     if first.shape != second.shape:
         raise StatisticsError(f"{len(first)} and {len(second)} outcomes cannot be paired")
     return first, second
-
-
-def _scored(metric, gold, predicted, labels, **kwargs) -> float:
-    if not len(gold):
-        return math.nan
-    return float(metric(gold, predicted, labels=labels, **kwargs))
-
-
-def _as_dict(result: Proportion) -> dict:
-    return {field: getattr(result, field) for field in PROPORTION_FIELDS}

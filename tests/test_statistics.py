@@ -3,25 +3,12 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import classification_report
 
 from medkit import statistics as s
-
-
-def frame(model, gold, predicted, dataset="medqa", group="", seed=None):
-    """Rows of items.csv; item ids are positions, so that models can be paired."""
-    rows = pd.DataFrame({"gold": list(gold), "predicted": list(predicted)})
-    rows = rows.assign(model=model, dataset=dataset, group=group, item_id=[f"q{i}" for i in range(len(rows))])
-    rows["correct"] = rows["predicted"].fillna("").astype(str) == rows["gold"]
-    return rows if seed is None else rows.assign(seed=seed)
-
-
-# --- one accuracy
 
 
 def test_wilson_textbook_examples():
@@ -63,26 +50,6 @@ def test_unpaired_difference_textbook_example():
     assert s.unpaired_difference(0, 0, 1, 2) == (-1.0, 1.0)
 
 
-def test_missing_and_unparsed_predictions_are_wrong_and_stay_in_the_denominator():
-    items = frame("base", "ABCA", ["A", "", None, "B"])
-    assert s.is_correct(items).tolist() == [True, False, False, False]
-    assert (s.accuracy(items).correct, s.accuracy(items).n) == (1, 4)
-
-
-def test_a_correct_column_that_contradicts_the_letters_is_refused():
-    items = frame("base", "AB", "AA").assign(correct=[True, True])
-    with pytest.raises(s.StatisticsError, match="1 rows say `correct` against their own letters, first q1"):
-        s.is_correct(items)
-
-
-@pytest.mark.parametrize("stored", [["True", "False"], [1, 0], [1.0, 0.0], [np.True_, np.False_]])
-def test_correct_is_read_in_the_forms_a_csv_gives_it(stored):
-    assert s.is_correct(frame("base", "AB", "AA").assign(correct=stored)).tolist() == [True, False]
-
-
-# --- means
-
-
 def test_bootstrap_mean_is_seeded_and_near_the_normal_interval():
     values = np.random.default_rng(3).normal(0.8, 0.1, 400)
     got = s.bootstrap_mean(values, seed=7)
@@ -113,9 +80,6 @@ def test_mean_of_means_weighs_benchmarks_not_items():
     assert math.isnan(s.mean_of_means([]).mean)
     assert s.mean_of_means([[1, 1], [0, 0]]) == s.Mean(4, 0.5, 0.5, 0.5)
     assert math.isnan(s.mean_of_means([[1], [1, 0]]).low)
-
-
-# --- two models on the same items
 
 
 def test_mcnemar_textbook_example():
@@ -166,87 +130,3 @@ def test_holm_textbook_example():
     assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert s.holm([]) == []
     assert s.holm([0.7]) == [0.7]
-
-
-def test_forgetting_pairs_by_item_id_not_by_row_order():
-    before = frame("med-mix", "AAAA", "AAAB")  # right: q0, q1, q2
-    after = frame("med-nirvana", "AAAA", "ABBB").iloc[::-1]  # right: q0
-    got = s.forgetting(pd.concat([before, after]), "med-mix", "med-nirvana")["medqa"]
-    assert (got.n, got.first_only, got.second_only, got.difference) == (4, 2, 0, -0.5)
-    assert got.p == 0.5  # two discordant items, both one way: 2 x 1/4
-
-
-def test_unpaired_items_are_refused():
-    items = pd.concat([frame("base", "AB", "AB"), frame("med-mix", "A", "A")])
-    with pytest.raises(s.StatisticsError, match="1 items were answered by one of them only"):
-        s.paired_outcomes(items, "base", "med-mix")
-    twice = pd.concat([frame("base", "A", "A"), frame("base", "A", "A"), frame("med-mix", "A", "A")])
-    with pytest.raises(s.StatisticsError, match="base answered q0 twice"):
-        s.paired_outcomes(twice, "base", "med-mix")
-
-
-# --- panels and groups
-
-
-def test_pubmedqa_panel_agrees_with_scikit_learn():
-    gold, predicted = "AAAAABBBCC", ["A", "A", "A", "B", "", "B", "B", "C", "A", "C"]
-    got = s.pubmedqa_panel(frame("base", gold, predicted, "pubmedqa"))
-    assert got["confusion"] == [[3, 1, 0], [0, 2, 1], [1, 0, 1]]
-    assert got["unparsed"] == [1, 0, 0]  # 3 + 1 + 0 + 1 = 5 yes
-    assert (got["correct"], got["n"]) == (6, 10)  # 3 + 2 + 1
-    # F1: yes 2*3/(2*3+1+2), no 2*2/(2*2+1+1), maybe 2*1/(2*1+1+1): 2/3, 2/3, 1/2
-    assert got["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3)
-    report = classification_report(gold_list := list(gold), predicted, labels=list("ABC"), output_dict=True)
-    assert len(gold_list) == 10 and got["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"])
-    assert got["recall_maybe"] == 0.5
-    assert got["ceiling_without_maybe"] == 0.8
-    assert got["majority"] == {"label": "yes", "share": 0.5}
-
-
-def test_pubmedqa_ceiling_and_majority_of_the_real_label_counts():
-    # data/README.md: PQA-L is 552 yes, 338 no, 110 maybe. Never maybe: (552 + 338) / 1000 = 89.0%
-    gold = "A" * 552 + "B" * 338 + "C" * 110
-    got = s.pubmedqa_panel(frame("base", gold, gold.replace("C", "B"), "pubmedqa"))
-    assert got["ceiling_without_maybe"] == got["accuracy"] == 0.89
-    assert got["majority"]["share"] == 0.552
-    assert got["recall_maybe"] == 0.0
-
-
-def test_pubmedqa_panel_degenerate():
-    empty = s.pubmedqa_panel(frame("base", "", "", "pubmedqa"))
-    assert empty["n"] == 0 and math.isnan(empty["macro_f1"]) and math.isnan(empty["ceiling_without_maybe"])
-    assert empty["confusion"] == [[0, 0, 0]] * 3 and empty["majority"]["label"] == ""
-    no_maybe = s.pubmedqa_panel(frame("base", "AB", "AB", "pubmedqa"))
-    assert math.isnan(no_maybe["recall_maybe"]) and no_maybe["macro_f1"] == pytest.approx(2 / 3)
-    with pytest.raises(s.StatisticsError, match="found D"):
-        s.pubmedqa_panel(frame("base", "AD", "AA", "pubmedqa"))
-
-
-def test_by_group_counts_every_row_once():
-    items = pd.concat([frame("base", "AAB", "ABB", group=g) for g in ("Anatomy", "Surgery")])
-    items.loc[items["item_id"] == "q2", "group"] = None  # a row without a group keeps its own line
-    got = s.by_group(items).set_index("group")
-    assert got["n"].to_dict() == {"": 2, "Anatomy": 2, "Surgery": 2}
-    assert got["correct"].to_dict() == {"": 2, "Anatomy": 1, "Surgery": 1}
-    assert s.by_group(items.iloc[:0]).empty
-
-
-def test_majority_of_equals_is_the_first_letter():
-    assert s.majority("BABA") == ("A", 0.5)
-    assert s.majority([])[0] == "" and math.isnan(s.majority([])[1])
-
-
-def test_fold_seeds():
-    # accuracies 2/4, 3/4, 4/4: mean 0.75, sd 0.25; t(0.975, 2) = 4.3027, and
-    # 4.3027 * 0.25 / sqrt(3) = 0.621
-    items = pd.concat(
-        frame("med-mix", "AAAA", predicted, seed=i) for i, predicted in enumerate(["AABB", "AAAB", "AAAA"])
-    )
-    row = s.fold_seeds(items).iloc[0]
-    assert (row["n"], row["seeds"], row["accuracy"], row["seed_sd"]) == (4, 3, 0.75, 0.25)
-    assert row["seed_high"] - row["accuracy"] == pytest.approx(0.6210, abs=1e-4)
-    assert row["low"] < 0.75 < row["high"]
-    alone = s.fold_seeds(items[items["seed"] == 0]).iloc[0]
-    assert alone["accuracy"] == 0.5 and alone["seeds"] == 1 and math.isnan(alone["seed_sd"])
-    with pytest.raises(s.StatisticsError, match="did not answer the same items"):
-        s.fold_seeds(items.iloc[:-1])

@@ -1,0 +1,171 @@
+"""Table 3: accuracies of a run beside the published ones, and what they cannot tell apart."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from medkit import published
+from medkit.outcomes import CHANCE, MODELS
+from medkit.page import Table, load, with_interval
+
+ALPHA = 0.05
+
+
+def table3(run_dir: str | Path) -> Table:
+    """Accuracies of the run's models beside the published ones, in percent, from mcq/summary.json."""
+    summary = load(run_dir, "mcq/summary.json", ("models", "datasets", "average", "comparisons", "pubmedqa"))
+    figures = pd.DataFrame(_our_figures(summary) + _published_figures())
+    return Table(
+        "table3", "Table 3: multiple-choice accuracy, percent", figures, _page3(figures), _text3(summary)
+    )
+
+
+def _our_figures(summary: dict) -> list[dict]:
+    rows = []
+    for model in summary["models"]:
+        about = {"whose": "this run", "model": model, "protocol": "most likely letter", "source": "this run"}
+        for name, dataset in summary["datasets"].items():
+            majority = dataset["majority"]["share"]
+            if own := dataset["models"].get(model):
+                rows.append(about | _percent(name, own, dataset["chance"], majority))
+        if fold := (summary["pubmedqa"].get(model) or {}).get("fold"):
+            majority = fold["majority"]["share"]
+            rows.append(about | _percent("pubmedqa_fold", fold, CHANCE["pubmedqa"], majority))
+        rows.append(about | _percent("average", summary["average"][model], None, None))
+    return rows
+
+
+def _percent(benchmark: str, own: dict, chance: float | None, majority: float | None) -> dict:
+    shares = {"percent": own["accuracy"], "low": own["low"], "high": own["high"]}
+    shares |= {"chance": chance, "majority": majority}
+    found = {"benchmark": benchmark, "n": own["n"], "correct": own.get("correct")}
+    return found | {key: None if share is None else 100 * share for key, share in shares.items()}
+
+
+def _published_figures() -> list[dict]:
+    audited = published.audit()
+    audited["model"] = [f"{row.model} {row.size}".strip() for row in audited.itertuples()]
+    rows = [
+        {"whose": "published", "model": row.model, "protocol": row.protocol, "source": row.source}
+        | {"benchmark": row.benchmark, "n": row.n, "percent": float(row.published), "printed": row.published}
+        | {"low": row.low, "high": row.high, "attainable": row.attainable, "first_hand": row.first_hand}
+        for row in audited.itertuples()
+    ]
+    averages = [
+        {"whose": "published", "model": f"{row.model} {row.size}".strip(), "benchmark": "average"}
+        | {"protocol": row.protocol, "source": row.source, "first_hand": row.first_hand}
+        | {"percent": float(row.percents["average"]), "printed": row.percents["average"]}
+        for row in published.ROWS
+        if "average" in row.percents
+    ]
+    return rows + averages
+
+
+def _page3(figures: pd.DataFrame) -> pd.DataFrame:
+    columns = [*published.SIZES, "pubmedqa_fold", "average"]
+    titles = published.TITLES | {"pubmedqa_fold": "PubMedQA, official fold", "average": "average"}
+    ours = figures[figures["whose"] == "this run"].drop_duplicates("benchmark").set_index("benchmark")
+    heads = {
+        "questions": ("n", ",.0f"),
+        "chance": ("chance", ".1f"),
+        "most frequent answer": ("majority", ".1f"),
+    }
+    page = []
+    for label, (column, form) in heads.items():
+        cells = {name: format(ours.loc[name, column], form) for name in columns[:-1] if name in ours.index}
+        page.append({"model": label, **cells})
+    for (whose, model), rows in figures.groupby(["whose", "model"], sort=False):
+        cells = {row.benchmark: _cell3(row) for row in rows.itertuples()}
+        about = rows.iloc[0]
+        name = f"**{MODELS.get(model, model)}**" if whose == "this run" else model
+        read = "" if whose == "this run" else "first-hand" if about["first_hand"] else "transcribed"
+        page.append(
+            {"model": name, **cells, "read": read, "protocol": about["protocol"], "source": about["source"]}
+        )
+    frame = pd.DataFrame(page, columns=["model", *columns, "read", "protocol", "source"]).fillna("")
+    return frame.rename(columns=titles)
+
+
+def _cell3(row) -> str:
+    if row.whose == "this run":
+        return with_interval(row.percent, row.low, row.high, 1)
+    return f"{row.printed}†" if row.attainable is False else row.printed
+
+
+def _text3(summary: dict) -> str:
+    paragraphs = [
+        "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average. † no whole "
+        "count of Table 1's questions gives this figure (`medkit audit` shows the arithmetic).",
+        _blind(summary),
+        _told_apart(summary["comparisons"]),
+    ]
+    if lost := _forgetting(summary["comparisons"]):
+        paragraphs.append(lost)
+    if summary.get("seeds"):
+        paragraphs.append(_seeds(summary["seeds"]))
+    return "\n\n".join(paragraphs)
+
+
+def _blind(summary: dict) -> str:
+    """Which accuracies are no better than an answer that does not look at the question."""
+    found = []
+    for name, dataset in summary["datasets"].items():
+        blind = max(dataset["chance"], dataset["majority"]["share"])
+        below = [MODELS.get(model, model) for model, own in dataset["models"].items() if own["low"] <= blind]
+        if below:
+            found.append(f"{published.TITLES[name]} ({100 * blind:.1f}): {', '.join(below)}")
+    if not found:
+        return "Every accuracy's interval lies above chance and above the most frequent answer."
+    return (
+        "Not shown to be better than chance or always giving the most frequent answer, whichever is more "
+        f"(in brackets, percent): {'; '.join(found)}."
+    )
+
+
+def _told_apart(comparisons: list[dict]) -> str:
+    if not comparisons:
+        return "One model only: there is nothing to compare."
+    apart = [_compared(row) for row in comparisons if row["p_holm"] < ALPHA]
+    rest = [_compared(row) for row in comparisons if row["p_holm"] >= ALPHA]
+    return (
+        "Paired over the same questions, McNemar's exact test, Holm's correction over all "
+        f"{len(comparisons)} comparisons, at {ALPHA}; points with the paired bootstrap's 95% interval. "
+        f"Cannot be told apart: {'; '.join(rest) or 'none'}. Told apart: {'; '.join(apart) or 'none'}."
+    )
+
+
+def _compared(row: dict) -> str:
+    first, second = (MODELS.get(row[side], row[side]) for side in ("first", "second"))
+    return (
+        f"{second} and {first} on {published.TITLES[row['dataset']]} "
+        f"({_points(row)}, corrected p = {row['p_holm']:.2g})"
+    )
+
+
+def _forgetting(comparisons: list[dict]) -> str:
+    stages = [row for row in comparisons if row["first"] == "med-mix"]
+    each = [
+        f"{published.TITLES[row['dataset']]}, {row['shows']}: {_points(row)} (of {row['n']:,} questions "
+        f"{row['first_only']:,} lost, {row['second_only']:,} gained)"
+        for row in stages
+    ]
+    return (
+        f"What stage 2 did to the skill of stage 1 (below zero is forgotten): {'; '.join(each)}."
+        if each
+        else ""
+    )
+
+
+def _seeds(folded: list[dict]) -> str:
+    each = [
+        f"{MODELS.get(row['model'], row['model'])} on {published.TITLES[row['dataset']]} "
+        f"{with_interval(100 * row['accuracy'], 100 * row['low'], 100 * row['high'], 1)} over "
+        f"{row['seeds']} seeds, standard deviation {100 * row['seed_sd']:.1f}"
+        for row in folded
+        if row["seeds"] > 1
+    ]
+    return f"The rows above are of the first seed. Several seeds folded in: {'; '.join(each)}."
+
+
+def _points(row: dict) -> str:
+    return f"{100 * row['difference']:+.1f}, {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"

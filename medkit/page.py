@@ -1,0 +1,58 @@
+"""One table: figures for CSV, a page for Markdown, a computed text; and what its inputs must be."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medkit import MedkitError, results
+
+
+class TableError(MedkitError):
+    """A table's input that is missing or malformed; one line names the file and the notebook behind it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str  # "table3"
+    title: str
+    figures: pd.DataFrame  # tidy: one figure with its n and interval a row, or one source a row
+    page: pd.DataFrame  # the same as strings, laid out for reading
+    text: str  # computed: what the table shows, and what it cannot tell apart
+
+    def markdown(self) -> str:
+        grid = self.page.to_markdown(index=False, disable_numparse=True)
+        return f"# {self.title}\n\n{grid}\n\n{self.text}\n"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, digits: int) -> str:
+    """`0.84 [0.82, 0.86]`; without an interval the value alone; "" for no value."""
+    if value is None or value != value:
+        return ""
+    if low is None or low != low:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def require(run_dir: str | Path, name: str) -> Path:
+    """The path of one of the run's files; TableError, naming the notebook that writes it, where it is not."""
+    path = Path(run_dir) / name
+    if not path.is_file():
+        writer = results.WRITTEN_BY[Path(name).parts[0]]
+        raise TableError(f"{results.shown(path)} is missing; run notebook {writer} first")
+    return path
+
+
+def load(run_dir: str | Path, name: str, keys: tuple[str, ...], writer: str = "") -> dict:
+    """A JSON file of the run that has all of `keys`; else TableError, naming the file and its notebook."""
+    path = require(run_dir, name)
+    writer = writer or results.WRITTEN_BY[Path(name).parts[0]]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise TableError(f"{results.shown(path)} is not JSON; run notebook {writer} again") from None
+    missing = [key for key in keys if not isinstance(content, dict) or content.get(key) is None]
+    if missing:
+        raise TableError(f"{results.shown(path)} lacks {', '.join(missing)}; run notebook {writer} again")
+    return content
