@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
+from medkit import MedkitError
 
-class GenerationError(ValueError):
+
+class GenerationError(MedkitError):
     """Prompts or settings that no answers can be generated from, or a model that gives no numbers."""
 
 

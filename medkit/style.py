@@ -1,0 +1,95 @@
+"""What an answer looks like, by regular expressions: marks of style, of caution and of declining.
+
+They count wording, one hit an answer, alike in models and physicians. Repetitions are bounded, so that the
+time grows with the length of the answer only.
+"""
+
+import re
+
+_PHYSICIANS = (
+    r"(?:doctors?|physicians?|specialists?|clinicians?|(?:\w{1,12} )?surgeons?|dentists?|pa?ediatricians?"
+    r"|psychiatrists?|therapists?|midwi(?:fe|ves)|pharmacists?|gps?|\w{2,20}ologists?|orthopa?edist"
+    r"|obstetricians?|dieti[ct]ians?|(?:medical|health ?care) (?:provider|professional|attention|help|care)s?"
+    r"|emergency (?:room|department|care|services|help)|hospital|clinic|urgent care|911|112)"
+)
+_CANNOT = (
+    r"(?:can't|cannot|can not|won't|will not"
+    r"|unable to|not able to|not allowed to|not comfortable|not qualified to)"
+)
+_OPINION = r"(?:medical |professional )?(?:advice|diagnos[ie]s|opinion|answer|information|recommendations?)"
+
+
+def _any(*patterns: str) -> re.Pattern:
+    return re.compile("|".join(patterns), re.IGNORECASE | re.MULTILINE)
+
+
+_ITEM = r"^[ \t]*(?:[-*•–]|\d{1,2}[.)])[ \t]+\S"
+
+# name -> (what it means, pattern)
+MARKERS: dict[str, tuple[str, re.Pattern]] = {
+    "list": (
+        "two or more lines that begin with a bullet or a number",
+        _any(rf"{_ITEM}(?s:.*?){_ITEM}"),
+    ),
+    "bold": (
+        "Markdown bold: **text** or __text__",
+        _any(r"\*\*(?=[^\s*])[^*\n]{1,300}\*\*", r"(?<!\w)__(?=[^\s_])[^_\n]{1,300}__(?!\w)"),
+    ),
+    "heading": (
+        "a Markdown heading (# to ######), or a line of bold text alone",
+        _any(r"^#{1,6}[ \t]+\S", r"^[ \t]*\*\*[^*\n]{1,200}\*\*:?[ \t]*$"),
+    ),
+    "disclaimer": (
+        "says that it is no physician, no medical advice, or general information only",
+        _any(
+            r"\bas an? (?:\w{1,12} )?(?:ai|artificial intelligence|language model|virtual assistant)\b",
+            r"\bi(?:'m| am) (?:just |only )?an? (?:ai|artificial intelligence|language model|chatbot)\b",
+            r"\bi(?:'m| am) not (?:a|your) (?:\w{1,12} )?(?:doctor|physician|clinician)\b",
+            r"\bi(?:'m| am) not (?:a|your) (?:medical|health ?care) (?:professional|provider)\b",
+            r"\b(?:not|no|isn't|never) (?:\w{1,12} ){0,4}(?:substitute|replacement)s? for\b",
+            r"(?:\bnot|\bnever|n't) replace\b[^.!?\n]{0,40}"
+            r"\b(?:advice|diagnosis|care|consultation|examination)\b",
+            r"\bnot (?:\w{1,12} ){0,2}(?:medical|professional) advice\b",
+            rf"{_CANNOT} (?:\w{{1,12}} ){{0,2}}(?:provide|give|offer|make) (?:\w{{1,12}} ){{0,3}}"
+            r"(?:medical advice|diagnos[ie]s)\b",
+            r"\b(?:informational|educational|information) purposes\b",
+            r"\bgeneral (?:medical |health )?information\b",
+        ),
+    ),
+    "refusal": (
+        "declines to answer, in whole or in part: cannot help, advise, diagnose, give an opinion, ...",
+        _any(
+            rf"\b(?:i|we)(?:'m| am|'re| are)? {_CANNOT}(?: \w{{1,12}}){{0,3}}? "
+            r"(?:(?:provide|help|assist|answer|advise|discuss|comply|fulfil|diagnose|prescribe)\b"
+            rf"|(?:giv|offer|mak)(?:e|ing)? (?:\w{{1,12}} ){{0,3}}{_OPINION}\b)",
+            r"\bi must (?:respectfully )?decline\b",
+        ),
+    ),
+    "referral": (
+        "sends the patient to a physician, another professional or emergency care",
+        _any(
+            r"(?<!\bi )\b(?:see|seeing|ask|call|meet|visit(?:ing)?|contact(?:ing)?|consult(?:ing)?"
+            r"|consultation (?:with|from)|(?:talk|speak)(?:ing)? (?:to|with)|seek(?:ing)?"
+            r"|follow(?:ing)?[- ]up with|appointment with|check with|be seen by"
+            r"|(?:examin|evaluat|assess|check|review)\w{0,5} by|get in touch with|reach out to"
+            r"|refer(?:red|ral)? to|go to|rush to)\b[^.!?\n]{0,50}?\b" + _PHYSICIANS + r"\b"
+        ),
+    ),
+}
+
+
+def markers(text: str) -> dict[str, bool]:
+    """Which of MARKERS the text shows."""
+    plain = text.replace("’", "'").replace("\r\n", "\n").replace("\r", "\n")
+    return {name: bool(pattern.search(plain)) for name, (_, pattern) in MARKERS.items()}
+
+
+def words(text: str) -> int:
+    """Length in words: runs of characters between blanks."""
+    return len(text.split())
+
+
+def in_another_script(text: str) -> bool:
+    """Fewer than half of its letters are Latin: likeness to an English reference then says nothing."""
+    letters = [character for character in text if character.isalpha()]
+    return sum(character < "\u0250" for character in letters) * 2 < len(letters)
