@@ -1,10 +1,22 @@
-"""Duplicates, and evaluation items that stand in training rows."""
+"""Duplicates, and evaluation items that stand in training rows: exactly, by 13-grams, or nearly (MinHash)."""
 
 import hashlib
 import re
 import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from medkit.records import Dialogue, MCQItem
+import numpy as np
+from tqdm.auto import tqdm
+
+from medkit.records import PUBMEDQA_OPTIONS, Dialogue, MCQItem
+
+METHODS = ("exact", "13-gram", "near-duplicate")
+NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
+SHINGLE = 3  # words; short, so that one changed word leaves most of a 25-word question's shingles
+NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a near-duplicate
+PERMUTATIONS, BANDS = 128, 32  # bands of 4: a pair at similarity 0.7 becomes a candidate with p = 0.9998
 
 NOT_A_WORD = re.compile(r"[\W_]+")
 
@@ -17,9 +29,13 @@ def normalize(text: str) -> str:
 
 
 def text_of(record) -> str:
-    """A record's text: context, question and options; all turns; query and reference."""
+    """A record's text: context, question and options; all turns; query and reference.
+
+    PubMedQA's options are the same in every item and left out.
+    """
     if isinstance(record, MCQItem):
-        return "\n".join(filter(None, (record.context, record.question, *record.options)))
+        options = () if record.options == PUBMEDQA_OPTIONS else record.options
+        return "\n".join(filter(None, (record.context, record.question, *options)))
     if isinstance(record, Dialogue):
         return "\n".join(turn.text for turn in record.turns)
     return f"{record.query}\n{record.reference}"
@@ -27,13 +43,168 @@ def text_of(record) -> str:
 
 def content_key(record) -> bytes:
     """16 bytes that two records share when their normalized text is the same."""
-    return _hash(text_of(record))
+    return _digest(normalize(text_of(record)))
 
 
 def note_key(dialogue: Dialogue) -> bytes:
     """16 bytes shared by consultations written from one note; without notes, by equal consultations."""
-    return _hash(dialogue.note or text_of(dialogue))
+    return _digest(normalize(dialogue.note or text_of(dialogue)))
 
 
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(normalize(text).encode(), digest_size=16).digest()
+def duplicates(records: Iterable) -> list[list[str]]:
+    """Ids of records with the same normalized text, in groups of two or more, in order of appearance."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[content_key(record)].append(record.id)
+    return [ids for ids in groups.values() if len(ids) > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An evaluation item that one method finds in training rows, and the row that matches it best."""
+
+    eval_source: str
+    eval_id: str
+    method: str  # one of METHODS
+    train_source: str
+    train_id: str
+    # exact: 1; 13-gram: share of the item's different 13-grams that stand in the row;
+    # near-duplicate: Jaccard similarity of the two texts' 3-word shingles.
+    score: float
+    rows: int  # training rows that match the item by this method
+
+
+def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[Match]:
+    """Find evaluation items in training rows, one Match per item and method, ordered by item.
+
+    Only the evaluation side is kept in memory; `train` may be a generator. An item of fewer than 13 words
+    has no 13-gram and can match by the other two methods only. MinHash candidates are checked against the
+    true similarity, so a near-duplicate below 0.7 is never reported, and one of 0.7 or more is missed with
+    a probability of at most 0.0002.
+    """
+    index = _Index(evaluation)
+    best: dict[tuple[int, str], tuple[float, object]] = {}  # (item, method) -> score, training record
+    found = Counter()
+    for record in tqdm(train, desc="overlap", unit=" rows", disable=not progress, leave=False):
+        for item, method, score in index.matches(record):
+            found[item, method] += 1
+            if (item, method) not in best or score > best[item, method][0]:
+                best[item, method] = score, record
+    matches = []
+    for item, method in sorted(best, key=lambda pair: (pair[0], METHODS.index(pair[1]))):
+        score, record = best[item, method]
+        of = evaluation[item]
+        matches.append(
+            Match(of.source, of.id, method, record.source, record.id, round(score, 4), found[item, method])
+        )
+    return matches
+
+
+def contaminated(matches: Iterable[Match], share: float = 0.5) -> set[tuple[str, str]]:
+    """(source, id) of items that stand in a training row: exactly, nearly, or by `share` of their 13-grams.
+
+    A single 13-gram is weak evidence in exam questions: stock phrases such as a row of vital signs are
+    longer, so that a fifth of MedQA's test items share one with a mere 425 training rows.
+    """
+    return {(m.eval_source, m.eval_id) for m in matches if m.method != "13-gram" or m.score >= share}
+
+
+def counts(matches: Iterable[Match], share: float = 0.5) -> dict[str, dict[str, int]]:
+    """Evaluation items found, by source and method; the 13-gram method once for any, once from `share` on."""
+    table: dict[str, Counter] = defaultdict(Counter)
+    for match in matches:
+        if match.method == "13-gram":
+            table[match.eval_source]["any 13-gram"] += 1
+            table[match.eval_source][f"{share:.0%} of 13-grams"] += match.score >= share
+        else:
+            table[match.eval_source][match.method] += 1
+    return {source: dict(row) for source, row in table.items()}
+
+
+class _Index:
+    """The evaluation items, by normalized text, by 13-gram and by MinHash band."""
+
+    def __init__(self, records: Sequence):
+        from datasketch import MinHash, MinHashLSH
+
+        self.codes = _Codes()
+        self.empty_minhash = MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32")
+        self.lsh = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))
+        self.exact = defaultdict(list)
+        self.shingles: list[np.ndarray] = []
+        grams = []
+        for item, record in enumerate(records):
+            text = normalize(text_of(record))
+            codes = self._encode(text)
+            if text:
+                self.exact[_digest(text)].append(item)
+            grams.append(np.unique(_ngrams(codes, NGRAM)))
+            self.shingles.append(np.unique(_ngrams(codes, min(SHINGLE, len(codes)))))
+            if text:
+                self.lsh.insert(item, self._minhash(self.shingles[-1]), check_duplication=False)
+        self.gram_count = np.array([len(own) for own in grams], dtype=np.int64)
+        every = np.concatenate([*grams, np.empty(0, np.uint64)])
+        order = np.argsort(every, kind="stable")
+        self.grams = every[order]
+        self.gram_owner = np.repeat(np.arange(len(records)), self.gram_count)[order]
+
+    def matches(self, record) -> Iterable[tuple[int, str, float]]:
+        """(item, method, score) for each item that the training record matches."""
+        text = normalize(text_of(record))
+        if not text:  # nothing but punctuation: equal to any other such text, and means nothing
+            return
+        for item in self.exact.get(_digest(text), ()):
+            yield item, "exact", 1.0
+        codes = self._encode(text)
+        for item, shared in self._shared_grams(np.unique(_ngrams(codes, NGRAM))).items():
+            yield item, "13-gram", shared / int(self.gram_count[item])
+        shingles = np.unique(_ngrams(codes, min(SHINGLE, len(codes))))
+        for item in self.lsh.query(self._minhash(shingles)):
+            shared = np.intersect1d(shingles, self.shingles[item], assume_unique=True).size
+            similarity = shared / (shingles.size + self.shingles[item].size - shared)
+            if similarity >= NEAR:
+                yield item, "near-duplicate", similarity
+
+    def _shared_grams(self, grams: np.ndarray) -> Counter:
+        start = np.searchsorted(self.grams, grams, "left")
+        shared = Counter()
+        inside = start < len(self.grams)
+        for gram in grams[inside][self.grams[start[inside]] == grams[inside]]:
+            left, right = (
+                np.searchsorted(self.grams, gram, "left"),
+                np.searchsorted(self.grams, gram, "right"),
+            )
+            shared.update(self.gram_owner[left:right].tolist())
+        return shared
+
+    def _encode(self, text: str) -> np.ndarray:
+        words = text.split()
+        return np.fromiter(map(self.codes.__getitem__, words), np.uint64, len(words))
+
+    def _minhash(self, shingles: np.ndarray):
+        minhash = self.empty_minhash.copy()
+        minhash.update_batch((shingles >> np.uint64(32)).tolist())  # affine32 takes 32 bits
+        return minhash
+
+
+class _Codes(dict):
+    """word -> 64 bits, the same in every process (Python's own hash is not)."""
+
+    def __missing__(self, word: str) -> int:
+        code = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        self[word] = code
+        return code
+
+
+_FACTORS = np.random.default_rng(13).integers(0, 2**63, NGRAM, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def _ngrams(codes: np.ndarray, n: int) -> np.ndarray:
+    """64-bit hashes of the n-grams of a text of words, shape [max(0, words - n + 1)]."""
+    if n == 0 or len(codes) < n:
+        return np.empty(0, np.uint64)
+    return np.lib.stride_tricks.sliding_window_view(codes, n) @ _FACTORS[:n]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
