@@ -101,10 +101,12 @@ class ChatFormat:
             head, rest = text.split(s)
             after_system, rest = rest.split(u)
             before_answer, rest = rest.split(a)
-            after_answer, rest = rest.split(v)
+            _, rest = rest.split(v)
             _, tail = rest.split(b)
         except ValueError:
-            raise PromptError("the chat template repeats or drops a message's content; medkit cannot mask it") from None
+            raise PromptError(
+                "the chat template repeats or drops a message's content; medkit cannot mask it"
+            ) from None
         end, between = _split_end_of_turn(tail, tokenizer)
         generation = prompt.split(u)[1]
         opening = {"assistant": before_answer.removeprefix(end + between)}
@@ -113,7 +115,9 @@ class ChatFormat:
         opening["system"] = head.removeprefix(bos)
         made = cls(bos, tuple(opening.items()), end, between)
         if made.text(turns) != text or generation != end + between + opening["assistant"]:
-            raise PromptError("the chat template is more than a concatenation of turns; medkit cannot mask it")
+            raise PromptError(
+                "the chat template is more than a concatenation of turns; medkit cannot mask it"
+            )
         return made
 
     def segments(self, turns: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
@@ -179,5 +183,7 @@ def letter_ids(tokenizer, letters: str = LETTERS) -> list[int]:
     ids = [tokenizer.encode(letter, add_special_tokens=False) for letter in letters]
     for letter, tokens in zip(letters, ids, strict=True):
         if len(tokens) != 1:
-            raise PromptError(f"the letter {letter} is {len(tokens)} tokens for this tokenizer; it cannot be scored")
+            raise PromptError(
+                f"the letter {letter} is {len(tokens)} tokens for this tokenizer; it cannot be scored"
+            )
     return [tokens[0] for tokens in ids]

@@ -61,7 +61,9 @@ class DataSpec:
         for name in ("rows_medqa", "rows_medmcqa", "rows_pubmedqa"):
             _at_least(f"data.{name}", getattr(self, name), 0)
         if not 0 < self.validation_share < 1:
-            raise RecipeError(f"data.validation_share is {self.validation_share}; it must lie between 0 and 1")
+            raise RecipeError(
+                f"data.validation_share is {self.validation_share}; it must lie between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class TrainSpec:
     epochs: float = 1.0
     max_steps: int = 0  # optimizer steps; 0 = as many as the epochs take
     loss_on: str = "answer"  # "answer": the assistant's turns; "text": the whole row, prompt included
-    packing: str = "isolated"  # "isolated": best fit, samples blind to each other; "wrapped": cut at length; "off"
+    packing: str = (
+        "isolated"  # "isolated": best fit, samples blind to each other; "wrapped": cut at length; "off"
+    )
     gradient_checkpointing: bool = False
     eval_rows: int = 1000  # validation rows scored at each evaluation, drawn by seed; 0 = all
     eval_every: int = 360  # optimizer steps

@@ -1,0 +1,207 @@
+"""Loading, adapters, fitting, hand-over: the only module that imports unsloth and trl.
+
+The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from medkit import MedkitError, prompts
+from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
+
+PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
+
+
+class TrainingError(MedkitError):
+    """A model or adapter that cannot be loaded, or settings the trainer did not keep."""
+
+
+def unsloth():
+    """Import Unsloth, before trl and with an absolute compile cache, and return it."""
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path.cwd() / "unsloth_compiled_cache"))
+    import unsloth
+
+    return unsloth
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def base_folder(base: str) -> str:
+    """What from_pretrained is given: a hub id, or a folder that holds a model."""
+    if base == "smollm2":
+        from medkit import smollm2
+
+        return str(smollm2.folder())
+    path = Path(base).expanduser()
+    if path.exists() or base.startswith((".", "/", "~")):
+        if not (path / "config.json").is_file():
+            raise TrainingError(f"{base} is no model folder (no config.json); give a Hugging Face one")
+        return str(path)
+    return base
+
+
+def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
+    """(model, tokenizer) of the base, in 4 bit where the recipe says so, without an adapter.
+
+    The tokenizer has the recipe's chat template and a pad token that is not the end of a turn: with pad
+    equal to it, the model would never learn to stop. Raises TrainingError where there is no such model.
+    """
+    fast = unsloth().FastLanguageModel
+    name = base_folder(model.base)
+    try:
+        net, tokenizer = fast.from_pretrained(
+            model_name=name,
+            max_seq_length=model.max_length,
+            load_in_4bit=model.load_in_4bit,
+            revision=None if Path(name).exists() else model.revision,
+            use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+        )
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"model {model.base} cannot be loaded ({first}); check the name and the network, or give a folder"
+        ) from None
+    if model.chat_template == "chatml":
+        tokenizer.chat_template = prompts.CHATML
+    set_pad_token(tokenizer)
+    net.config.pad_token_id = tokenizer.pad_token_id
+    return net, tokenizer
+
+
+def set_pad_token(tokenizer) -> None:
+    """Make pad a token that ends nothing."""
+    end = prompts.ChatFormat.from_tokenizer(tokenizer).after
+    ends = {end, tokenizer.eos_token}
+    if tokenizer.pad_token is not None and tokenizer.pad_token not in ends:
+        return
+    known = tokenizer.get_vocab()
+    for token in PAD_TOKENS:
+        if token in known and token not in ends:
+            tokenizer.pad_token = token
+            return
+    raise TrainingError(
+        f"the tokenizer pads with {tokenizer.pad_token!r}, which also ends a turn, and knows no other; "
+        "set pad_token in its tokenizer_config.json"
+    )
+
+
+def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: bool = False):
+    """The model with a fresh LoRA adapter on every module the recipe names."""
+    return unsloth().FastLanguageModel.get_peft_model(
+        model,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        use_rslora=lora.rslora,
+        target_modules=list(lora.target_modules),
+        use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+        random_state=seed,
+    )
+
+
+def trainable_parameters(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def adapter_spec(folder: Path) -> LoraSpec:
+    """The LoRA settings an adapter folder was saved with; TrainingError where it is none."""
+    config = Path(folder) / "adapter_config.json"
+    if not config.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise TrainingError(f"{folder} is no adapter folder (adapter_config.json, adapter_model.safetensors)")
+    saved = json.loads(config.read_text(encoding="utf-8"))
+    return LoraSpec(
+        r=saved["r"],
+        alpha=saved["lora_alpha"],
+        dropout=saved["lora_dropout"],
+        rslora=saved["use_rslora"],
+        target_modules=tuple(sorted(saved["target_modules"])),
+    )
+
+
+def use_adapter(model, folder: Path) -> None:
+    """Put the weights saved in `folder` into the model's adapter; the 4-bit base stays as it is."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    adapter_spec(folder)
+    outcome = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing or outcome.unexpected_keys:
+        raise TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
+
+
+def save_adapter(model, tokenizer, folder: Path) -> None:
+    """adapter_model.safetensors, its config and the tokenizer, under a folder that appears whole."""
+    from medkit.checkpoints import appears_whole
+
+    with appears_whole(Path(folder)) as aside:
+        model.save_pretrained(aside, safe_serialization=True)
+        tokenizer.save_pretrained(aside)
+
+
+def merge(model, tokenizer, folder: Path) -> None:
+    """The adapter merged into 16-bit weights: the hand-over of the released notebooks."""
+    from medkit.checkpoints import appears_whole
+
+    with appears_whole(Path(folder)) as aside:
+        model.save_pretrained_merged(str(aside), tokenizer, save_method="merged_16bit")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a finished stage leaves behind, beside the adapter in memory."""
+
+    steps: int
+    seconds: float
+    tokens: int  # non-padding tokens seen
+    tokens_per_s: float
+    samples_per_s: float
+    padding_share: float  # of the positions computed
+    peak_memory_gb: float  # of the GPU, else of the process
+    mfu: float | None
+    samples: int
+    resumed_from: int  # optimizer step; 0 where the run was not resumed
+
+
+def fit(
+    model,
+    tokenizer,
+    train,
+    validation,
+    stage: TrainSpec,
+    *,
+    folder: Path,
+    max_length: int,
+    identity: dict | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Fit:
+    """Train the adapter for one stage; writes `folder`/loss.csv as it goes, and whole checkpoints.
+
+    `train`, `validation`: datasets of preparation.prepare. `identity`: what a checkpoint must match to be
+    resumed from. Raises TrainingError where packing was asked for on a GPU and did not stay on.
+    """
+    from medkit import checkpoints
+    from medkit.trainer import make_trainer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer, meter = make_trainer(
+        model, tokenizer, train, validation, stage, folder, max_length, identity, progress
+    )
+    start = checkpoints.newest(folder / "checkpoints", identity) if resume else None
+    began = time.perf_counter()
+    result = trainer.train(resume_from_checkpoint=str(start) if start else None)
+    return Fit(
+        steps=result.global_step,
+        seconds=time.perf_counter() - began,
+        resumed_from=checkpoints.step_of(start) if start else 0,
+        **meter.totals(),
+    )
