@@ -15,24 +15,28 @@ from medkit import MedkitError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    return _finish(lambda: options.command(options))
+
+
+def _finish(work) -> int:
+    """Do it, and turn how it ended into an exit code and at most one line."""
     from medkit.runner import RunFailed
 
     try:
-        return options.command(options) or 0
+        code = work()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except MedkitError as error:
         print(f"medkit: {error}", file=sys.stderr)
         return 2
     except RunFailed as error:
         print(f"medkit: failed: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # `medkit recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         print("medkit: stopped", file=sys.stderr)
-        return 1
+    return 1
 
 
 def _run(options) -> None:
@@ -54,10 +58,12 @@ def _run(options) -> None:
 
 
 def _check(options) -> int:
-    from medkit import preflight, recipes, runner
+    from medkit import recipes, runner
 
     recipe = recipes.get(options.recipe, recipes.parse_settings("\n".join(options.set)))
     runner.refuse_data_dir(options.data_dir)
+    from medkit import preflight
+
     findings = preflight.check(recipe, options.data_dir)
     print(json.dumps(findings.as_dict(), indent=1) if options.json else findings.text())
     return 1 if findings.failed else 0

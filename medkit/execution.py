@@ -8,8 +8,10 @@ import ast
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -36,24 +38,20 @@ class Failure(NamedTuple):
 
 def check_parameters(notebook: Path, values: dict) -> None:
     """NotebookError unless each of `values` is a parameter of the notebook and has its declared type."""
-    from papermill import inspect_notebook
+    from papermill.translators import PythonTranslator
 
     if not notebook.is_file():
         raise NotebookError(
             f"{notebook.name} is not in {notebook.parent}; medkit runs from a checkout of its repository"
         )
     try:
-        declared = inspect_notebook(_unformatted(notebook))
-    except (
-        nbformat.reader.NotJSONError,
-        nbformat.ValidationError,
-        AttributeError,
-        KeyError,
-        ValueError,
-    ) as error:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
         raise NotebookError(f"{notebook.name} is no notebook ({type(error).__name__}); restore it") from None
-    if not declared:
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if not tagged:
         raise NotebookError(f"{notebook.name} has no parameters; tag its parameters cell `parameters`")
+    declared = {parameter.name: parameter for parameter in PythonTranslator.inspect(tagged[0])}
     for name, value in values.items():
         if name not in declared:
             raise NotebookError(f"{notebook.name} has no parameter {name!r}; it has {', '.join(declared)}")
@@ -95,7 +93,8 @@ def execute(
         if on_cell:
             on_cell(cell_index + 1, cells)
 
-    manager, kernels = _kernel_manager(environment)
+    sockets = tempfile.mkdtemp(prefix="medkit-")
+    manager, kernels = _kernel_manager(environment, sockets)
     running = output.with_name(f".{output.stem}.running.ipynb")
     running.parent.mkdir(parents=True, exist_ok=True)
     failure, signals = None, []
@@ -120,6 +119,8 @@ def execute(
         failure = Failure(at["cell"], f"{error.ename}: {_one_line(error.evalue)}")
     except Exception as error:  # a killed kernel, a timeout, a kernel that does not start
         failure = Failure(at["cell"], _why(error, kernels, cell_timeout))
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
     if signals:
         failure = Failure(at["cell"], f"stopped by {signals[0].name}")
     if running.exists():
@@ -145,21 +146,19 @@ def unfinished(executed) -> Failure | None:
     return None
 
 
-def _declared_type(parameter: dict) -> tuple[type, bool]:
+def _declared_type(parameter) -> tuple[type, bool]:
     """(type, whether None will do) of an inspected parameter; without annotation, the type of its default."""
-    name = parameter["inferred_type_name"]
+    name = parameter.inferred_type_name
     if name == "None":
-        return type(ast.literal_eval(parameter["default"])), False
+        return type(ast.literal_eval(parameter.default)), False
     optional = re.fullmatch(r"Optional\[(\w+)\]", name)
     name = optional[1] if optional else name
     if name not in TYPES:
-        raise NotebookError(
-            f"parameter {parameter['name']} is declared {name}; take one of {', '.join(TYPES)}"
-        )
+        raise NotebookError(f"parameter {parameter.name} is declared {name}; take one of {', '.join(TYPES)}")
     return TYPES[name], bool(optional)
 
 
-def _kernel_manager(environment: dict):
+def _kernel_manager(environment: dict, sockets: str):
     """A class of kernels of this very interpreter, whatever is installed, and the list of those started."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -177,6 +176,9 @@ def _kernel_manager(environment: dict):
     class OwnKernel(AsyncKernelManager):
         def __init__(self, **settings):
             super().__init__(kernel_spec_manager=OwnSpec(), **settings)
+            self.connection_file = f"{sockets}/kernel.json"
+            if len(sockets) < 80:  # a Unix socket's path may have about a hundred characters
+                self.transport, self.ip = "ipc", f"{sockets}/socket"  # no TCP port, and nobody else's to read
             started.append(self)
 
     return OwnKernel, started

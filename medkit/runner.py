@@ -114,7 +114,6 @@ def run(
 
 
 def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, status) -> None:
-    opened.info.pop("failure", None)
     opened.note(step.name, status="running", started=runs.now())
     status.start(step.name)
     began = time.monotonic()
@@ -232,9 +231,9 @@ def _environment(offline: bool):
             "IPYTHONDIR": f"{scratch}/ipython",
             # Unsloth imports what it compiled from here: never from where the user happens to stand.
             "UNSLOTH_COMPILE_LOCATION": f"{scratch}/unsloth",
-            # tqdm and transformers draw their bars as text where they see this name, and as widgets, which
-            # neither a terminal nor a log can show, where they see a kernel without it.
-            "VSCODE_PID": "none",
+            # tqdm draws its bars as text in Spyder's kernels, told by such a name; in all others as
+            # widgets, which neither a terminal nor a log can show.
+            "SPYDER_TEXT_BARS": "1",
         }
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

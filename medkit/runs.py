@@ -28,8 +28,9 @@ class Run:
 
     def save(self) -> None:
         states = [entry["status"] for entry in self.info["notebooks"].values()]
-        status = next((s for s in ("failed", "running") if s in states), "complete")
-        self.info["status"] = status if states else "running"
+        self.info["status"] = next((s for s in ("running", "failed") if s in states), "complete")
+        if self.info["status"] != "failed":
+            self.info.pop("failure", None)
         write_json(self.folder / "run.json", self.info)
 
     def note(self, notebook: str, **fields) -> None:
@@ -134,7 +135,7 @@ def describe(recipe: str, settings: str = "", data_dir: str = "") -> dict:
 def check_same(place: Path, info: dict, other: dict) -> None:
     """ResultsError naming the first field in which the run in `place` and the one described differ."""
     ours, theirs = _identity(info), _identity(other)
-    for name in sorted(ours.keys() | theirs.keys()):
+    for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise ResultsError(
                 f"{shown(place)} is a run with {name}={ours.get(name)}, not {theirs.get(name)}; "
@@ -144,12 +145,10 @@ def check_same(place: Path, info: dict, other: dict) -> None:
 
 def _identity(info: dict) -> dict:
     """What makes two runs the same: the recipe's fields and the rows' origin (for their hashes, use_data)."""
-    fields = {"data origin": info["data"]["origin"]}
+    fields = {"recipe": info["recipe"]["name"], "data origin": info["data"]["origin"]}
     for part, value in info["recipe"].items():
         if isinstance(value, dict):
             fields.update({f"{part}.{name}": item for name, item in value.items()})
-        elif part != "about":
-            fields[part] = value
     return fields
 
 

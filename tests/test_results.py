@@ -1,0 +1,259 @@
+"""A run's folder: files that are whole, names that stay inside, one writer, and runs that do not mix."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medkit import machine, recipes, results, runs
+from medkit.results import ResultsError
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """results/try in an empty working folder; not made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDKIT_RESULTS", raising=False)
+    monkeypatch.delenv("MEDKIT_RUNNER", raising=False)
+    return tmp_path / "results" / "try"
+
+
+def test_json_is_strict_and_takes_what_numpy_gives(tmp_path):
+    content = {
+        "n": np.int64(3),
+        "p": np.float64(0.5),
+        "none": float("nan"),
+        "row": np.array([1, 2]),
+        "é": {3, 1},
+    }
+    path = results.write_json(tmp_path / "new" / "x.json", content)
+    assert json.loads(path.read_text()) == {"n": 3, "p": 0.5, "none": None, "row": [1, 2], "é": [1, 3]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.write_json(path, {"p": float("inf")})
+    assert json.loads(path.read_text())["n"] == 3  # what it held before is kept
+
+
+def test_csv_reads_back_as_the_same_numbers(tmp_path):
+    frame = pd.DataFrame({"model": ["base", "a,b"], "loss": [1 / 3, 1e-300]})
+    path = results.write_csv(tmp_path / "loss.csv", frame)
+    pd.testing.assert_frame_equal(pd.read_csv(path, float_precision="round_trip"), frame)
+
+
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
+    path = results.write_text(tmp_path / "summary.json", "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ResultsError, match=r"cannot write .*summary\.json"):
+            results.write_text(path, "x" * 1001)
+        with pytest.raises(ResultsError, match=r"cannot write .*rows\.jsonl"):
+            results.append_jsonl(tmp_path / "rows.jsonl", "x" * 1001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old"
+    results.append_jsonl(tmp_path / "rows.jsonl", 1)
+    assert results.read_jsonl(tmp_path / "rows.jsonl") == [1]  # not what was cut short before it
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl", "summary.json"]
+
+
+WRITER = """
+import sys
+from medkit import results
+for turn in range(10**9):
+    results.write_json(sys.argv[1], [turn] * 20000)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "x.json"
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+    while not path.exists():
+        time.sleep(0.01)
+    for _ in range(50):  # each read is one at any moment of the writing too
+        rows = json.loads(path.read_text())
+        assert len(rows) == 20_000
+        assert len(set(rows)) == 1
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(json.loads(path.read_text())) == 20_000
+
+
+def test_a_line_cut_short_is_no_row_and_is_dropped_before_the_next(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    assert results.read_jsonl(path) == []
+    results.append_jsonl(path, {"id": 1, "text": "a\u2028b"}, {"id": 2})
+    with open(path, "a") as file:
+        file.write('{"id": 3, "te')
+    assert [row["id"] for row in results.read_jsonl(path)] == [1, 2]
+    results.append_jsonl(path, {"id": 4})
+    assert [row["id"] for row in results.read_jsonl(path)] == [1, 2, 4]
+    assert results.read_jsonl(path)[0]["text"] == "a\u2028b"
+
+
+@pytest.mark.parametrize("name", ["try", "results/try", "a" * 64, "0.x_y-z"])
+def test_run_names_that_are_taken(place, name):
+    assert results.folder(name).parent == place.parent
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "Try", ".try", "-try", "a" * 65, "a b", "try\n", "é", "results/..", "try/.."]
+)
+def test_run_names_that_are_not(place, name):
+    with pytest.raises(ResultsError, match="is no run name"):
+        results.folder(name)
+
+
+@pytest.mark.parametrize("path", ["/etc/try", "../try", "results/a/try", "other/try", "results/../try"])
+def test_paths_outside_results(place, path):
+    with pytest.raises(ResultsError, match="lies outside results"):
+        results.folder(path)
+
+
+def test_a_link_out_of_results_is_outside(place, tmp_path):
+    place.parent.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ResultsError, match="lies outside"):
+        results.folder("try")
+
+
+@given(st.text())
+def test_no_text_leads_out_of_results(text):
+    try:
+        found = results.folder(text)
+    except ValueError as error:  # ResultsError, or a null byte that no path may hold
+        assert isinstance(error, ResultsError) or "\0" in text
+    else:
+        assert found.parent == results.root()
+
+
+def test_where_results_lie(place, tmp_path, monkeypatch):
+    assert results.root() == tmp_path / "results"
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path / "there"))
+    assert results.folder("results/try") == tmp_path / "there" / "try"
+    assert results.folder(tmp_path / "there" / "try") == tmp_path / "there" / "try"
+    monkeypatch.delenv("MEDKIT_RESULTS")
+    monkeypatch.chdir(machine.CHECKOUT / "tests")  # as a notebook of the checkout stands in notebooks/
+    assert results.root() == machine.CHECKOUT / "results"
+
+
+def test_what_is_missing_names_the_notebook_that_writes_it(place):
+    place.mkdir(parents=True)
+    (place / "stage1").mkdir()
+    assert results.require("try", ["stage1"]) == place
+    with pytest.raises(
+        ResultsError, match="results/try/stage2/adapter is missing; run notebook 02_stage2 first"
+    ):
+        results.require("results/try", ["stage1", "stage2/adapter", "mcq/items.csv"])
+    with pytest.raises(ResultsError, match="02_stage2 with replay=False"):
+        results.require("try", ["stage2_noreplay/adapter"])
+
+
+HOLDER = """
+import sys, time
+from medkit import results
+with results.lock(results.folder("try")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_names_its_holder_and_goes_with_it(place):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(ResultsError, match=f"being written by process {process.pid};"), results.lock(place):
+        pass
+    process.kill()
+    process.communicate()
+    with results.lock(place):
+        assert (place.parent / ".try.lock").read_text() == str(os.getpid())
+    assert list(place.parent.iterdir()) == []
+
+
+def test_a_notebook_begins_finishes_and_the_next_finds_it(place):
+    run = runs.begin("results/try", "01_stage1", "cpu", "stage1.learning_rate=1e-4")
+    assert run.recipe == recipes.get("cpu", {"stage1.learning_rate": "1e-4"})
+    held = json.loads((place / "run.json").read_text())
+    assert held["status"] == "running"
+    assert held["notebooks"]["01_stage1"]["status"] == "running"
+    run.use_data({"medqa/train.jsonl": "ab12"})
+    run.finish(tokens_per_s=250.0)
+    entry = runs.read(place)["notebooks"]["01_stage1"]
+    assert entry["status"] == "complete"
+    assert entry["tokens_per_s"] == 250.0
+    assert entry["seconds"] >= 0
+    assert 0.01 < entry["peak_memory_gb"] < 100  # a Python with pandas holds more than 10 MiB
+    assert runs.read(place)["status"] == "complete"
+
+    later = runs.begin("try", "03_mcq_eval")  # no recipe: the run's own
+    assert later.recipe == run.recipe
+    with pytest.raises(ResultsError, match=r"medqa/train\.jsonl is not the file this run began with"):
+        later.use_data({"medqa/train.jsonl": "cd34"})
+    later.finish()
+    assert runs.read(place)["data"]["hashes"] == {"medqa/train.jsonl": "ab12"}
+
+
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        (("paper", "", ""), "is a run with recipe=cpu, not paper"),
+        (("cpu", "stage1.seed=77", ""), f"stage1.seed={recipes.get('cpu').stage1.seed}, not 77"),
+        (("cpu", "lora.r=3", ""), f"lora.r={recipes.get('cpu').lora.r}, not 3"),
+        (("cpu", "", "."), "data origin=builtin, not folder"),
+        (("", "", "."), "read its rows from the builtin; leave data_dir empty"),
+    ],
+)
+def test_runs_that_differ_are_not_mixed(place, again, said):
+    runs.begin("try", "01_stage1", "cpu").finish()
+    before = (place / "run.json").read_bytes()
+    with pytest.raises(ResultsError) as refused:
+        runs.begin("try", "02_stage2", *again)
+    assert said in str(refused.value)
+    assert (place / "run.json").read_bytes() == before
+
+
+def test_a_run_on_a_folder_of_rows_wants_it_again(place):
+    runs.begin("try", "01_stage1", "cpu", "", ".").finish()
+    with pytest.raises(ResultsError, match="name it again in data_dir"):
+        runs.begin("try", "03_mcq_eval")
+    runs.begin("try", "05_report", data_dir=None).finish()  # the report reads no rows
+
+
+def test_no_run_and_no_recipe_or_a_broken_description(place):
+    with pytest.raises(ResultsError, match="results/try holds no run; run notebook 01_stage1 first"):
+        runs.begin("try", "03_mcq_eval")
+    assert not place.exists()
+    place.mkdir(parents=True)
+    for text in ("", "[]", "{}", '{"schema": '):
+        (place / "run.json").write_text(text)
+        with pytest.raises(ResultsError, match="is no run description"):
+            runs.read(place)
+    (place / "run.json").write_text('{"schema": 99}')
+    with pytest.raises(ResultsError, match="has schema 99, not 1"):
+        runs.read(place)
+
+
+def test_a_notebook_run_twice_in_one_kernel_does_not_lock_itself_out(place):
+    runs.begin("try", "01_stage1", "cpu")  # its last cell never came
+    runs.begin("try", "01_stage1", "cpu").finish()
+    assert not (place.parent / ".try.lock").exists()
+
+
+def test_what_a_result_depends_on():
+    described = runs.describe("cpu")
+    assert described["versions"]["torch"].startswith("2.13.0")
+    assert described["seeds"]["stage1"] == described["recipe"]["stage1"]["seed"]
+    assert described["hardware"]["cores"] >= 1
+    assert described["hardware"]["memory_gb"] > 0.5
+    text = json.dumps(described)
+    assert os.uname().nodename not in text or len(os.uname().nodename) < 4
+    assert str(machine.CHECKOUT) not in text
