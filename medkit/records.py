@@ -39,7 +39,7 @@ class MCQItem:
         if not all(option.strip() for option in self.options):
             raise RecordError("empty option", self.id)
         if self.answer not in self.letters:
-            raise RecordError("answer is no option", f"{self.id}: {self.answer!r}")
+            raise RecordError("answer is no option", self.id)
 
     @property
     def letters(self) -> str:

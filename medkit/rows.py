@@ -1,7 +1,7 @@
 """Raw rows -> records, one converter per form that a data set is published in.
 
 A converter raises RecordError for a row that cannot be used (it is dropped and counted under the error's
-reason) and ValueError with "expected ..., found ..." where the row shows that the file as a whole is wrong.
+reason; its detail goes into manifests and so quotes no text of the row) and ValueError with "expected ..., found ..." where the row shows that the file as a whole is wrong.
 """
 
 import json
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from medkit.pubmedqa_fold import OFFICIAL_TEST_PMIDS
-from medkit.records import LETTERS, PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem, RecordError, Turn
+from medkit.records import LETTERS, PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem, RecordError
+from medkit.transcript import turns_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Form:
     own_id: str = ""
     also: tuple[str, ...] = ()  # columns read where the file has them
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (*self.columns, *self.also, *filter(None, [self.own_id]))
+
     def fits(self, row: dict) -> bool:
         return all(column in row for column in self.columns)
 
@@ -36,7 +41,7 @@ def text(row: dict, column: str) -> str:
     """The column's text, stripped; RecordError where it is null or anything but text."""
     value = row.get(column)
     if not isinstance(value, str):
-        raise RecordError(f"{column} is not text", repr(value)[:40])
+        raise RecordError(f"{column} is not text", type(value).__name__)
     return value.strip()
 
 
@@ -64,7 +69,7 @@ def medqa(row: dict, id: str, notes: Counter) -> MCQItem:
     item = _medqa_item(id, text(row, "question"), choices, answer, str(row.get("meta_info") or ""))
     stated = row.get("answer")
     if isinstance(stated, str) and stated.strip() != choices[LETTERS.index(answer)]:
-        raise RecordError("answer text is not the option of its letter", f"{answer}: {stated[:40]!r}")
+        raise RecordError("answer text is not the option of its letter", id)
     return item
 
 
@@ -76,7 +81,7 @@ def medqa_hf(row: dict, id: str, notes: Counter) -> MCQItem:
     if label == -1:
         raise ValueError("expected a label of 0-3, found -1: a test file without answers; use another split")
     if label not in range(4):
-        raise RecordError("label is not 0-3", repr(row["label"]))
+        raise RecordError("label is not 0-3", id)
     question = f"{row['sent1'] or ''} {row['sent2'] or ''}".strip()
     choices = tuple(_option(row[f"ending{i}"]) for i in range(4))
     return _medqa_item(id, question, choices, LETTERS[label], "")
@@ -155,7 +160,7 @@ def _pubmedqa_item(row: dict, id: str, question: str, contexts: list) -> MCQItem
     """The conclusion (long_answer) stays out: it gives the decision away (reasoning-required setting)."""
     decision = text(row, "final_decision").lower()
     if decision not in PUBMEDQA_OPTIONS:
-        raise RecordError("decision is not yes, no or maybe", repr(decision))
+        raise RecordError("decision is not yes, no or maybe", id)
     if not contexts or not all(isinstance(part, str) for part in contexts):
         raise RecordError("no context", id)
     context = "\n".join(part.strip() for part in contexts)
@@ -166,76 +171,13 @@ def _pubmedqa_item(row: dict, id: str, question: str, contexts: list) -> MCQItem
     return MCQItem(id, "pubmedqa", question, PUBMEDQA_OPTIONS, answer, context, fold)
 
 
-LEAKED_INSTRUCTION = "if the patient eventually dies"  # the generator's prompt, copied into its answer
-SPEAKER = re.compile(r"^\W{0,3}([A-Z][A-Za-z.'’]*(?: [A-Za-z0-9.'’()]+){0,3})\W{0,3}:\**\s*(.*)$")
-PHYSICIAN = re.compile(r"^(doctor|dr|dr\. .*|physician)$", re.IGNORECASE)
-# Who may speak besides the physician. Any other label may be a heading ("Diagnosis:", "Family history:").
-PEOPLE = re.compile(
-    r"^(the )?(patient['’]?s? )?(patient|mother|father|mom|mum|dad|parent|guardian|wife|husband|spouse|"
-    r"partner|son|daughter|brother|sister|family|relative|caregiver|caretaker|friend|nurse|assistant|"
-    r"interpreter)s?( members?| \d+)?$",
-    re.IGNORECASE,
-)
-STAGE_LINE = re.compile(r"^(\[.*\]|\(.*\)|\*[^*].*[^*]\*|-{3,}|={3,}|\*{3,})\.?$")
-LIST_ITEM = re.compile(r"^([-•*]|\d{1,2}[.)])\s")
-LABEL_INSIDE = re.compile(r"\b(Doctor|Patient):\s")
-
-
 def notechat(row: dict, id: str, notes: Counter) -> Dialogue:
-    """Columns data (the note, mostly empty) and conversation (lines "Doctor: ...", "Patient: ...").
-
-    The physician's lines become the assistant's turns, all other speakers' the user's; lines by one role
-    in a row become one turn. What comes before the first label, stage lines, and turns after the
-    physician's last are cut and counted; a line whose speaker cannot be told drops the row.
-    """
-    conversation = text(row, "conversation")
-    bare_label = False
-    if LEAKED_INSTRUCTION in conversation.lower():
-        raise RecordError("leaked instruction of the generator", id)
-    changed = Counter()
-    turns: list[list[str]] = []  # [role, line, line, ...]
-    role = ""  # whose line was the last
-    for line in filter(None, map(str.strip, conversation.split("\n"))):
-        said = line
-        if label := SPEAKER.match(line):
-            role, said = _role(label[1]), label[2].strip()
-        elif not role:
-            changed["rows with a preamble cut"] = 1
-            continue
-        elif STAGE_LINE.match(line):
-            changed["rows with stage lines cut"] = 1
-            continue
-        elif not (LIST_ITEM.match(line) or bare_label):
-            raise RecordError("line without a speaker", f"{id}: {line[:40]!r}")
-        bare_label = not said  # "Doctor:" alone: the next line is what he says
-        if LABEL_INSIDE.search(said):
-            raise RecordError("two speakers on one line", id)
-        if turns and turns[-1][0] == role:
-            turns[-1].append(said)
-        elif said:
-            turns.append([role, said])
-    if not any(role == "user" for role, *_ in turns):
-        raise RecordError("no patient turn", id)
-    if not any(role == "assistant" for role, *_ in turns):
-        raise RecordError("no physician turn", id)
-    if turns[-1][0] == "user":
-        turns.pop()
-        changed["rows with a last patient turn cut"] = 1
-    note = row.get("data") or ""
-    turns = tuple(Turn(role, "\n".join(filter(None, lines))) for role, *lines in turns)
-    dialogue = Dialogue(id, "notechat", turns, note.strip())
-    changed["rows without a note"] = not dialogue.note
+    """Columns conversation and data, the note, which is mostly empty."""
+    turns, changed = turns_of(text(row, "conversation"))
+    dialogue = Dialogue(id, "notechat", turns, (row.get("data") or "").strip())
     notes.update(changed)
+    notes["rows without a note"] += not dialogue.note
     return dialogue
-
-
-def _role(speaker: str) -> str:
-    speaker = re.sub(r" ?\(.*?\)", "", speaker).strip()  # "Patient (coughing)"
-    if PHYSICIAN.match(speaker):
-        return "assistant"
-    if PEOPLE.search(speaker):
-        return "user"
-    raise RecordError("speaker not known", repr(speaker))
 
 
 # The site's name, put by the upstream over other text: "the anti-tubercular ChatDoctor.", "cougChatDoctores".

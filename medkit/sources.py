@@ -4,16 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from medkit import rows
+from medkit.origins import ONLY_SPLIT, RawFile, from_folder, from_hub
 from medkit.overlap import content_key, text_of
-from medkit.readers import SourceError, data_files, digest, read_rows
+from medkit.readers import SourceError
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
-
-ONLY_SPLIT = "*"  # the one split the repository has, whatever it is called
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Part:
     config: str | None = None
     named: str = ""  # regular expression over a file's path, lower case; "" takes every file
     not_named: str = "(?!)"  # the same, for files left out
+
+    def takes(self, path: str) -> bool:
+        """Whether a file of this path, lower case and relative to the source's folder, serves the part."""
+        return bool(re.search(self.named, path)) and not re.search(self.not_named, path)
 
 
 @dataclass(frozen=True)
@@ -205,48 +209,19 @@ def load(
     source = SOURCES[name]
     if part not in source.parts:
         raise SourceError(f"{name} has no part {part!r}: expected {' or '.join(source.parts)}")
-    loaded = Loaded()
-    files = list(
-        _hub(source, part, loaded) if data_dir is None else _folder(source, part, Path(data_dir), loaded)
-    )
-    # NoteChat's repeated files are the mixture's to count; elsewhere they are one set in several forms.
-    compare = len(files) > 1 and source.kind is not Dialogue
-    ids: set[str] = set()
-    seen: set[bytes] = set()  # content of the files before this one
-    for file, raw in files:
-        content: set[bytes] = set()
-        form, convert, raw = _converter(source, file, raw)
-        for place, row in tqdm(raw, desc=f"{name} {part}", unit=" rows", disable=not progress, leave=False):
-            loaded.rows += 1
-            id = _id(form, row, f"{name}-{part}-{loaded.rows - 1:06d}")
-            try:
-                record = convert(row, id, loaded.notes)
-                _check_encodable(record)
-            except RecordError as error:
-                loaded.dropped[error.reason] += 1
-                loaded.first_dropped.setdefault(error.reason, f"{file}, {place}: {error}")
-                continue
-            except KeyError as error:
-                raise SourceError(
-                    f"{file}, {place}: expected the columns {_names(form.columns)}, found none called {error}"
-                ) from None
-            except ValueError as error:
-                raise SourceError(f"{file}, {place}: {error}") from None
-            if compare:
-                this = content_key(record)
-                if this in seen:
-                    loaded.dropped["repeated in another file"] += 1
-                    continue
-                content.add(this)
-            if record.id in ids:
-                loaded.notes["rows whose id repeats an earlier one's"] += 1
-                record = replace(record, id=f"{record.id}-{loaded.rows - 1:06d}")
-            ids.add(record.id)
-            loaded.records.append(record)
-            if limit and len(loaded.records) >= limit:
-                loaded.notes = +loaded.notes
-                return loaded
-        seen |= content
+    loaded = Loaded(origin="hub" if data_dir is None else "files")
+    if data_dir is None:
+        file, served = from_hub(source, part)
+        files = [file]
+        if served != (declared := source.parts[part].rows):
+            loaded.notes[f"rows served, where {declared} are declared"] = served
+    else:
+        files = from_folder(source, part, Path(data_dir))
+    loaded.files = {file.key: file.fingerprint for file in files}
+    for record in _distinct(source, part, files, loaded, progress):
+        loaded.records.append(record)
+        if limit and len(loaded.records) >= limit:
+            break
     loaded.notes = +loaded.notes  # without the zeros
     if not loaded.records:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in loaded.dropped.items())
@@ -254,9 +229,52 @@ def load(
     return loaded
 
 
-def _id(form: rows.Form, row: dict, counted: str) -> str:
-    own = row.get(form.own_id) if form.own_id else None
-    return str(own).strip() if own not in (None, "") else counted
+def _distinct(source: Source, part: str, files: list[RawFile], loaded: Loaded, progress: bool) -> Iterator:
+    """The files' records under unique ids, without those that an earlier file holds too."""
+    # NoteChat's repeated files are the mixture's to count; elsewhere they are one set in several forms.
+    compare = len(files) > 1 and source.kind is not Dialogue
+    ids: set[str] = set()
+    earlier: dict[bytes, str] = {}  # content -> answer
+    for file in files:
+        here: dict[bytes, str] = {}
+        for record in _converted(source, part, file, loaded, progress):
+            if compare:
+                key, answer = content_key(record), getattr(record, "answer", "")
+                if key in earlier:
+                    same = earlier[key] == answer
+                    loaded.dropped["repeated in another file" + ("" if same else ", other answer")] += 1
+                    continue
+                here[key] = answer
+            if record.id in ids:
+                loaded.notes["rows whose id repeats an earlier one's"] += 1
+                record = replace(record, id=f"{record.id}-{loaded.rows - 1:06d}")
+            ids.add(record.id)
+            yield record
+        earlier |= here
+
+
+def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progress: bool) -> Iterator:
+    """The file's usable rows as records; the others are counted in `loaded`."""
+    form, convert, raw = _converter(source, file)
+    title = f"{source.name} {part}"
+    for place, row in tqdm(raw, desc=title, unit=" rows", disable=not progress, leave=False):
+        loaded.rows += 1
+        own_id = row.get(form.own_id)
+        id = f"{source.name}-{part}-{loaded.rows - 1:06d}" if own_id in (None, "") else str(own_id).strip()
+        try:
+            record = convert(row, id, loaded.notes)
+            _check_encodable(record)
+        except RecordError as error:
+            loaded.dropped[error.reason] += 1
+            loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
+        except KeyError as error:
+            raise SourceError(
+                f"{file.name}, {place}: expected the columns {_names(form.columns)}, found no {error}"
+            ) from None
+        except ValueError as error:
+            raise SourceError(f"{file.name}, {place}: {error}") from None
+        else:
+            yield record
 
 
 def _check_encodable(record) -> None:
@@ -267,102 +285,29 @@ def _check_encodable(record) -> None:
         raise RecordError("text is not valid Unicode", record.id) from None
 
 
-def _converter(source: Source, file: str, raw: Iterable[tuple[str, dict]]):
+def _converter(source: Source, file: RawFile):
     """The form of the file, judged by its first row; its converter; the rows, with what that reads."""
-    raw = iter(raw)
+    raw = iter(file.rows)
     first = next(raw, None)
     if first is None:
-        raise SourceError(f"{file}: expected rows, found none")
+        raise SourceError(f"{file.name}: expected rows, found none")
     form = next((form for form in source.forms if form.fits(first[1])), None)
     if form is None:
         expected = "; or ".join(_names(form.columns) for form in source.forms)
         raise SourceError(
-            f"{file}, {first[0]}: expected the columns {expected}; found {_names(first[1])}: "
+            f"{file.name}, {first[0]}: expected the columns {expected}; found {_names(first[1])}: "
             f"not a {source.title} file"
         )
-    read = (*form.columns, *form.also, form.own_id)
-    slim = ((place, {k: row[k] for k in read if k in row}) for place, row in _chain(first, raw))
+    slim = ((place, {k: row[k] for k in form.reads if k in row}) for place, row in chain([first], raw))
     if form.convert is not rows.medmcqa:
         return form, form.convert, slim
     kept = list(slim)  # cop's convention is the whole file's, so the whole file is looked at first
     try:
         base = rows.cop_base(Counter(rows.whole_number(row.get("cop")) for _, row in kept))
     except ValueError as error:
-        raise SourceError(f"{file}: {error}") from None
+        raise SourceError(f"{file.name}: {error}") from None
     return form, rows.medmcqa(base), kept
-
-
-def _chain(first: tuple[str, dict], rest: Iterator) -> Iterator[tuple[str, dict]]:
-    yield first
-    yield from rest
 
 
 def _names(columns: Iterable[str]) -> str:
     return ", ".join(sorted(map(str, columns)))
-
-
-def _folder(source: Source, part: str, data_dir: Path, loaded: Loaded) -> Iterator[tuple[str, Iterable]]:
-    """(name, rows) of each file under data_dir/NAME that serves the part."""
-    folder = data_dir / source.name
-    if not folder.is_dir():
-        raise SourceError(
-            f"no folder {source.name} in {data_dir}: expected it to hold {source.title}'s files"
-        )
-    wanted = source.parts[part]
-    paths = {path.relative_to(data_dir).as_posix(): path for path in data_files(folder)}
-    inside = {name: name.split("/", 1)[1].lower() for name in paths}
-    chosen = [
-        name
-        for name in paths
-        if re.search(wanted.named, inside[name])
-        and not re.search(wanted.not_named, inside[name])
-        and not _is_fold_file(source, paths[name])
-    ]
-    others = [re.compile(other.named) for key, other in source.parts.items() if key != part]
-    if unclear := [name for name in chosen if any(other.search(inside[name]) for other in others)]:
-        raise SourceError(f"{unclear[0]}: cannot tell whether it is for training or evaluation; rename it")
-    if not chosen:
-        found = ", ".join(paths) or "no .jsonl, .json, .csv or .parquet file"
-        raise SourceError(
-            f"{source.name} {part}: expected a file with the {wanted.split} split's name in its path "
-            f"({wanted.why}), found {found}"
-        )
-    loaded.origin = "files"
-    for name in chosen:
-        loaded.files[name] = digest(paths[name])
-        yield name, read_rows(paths[name], name)
-
-
-def _is_fold_file(source: Source, path: Path) -> bool:
-    """Whether it is PubMedQA's test_ground_truth.json: PMID -> decision, no rows in it."""
-    with path.open("rb") as file:
-        start = file.read(200)
-    return source is PUBMEDQA and re.match(rb'\s*\{\s*"\d+"\s*:\s*"(yes|no|maybe)"', start) is not None
-
-
-def _hub(source: Source, part: str, loaded: Loaded) -> Iterator[tuple[str, Iterable]]:
-    """(name, rows) of the split on the hub, at the pinned revision."""
-    import datasets
-
-    wanted = source.parts[part]
-    split = None if wanted.split == ONLY_SPLIT else wanted.split
-    name = f"{source.hub_id}@{source.revision[:7]}"
-    try:
-        data = datasets.load_dataset(source.hub_id, wanted.config, split=split, revision=source.revision)
-    except Exception as error:  # the libraries below raise dozens of kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise SourceError(
-            f"{name}: cannot be read from the hub ({reason}); check the connection, or give --data-dir"
-        ) from None
-    if split is None:
-        if len(data) != 1:
-            raise SourceError(f"{name}: expected one split, found {_names(data)}")
-        data = next(iter(data.values()))
-    if len(data) != wanted.rows:
-        loaded.notes[f"rows served, where {wanted.rows} are declared"] = len(data)
-    commits = {c for url in data.info.download_checksums or () for c in re.findall("@([0-9a-f]{40})/", url)}
-    loaded.origin = "hub"
-    loaded.files[source.hub_id] = source.revision if source.pinned else " ".join(sorted(commits)) or "main"
-    read = {c for form in source.forms for c in (*form.columns, *form.also, form.own_id)}
-    data = data.select_columns([column for column in data.column_names if column in read])
-    yield name, ((f"row {number}", row) for number, row in enumerate(data, 1))
