@@ -16,7 +16,7 @@ from medkit.recipes import TrainSpec
 # Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
 PEAK_FLOPS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 COLUMNS = ["step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate"]
-COLUMNS += ["tokens_per_s", "padding_share", "peak_memory_gb", "batch"]
+COLUMNS += ["tokens_per_s", "padding_share", "peak_memory_gb", "batch", "eval_seconds"]
 
 
 class TrainerError(MedkitError):
@@ -184,7 +184,7 @@ class LossLog:
             self.bar.update(step - self.bar.n)
         elif "eval_loss" in logs:
             self.line = self.line or {"step": step, "epoch": logs.get("epoch", 0), "tokens": 0}
-            self.line["eval_loss"] = logs["eval_loss"]
+            self.line |= {"eval_loss": logs["eval_loss"], "eval_seconds": logs["eval_runtime"]}
 
     def end(self) -> None:
         self._write()

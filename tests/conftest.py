@@ -18,18 +18,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_llama(hidden_size: int = 64, layers: int = 2):
-    """A random Llama in float32 over a byte-level vocabulary, with Llama 3's message format."""
-    import torch
+def make_tokenizer():
+    """A byte-level tokenizer with Llama 3's message format."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     specials = ["<|bos|>", "<|eot_id|>", "<|pad|>", "<|start_header_id|>", "<|end_header_id|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet + specials)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|bos|>",
         eos_token="<|eot_id|>",
@@ -38,6 +37,14 @@ def make_tiny_llama(hidden_size: int = 64, layers: int = 2):
         chat_template=CHAT_TEMPLATE,
         model_max_length=4096,
     )
+
+
+def make_tiny_llama(hidden_size: int = 64, layers: int = 2):
+    """A random Llama in float32 over a byte-level vocabulary."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
