@@ -1,6 +1,7 @@
 """What a row becomes once it is inside medkit: checked, immutable records."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 LETTERS = "ABCD"
 PUBMEDQA_OPTIONS = ("yes", "no", "maybe")
@@ -76,7 +77,7 @@ class Dialogue:
             raise RecordError("fewer than two turns", self.id)
         if any(role not in ("user", "assistant") for role in roles):
             raise RecordError("a turn is neither user nor assistant", self.id)
-        if any(one == next_one for one, next_one in zip(roles, roles[1:], strict=False)):
+        if any(one == next_one for one, next_one in pairwise(roles)):
             raise RecordError("turns do not alternate", self.id)
         if roles[-1] != "assistant":
             raise RecordError("no physician turn at the end", self.id)

@@ -1,7 +1,8 @@
 """Raw rows -> records, one converter per form that a data set is published in.
 
-A converter raises RecordError for a row that cannot be used (it is dropped and counted under the error's
-reason; its detail goes into manifests and so quotes no text of the row) and ValueError with "expected ..., found ..." where the row shows that the file as a whole is wrong.
+A converter raises RecordError for a row that cannot be used: it is dropped and counted under the error's
+reason. The error's detail goes into manifests and so quotes no text of the row. Where the row shows that
+the file as a whole is wrong, it raises ValueError with "expected ..., found ...".
 """
 
 import json
