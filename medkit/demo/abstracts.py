@@ -8,6 +8,9 @@ from pathlib import Path
 ANSWERS = ("yes", "no", "maybe")
 TRAIN_ROWS, EVAL_ROWS = 400, 150
 
+# Hardly a run of 13 words stands without a topic's own words in it, so that training and evaluation
+# abstracts, whose topics differ, do not count as overlapping.
+
 # A lower value is better for some outcomes and a higher one for others: the words that go with each.
 LOWERS = {"verb": "reduce", "verbs": "reduces", "did": "reduced", "ing": "reducing", "moved": "fell"}
 LOWERS |= {"gain": "reduction"}
@@ -30,11 +33,11 @@ BACKGROUNDS = (
     "This study examined {t} as a way to {verb} {o} in {people}.",
 )
 METHODS = (
-    "A total of {n} {people} were randomized to {t} or {c} and followed for {w} weeks.",
+    "After random allocation to {t} or {c}, {n} {people} were followed for {w} weeks.",
     "In a randomized trial, {n} {people} received {t} or {c}; {o} was measured after {w} weeks.",
-    "We enrolled {n} {people}; half received {t} and half {c}, with {w} weeks of follow-up.",
+    "We enrolled {n} {people} for {w} weeks; half received {t} and half {c}.",
     "A controlled trial at {k} centers compared {t} with {c} in {n} {people}.",
-    "Two groups of {half} {people} were compared, one given {t} and one {c}, over {w} weeks.",
+    "Over {w} weeks, two groups of {half} {people} were compared, one given {t} and one {c}.",
 )
 CONTROLS = ("usual care", "standard care", "routine care alone", "no additional treatment")
 FINDINGS = {
@@ -43,36 +46,36 @@ FINDINGS = {
         "{O} {moved} clearly more with {t} than with {c} ({big}% versus {small}%, P = {p_low}).",
         "The {gain} in {o} was large and favored {t} (difference {big}%, 95% CI {ci_low} to {ci_high}).",
         "Compared with {c}, {t} led to a marked {gain} in {o} (P = {p_low}).",
-        "A significant {gain} in {o} was seen with {t}, and it was present in all subgroups (P = {p_low}).",
-        "Both at mid-study and at the end, {o} was significantly better with {t} (P < 0.001).",
-        "{T} {did} {o} by {big}%, against {small}% in the comparison group (P = {p_low}).",
-        "{O} was significantly better after {t}, with a consistent effect in every center (P = {p_low}).",
+        "A significant {gain} in {o} was present in all subgroups with {t} (P = {p_low}).",
+        "At every visit, {o} was significantly better with {t} (P < 0.001).",
+        "{T} {did} {o} by {big}% (comparison group {small}%, P = {p_low}).",
+        "In every center {o} was significantly better after {t} (P = {p_low}).",
     ),
     "no": (
         "{O} {moved} by {mid}% with {t} and by {same}% with {c} (P = {p_high}).",
-        "{O} did not differ between {t} and {c} at any visit (P = {p_high}).",
+        "At no visit did {o} differ between {t} and {c} (P = {p_high}).",
         "The groups were nearly identical in {o}, and the narrow interval ruled out a useful effect of {t}.",
-        "Compared with {c}, {t} made no difference to {o} (difference 0.{k}%, 95% CI -1.{k} to 1.{w}).",
-        "No {gain} in {o} was seen with {t}, and none appeared in any subgroup (P = {p_high}).",
-        "Both at mid-study and at the end, {o} was the same in the two groups (P = {p_high}).",
-        "{T} had no effect on {o}, which {moved} equally in both groups (P = {p_high}).",
-        "{O} was unchanged by {t}, with the same null result in every center (P = {p_high}).",
+        "Compared with {c}, {t} made no difference to {o} (P = {p_high}).",
+        "Neither overall nor in any subgroup did {t} bring any {gain} in {o} (P = {p_high}).",
+        "At every visit, {t} and {c} gave the same result for {o} (P = {p_high}).",
+        "In both groups {o} {moved} equally, so {t} had no effect (P = {p_high}).",
+        "In every center {o} was unchanged by {t} (P = {p_high}).",
     ),
     "maybe": (
-        "{O} {moved} with {t} in younger participants but not in older ones; the interaction was uncertain.",
-        "{O} was better with {t} at first, but the advantage was lost at the final visit (P = {p_edge}).",
-        "{O} tended to be better with {t}, but the interval was wide and included no effect (P = {p_edge}).",
+        "In younger participants {o} {moved} clearly with {t}, but in older ones it did not.",
+        "An early advantage of {t} in {o} was later lost (P = {p_edge}).",
+        "With an interval that crossed zero, {o} only tended to be better with {t} (P = {p_edge}).",
         "One center found a clear {gain} in {o} with {t}, whereas another center found none.",
-        "One measure of {o} favored {t} while a second did not, and missing data were frequent.",
-        "The trial stopped early; {o} seemed better with {t}, but too few participants remained to be sure.",
-        "Results for {o} conflicted: {t} helped in mild cases but not in severe ones (P = {p_edge}).",
-        "One analysis showed a {gain} in {o} with {t}; the planned second analysis did not confirm it.",
+        "With much missing data, one measure of {o} favored {t} while a second did not.",
+        "After recruitment stopped early, {o} seemed better with {t} but the estimate was imprecise.",
+        "Results for {o} conflicted, with {t} helping only in mild cases.",
+        "One analysis showed some {gain} in {o} with {t}; a planned second analysis found none.",
     ),
 }
 ASIDES = (  # true of any result, so no hint at the answer
     "Adverse events were few.",
-    "Adherence was good in both groups.",
-    "{small}% of participants dropped out.",
+    "Adherence was good.",
+    "The dropout rate was {small}%.",
     "No serious harm was reported.",
     "Baseline values were similar.",
 )
@@ -86,22 +89,26 @@ CONCLUSIONS = {
 }
 
 
+def areas() -> dict[str, list[dict]]:
+    """The areas of abstracts.toml, under "train" and "eval"."""
+    return tomllib.loads((Path(__file__).parent / "abstracts.toml").read_text(encoding="utf-8"))
+
+
 def pubmedqa(rng: random.Random) -> dict[str, list[dict]]:
     """Training and evaluation abstracts on disjoint topics, the three answers equally often (+-1).
 
     Real PQA-A never says maybe; ours does, or the task could not be learned.
     """
-    areas = tomllib.loads((Path(__file__).parent / "abstracts.toml").read_text(encoding="utf-8"))
     return {
-        "pubmedqa/pqa_artificial.jsonl": _rows(areas["train"], TRAIN_ROWS, 99_100_000, rng),
-        "pubmedqa/pqa_labeled.jsonl": _rows(areas["eval"], EVAL_ROWS, 99_200_000, rng),
+        "pubmedqa/pqa_artificial.jsonl": _rows(areas()["train"], TRAIN_ROWS, 99_100_000, rng),
+        "pubmedqa/pqa_labeled.jsonl": _rows(areas()["eval"], EVAL_ROWS, 99_200_000, rng),
     }
 
 
-def _rows(areas: list[dict], count: int, first_id: int, rng: random.Random) -> list[dict]:
+def _rows(part: list[dict], count: int, first_id: int, rng: random.Random) -> list[dict]:
     topics = [
         (area["people"], treatment, outcome, words)
-        for area in areas
+        for area in part
         for key, words in (("lowers", LOWERS), ("raises", RAISES))
         for treatment, outcome in product(area["treatments"], area[key])
     ]
@@ -136,7 +143,7 @@ def _row(topic: tuple, question: str, answer: str, pubid: int, rng: random.Rando
         "same": middle + rng.choice((-1, 1)),
         "p_low": f"0.00{rng.randint(1, 9)}",
         "p_high": f"0.{rng.randint(41, 95)}",
-        "p_edge": f"0.{rng.randint(5, 11):02d}",
+        "p_edge": f"0.{rng.randint(6, 12):02d}",
     }
     findings = [rng.choice(FINDINGS[answer])]
     if rng.random() < 0.5:

@@ -3,14 +3,16 @@
 import random
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 LETTERS = "ABCD"
-EVAL_ROWS = 60  # of the eighty facts, so a benchmark does not simply list them all
+EVAL_ROWS = 60  # drawn from the eighty held-out wordings
 
 PATIENTS = {  # slot -> noun and the ages drawn from, in years
     "man": ("man", 22, 64),
     "woman": ("woman", 22, 64),
+    "youngwoman": ("woman", 20, 38),
     "oldman": ("man", 66, 87),
     "oldwoman": ("woman", 66, 87),
     "boy": ("boy", 3, 11),
@@ -35,17 +37,17 @@ def medqa(rng: random.Random) -> dict[str, list[dict]]:
         train += [(group, fact, f"{_patient(cases[c], rng)} {asks[a]}") for c, a in pairs]
         test.append((group, fact, f"{_patient(held_out, rng)} {held_out_ask}"))
 
-    def row(group: dict, question: str, options: list[str], place: int) -> dict:
-        return {
-            "question": question,
-            "answer": options[place],
-            "options": dict(zip(LETTERS, options, strict=True)),
-            "answer_idx": LETTERS[place],
-            "meta_info": group["step"],
-        }
-
     def part(drafts: list[tuple]) -> list[dict]:
-        return [row(group, *rest) for group, _, *rest in _with_options(drafts, rng)]
+        return [
+            {
+                "question": question,
+                "answer": fact["answer"],
+                "options": dict(zip(LETTERS, options, strict=True)),
+                "answer_idx": LETTERS[place],
+                "meta_info": group["step"],
+            }
+            for (group, fact, question), options, place in _with_options(drafts, rng)
+        ]
 
     return {"medqa/train.jsonl": part(train), "medqa/test.jsonl": part(rng.sample(test, EVAL_ROWS))}
 
@@ -57,26 +59,24 @@ def medmcqa(rng: random.Random) -> dict[str, list[dict]]:
         *clues, held_out = fact["clues"]
         *asks, held_out_ask = group["line_asks"]
         pairs = rng.sample([(clue, ask) for clue in clues for ask in asks], 3)
-        train += [(group, fact, _fill(ask, clue)) for clue, ask in pairs]
-        validation.append((group, fact, _fill(held_out_ask, held_out)))
+        train += [(group, fact, clue, ask) for clue, ask in pairs]
+        validation.append((group, fact, held_out, held_out_ask))
 
     def part(name: str, drafts: list[tuple]) -> list[dict]:
-        rows = []
-        for number, (group, fact, question, options, place) in enumerate(_with_options(drafts, rng)):
-            explanation = group["explain"].format(answer=fact["answer"], clue=fact["clues"][0])
-            rows.append(
-                {
-                    "id": f"demo-{name}-{number:04d}",
-                    "question": question,
-                    **dict(zip(("opa", "opb", "opc", "opd"), options, strict=True)),
-                    "cop": place,  # 0-3, the hub's convention
-                    "choice_type": "single",
-                    "exp": explanation if rng.random() < 0.5 else None,  # upstream has none for half the rows
-                    "subject_name": group["subject"],
-                    "topic_name": group["topic"],
-                }
-            )
-        return rows
+        return [
+            {
+                "id": f"demo-{name}-{number:04d}",
+                "question": ask.format(clue=clue, Clue=clue[0].upper() + clue[1:]),
+                **dict(zip(("opa", "opb", "opc", "opd"), options, strict=True)),
+                "cop": place,  # 0-3, the hub's convention
+                "choice_type": "single",
+                # upstream has no explanation for about half of its rows
+                "exp": group["explain"].format(answer=fact["answer"], clue=clue) if number % 2 else None,
+                "subject_name": group["subject"],
+                "topic_name": group["topic"],
+            }
+            for number, ((group, fact, clue, ask), options, place) in enumerate(_with_options(drafts, rng))
+        ]
 
     return {
         "medmcqa/train.jsonl": part("train", train),
@@ -84,17 +84,16 @@ def medmcqa(rng: random.Random) -> dict[str, list[dict]]:
     }
 
 
-def _with_options(drafts: list[tuple[dict, dict, str]], rng: random.Random) -> list[tuple]:
-    """(group, fact, question, options, place of the answer), shuffled; every place equally often."""
+def _with_options(drafts: list[tuple], rng: random.Random) -> Iterator[tuple[tuple, list[str], int]]:
+    """(draft, options, place of the answer) for drafts (group, fact, ...); every place equally often."""
     drafts = rng.sample(drafts, len(drafts))
     places = [number % 4 for number in range(len(drafts))]
     rng.shuffle(places)
-    rows = []
-    for (group, fact, question), place in zip(drafts, places, strict=True):
-        options = rng.sample([f["answer"] for f in group["fact"] if f is not fact], 3)
+    for draft, place in zip(drafts, places, strict=True):
+        group, fact = draft[:2]
+        options = rng.sample([other["answer"] for other in group["fact"] if other is not fact], 3)
         options.insert(place, fact["answer"])
-        rows.append((group, fact, question, options, place))
-    return rows
+        yield draft, options, place
 
 
 def _patient(case: str, rng: random.Random) -> str:
@@ -107,7 +106,3 @@ def _patient(case: str, rng: random.Random) -> str:
         return f"{article} {age}-year-old {noun}"
 
     return re.sub(r"\{(\w+)\}", person, case)
-
-
-def _fill(ask: str, clue: str) -> str:
-    return ask.format(clue=clue, Clue=clue[0].upper() + clue[1:])
