@@ -15,6 +15,7 @@ def table3(run_dir: str | Path) -> Table:
     """Accuracies of the run's models beside the published ones, in percent, from mcq/summary.json."""
     summary = load(run_dir, "mcq/summary.json", ("models", "datasets", "average", "comparisons", "pubmedqa"))
     figures = pd.DataFrame(_our_figures(summary) + _published_figures())
+    figures = figures.astype({"n": "Int64", "correct": "Int64"})
     return Table(
         "table3", "Table 3: multiple-choice accuracy, percent", figures, _page3(figures), _text3(summary)
     )
@@ -123,37 +124,40 @@ def _blind(summary: dict) -> str:
 
 
 def _told_apart(comparisons: list[dict]) -> str:
+    """Per benchmark: the pairs whose corrected p is at least ALPHA, and those below it."""
     if not comparisons:
         return "One model only: there is nothing to compare."
-    apart = [_compared(row) for row in comparisons if row["p_holm"] < ALPHA]
-    rest = [_compared(row) for row in comparisons if row["p_holm"] >= ALPHA]
-    return (
-        "Paired over the same questions, McNemar's exact test, Holm's correction over all "
-        f"{len(comparisons)} comparisons, at {ALPHA}; points with the paired bootstrap's 95% interval. "
-        f"Cannot be told apart: {'; '.join(rest) or 'none'}. Told apart: {'; '.join(apart) or 'none'}."
-    )
+    lines = [
+        f"Paired over the same questions: McNemar's exact test with Holm's correction over all "
+        f"{len(comparisons)} comparisons, at {ALPHA}; points with the paired bootstrap's 95% interval, and "
+        "how many questions only the first named and only the other has right.",
+        "",
+    ]
+    for name in dict.fromkeys(row["dataset"] for row in comparisons):
+        rows = [row for row in comparisons if row["dataset"] == name]
+        apart = "; ".join(_compared(row) for row in rows if row["p_holm"] < ALPHA)
+        rest = "; ".join(_compared(row) for row in rows if row["p_holm"] >= ALPHA)
+        lines.append(f"- {published.TITLES[name]}. Cannot be told apart: {rest or 'none'}.")
+        lines.append(f"- {published.TITLES[name]}. Told apart: {apart or 'none'}.")
+    return "\n".join(lines)
 
 
 def _compared(row: dict) -> str:
     first, second = (MODELS.get(row[side], row[side]) for side in ("first", "second"))
     return (
-        f"{second} and {first} on {published.TITLES[row['dataset']]} "
-        f"({_points(row)}, corrected p = {row['p_holm']:.2g})"
+        f"{second} minus {first}, {row['shows']} ({_points(row)}; {row['second_only']:,} and "
+        f"{row['first_only']:,} of {row['n']:,}; corrected p = {row['p_holm']:.2g})"
     )
 
 
 def _forgetting(comparisons: list[dict]) -> str:
-    stages = [row for row in comparisons if row["first"] == "med-mix"]
+    """What stage 2 cost of stage 1's skill, by benchmark and arm."""
     each = [
-        f"{published.TITLES[row['dataset']]}, {row['shows']}: {_points(row)} (of {row['n']:,} questions "
-        f"{row['first_only']:,} lost, {row['second_only']:,} gained)"
-        for row in stages
+        f"{published.TITLES[row['dataset']]}, {row['shows']}: {_points(row)}"
+        for row in comparisons
+        if row["first"] == "med-mix"
     ]
-    return (
-        f"What stage 2 did to the skill of stage 1 (below zero is forgotten): {'; '.join(each)}."
-        if each
-        else ""
-    )
+    return f"Forgetting, after stage 2 minus after stage 1: {'; '.join(each)}." if each else ""
 
 
 def _seeds(folded: list[dict]) -> str:
@@ -169,3 +173,28 @@ def _seeds(folded: list[dict]) -> str:
 
 def _points(row: dict) -> str:
     return f"{100 * row['difference']:+.1f}, {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+
+
+def pubmedqa_page(summary: dict) -> pd.DataFrame:
+    """The PubMedQA panel of mcq/summary.json for reading: a row per model and fold, in percent."""
+    page = []
+    for model, folds in summary["pubmedqa"].items():
+        for rows, panel in folds.items():
+            if panel is None:
+                continue
+            shares = {
+                "macro-F1": panel["macro_f1"],
+                "recall of maybe": panel["recall_maybe"],
+                "never saying maybe": panel["ceiling_without_maybe"],
+                f"always {panel['majority']['label']}": panel["majority"]["share"],
+            }
+            cells = {"model": MODELS.get(model, model), "rows": rows, "n": f"{panel['n']:,}"}
+            interval = (100 * panel["accuracy"], 100 * panel["low"], 100 * panel["high"])
+            cells["accuracy"] = with_interval(*interval, 1)
+            cells |= {name: "" if _missing(share) else f"{100 * share:.1f}" for name, share in shares.items()}
+            page.append(cells)
+    return pd.DataFrame(page).fillna("")
+
+
+def _missing(share: float | None) -> bool:
+    return share is None or share != share

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from medkit import outcomes, published, results, tables
-from medkit.accuracy_table import table3
+from medkit.accuracy_table import pubmedqa_page, table3
 
 MODELS = ("base", "med-mix", "med-nirvana", "control")
 
@@ -225,14 +225,29 @@ def test_table3_page(run_dir):
 def test_table3_text(run_dir):
     """med-mix knows every abstract, med-nirvana all but two, the control every other; exams are guessed."""
     text = table3(run_dir).text
-    cannot, told = text.split("Cannot be told apart: ")[1].split("Told apart: ")
-    assert "Med-Nirvana and Med-Mix on PubMedQA (-4.0, " in cannot  # 2 of 50
-    assert "control (no replay) and Med-Mix on PubMedQA (-50.0, " in told
-    assert "MedQA" in cannot and "on MedQA" not in told.split("\n")[0]
-    assert "stage 2 with replay: -4.0, " in text and "of 50 questions 2 lost, 0 gained" in text
+    lines = {line.split(": ")[0]: line for line in text.splitlines() if line.startswith("- ")}
+    assert len(lines) == 3 * 2
+    for exam in ("MedQA", "MedMCQA"):
+        assert lines[f"- {exam}. Cannot be told apart"].count("corrected p = 1)") == 5
+        assert lines[f"- {exam}. Told apart"].endswith("none.")
+    cannot, told = lines["- PubMedQA. Cannot be told apart"], lines["- PubMedQA. Told apart"]
+    assert "Med-Nirvana minus Med-Mix, stage 2 with replay (-4.0, " in cannot  # 2 of 50
+    assert "; 0 and 2 of 50; corrected p = 1)" in cannot
+    assert "control (no replay) minus Med-Mix, stage 2 without replay (-50.0, " in told
+    assert told.count("corrected p") == 4
+    assert "PubMedQA, stage 2 with replay: -4.0, " in text.split("Forgetting, ")[1]
     blind = next(part for part in text.split("\n\n") if part.startswith("Not shown to be better than chance"))
     assert "MedQA (25.0): base, Med-Mix, Med-Nirvana, control (no replay)" in blind
     assert "Med-Mix" not in blind.split("PubMedQA")[1]
+
+
+def test_pubmedqa_page(run_dir):
+    page = pubmedqa_page(json.loads((run_dir / "mcq/summary.json").read_text()))
+    assert page["rows"].tolist() == ["all", "fold"] * 4
+    row = page[(page["model"] == "Med-Nirvana") & (page["rows"] == "all")].iloc[0]
+    # gold is A, B, C in turn over 50: 17, 17 and 16; the two wrong ones are items 48 (A) and 49 (B)
+    assert row["accuracy"].startswith("96.0 [") and row["never saying maybe"] == "68.0"
+    assert row["recall of maybe"] == "100.0" and row["always yes"] == "34.0"
 
 
 def test_table3_of_one_model_says_there_is_nothing_to_compare(tmp_path):
