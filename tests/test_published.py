@@ -122,7 +122,10 @@ def test_printed_averages_belong_to_their_rows():
 
 
 def test_rows_agree_with_the_papers_text(real_data):
-    lines = (real_data.parent / "paper" / "med-nirvana.txt").read_text().splitlines()
+    paper = real_data.parent / "paper" / "med-nirvana.txt"
+    if not paper.exists():
+        pytest.skip("the paper's text is not beside this checkout")
+    lines = paper.read_text(encoding="utf-8").splitlines()
     table = [line.split("\t")[2:] for line in lines if line.count("\t") == 5]
     printed_rows = {tuple("-" if cell == "–" else cell for cell in cells) for cells in table}
     for row in published.ROWS:
