@@ -6,7 +6,6 @@ floating-point rounding), and not on what was computed before it.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
-from medkit import MedkitError
+from medkit import MedkitError, results
 
 
 class GenerationError(MedkitError):
@@ -95,7 +94,8 @@ def generate_answers(
             answers = _answer_batch(model, tokenizer, batch, stops, max_new_tokens, temperature, top_p)
             done.update(zip((job.key for job in batch), answers, strict=True))
             if store:
-                _append(store, batch, answers)
+                lines = ({"key": job.key, **asdict(done[job.key])} for job in batch)
+                results.append_jsonl(store, *lines)
             bar.update(len(batch))
     return [[done[job.key] for job in row] for row in rows]
 
@@ -121,11 +121,12 @@ def stop_ids(model, tokenizer) -> list[int]:
 
 
 def read_store(store: Path) -> dict[str, Answer]:
-    """The answers in a store by their key; a line that a killed process left half written is passed over."""
-    answers = {}
+    """The answers in a store by their key; a line that is none, or half written, is passed over."""
     if not Path(store).exists():
-        return answers
-    for line in Path(store).read_bytes().splitlines():
+        return {}
+    text = Path(store).read_bytes()
+    answers = {}
+    for line in text[: text.rfind(b"\n") + 1].splitlines():
         try:
             row = json.loads(line)
             key = row.pop("key")
@@ -133,20 +134,6 @@ def read_store(store: Path) -> dict[str, Answer]:
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return answers
-
-
-def _append(store: Path, batch: list[_Job], answers: list[Answer]):
-    """One line an answer, on the disk before this returns."""
-    store = Path(store)
-    store.parent.mkdir(parents=True, exist_ok=True)
-    lines = [{"key": job.key, **asdict(answer)} for job, answer in zip(batch, answers, strict=True)]
-    with open(store, "ab+") as file:
-        # a half-written line must not swallow the one that follows it
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            file.write(b"\n")
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here

@@ -1,5 +1,6 @@
 """Which cases are drawn, what they are scored with, and what the summary says of them."""
 
+import html
 import json
 import math
 import time
@@ -15,6 +16,7 @@ from medkit import consumer, smollm2
 from medkit.consumer import ConsumerError, derangement, draw, evaluate
 from medkit.generation import Answer
 from medkit.records import ConsumerQuery
+from medkit.samples import choose, escape, samples
 from medkit.scorer import Scorer, ScorerError
 from medkit.style import MARKERS, in_another_script, markers, words
 
@@ -536,3 +538,85 @@ def test_rescaled_means_where_a_baseline_exists(scorer, monkeypatch):
 def test_what_does_not_fit_is_refused(cases, answers, sampled, words):
     with pytest.raises(ConsumerError, match=words):
         evaluate(cases, answers, None, sampled=sampled, decoding={}, passed_over={})
+
+
+# --- samples.md
+
+
+def page(evaluated, cases=CASES, tuned=TUNED, **settings):
+    settings = {"include_text": True} | settings
+    return samples(
+        cases, {"base": BASE, "tuned": tuned}, evaluated[1], first="base", second="tuned", **settings
+    )
+
+
+def test_best_median_worst_by_gain():
+    # 9 gains, 2 of each: 9 8 | 7 | 6 5 | 4 3 | 2 1, where 5 is the median
+    gains = [5, 9, 1, 4, 8, 2, 7, 3, 6]
+    picked = choose(gains, 2)
+    assert {title: [gains[i] for i in where] for title, where in picked.items()} == {
+        "Best": [9, 8],
+        "Median": [5, 4],
+        "Worst": [2, 1],
+    }
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.integers(1, 5))
+def test_no_case_is_chosen_twice(gains, each):
+    picked = [i for where in choose(gains, each).values() for i in where]
+    assert len(picked) == len(set(picked)) <= 3 * each
+    assert [gains[i] for i in picked] == sorted((gains[i] for i in picked), reverse=True)
+
+
+def test_samples_show_the_texts_side_by_side(evaluated):
+    text = page(evaluated)
+    assert "## Best" in text and "## Worst" in text
+    assert "rest at home and drink warm water for three days" in text
+    assert "<i>nothing</i>" in text  # the empty answer
+    assert "cut off" in text
+
+
+def test_without_text_only_numbers_are_there(evaluated):
+    text = page(evaluated, include_text=False)
+    assert "icliniq-1" in text.replace("&#45;", "-")
+    everything = (
+        [c.query for c in CASES] + [c.reference for c in CASES] + [a.text for a in BASE if a.text[1:]]
+    )
+    assert not any(part in text for part in everything if part != "rest")
+    assert "| physician |" in text
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</td></tr></table>\n\n# Heading\n",
+    "[link](javascript:alert)",
+    "![pixel](http://example.org/x.png)",
+    "| a | b |",
+    "$x^2$ and \\(y\\)",
+    "**bold** `code` ~~x~~ @someone",
+    "a\r\n\r\nb\rc",
+    "\u202eesrever\x1b[31m",
+]
+
+
+def test_no_answer_becomes_markup(evaluated):
+    import mistune  # comes with jupyterlab
+
+    render = mistune.create_markdown(escape=False, plugins=["strikethrough", "table", "url", "math"])
+    for text in HOSTILE:
+        shown = page(evaluated, tuned=said(*[text] * 4))
+        rendered = render(shown)
+        for tag in ("<script", "<a ", "<img", "<strong", "<code", "<del>", "<em", "math"):
+            assert tag not in rendered, (text, tag)
+        assert rendered.count("<h1") == 1 and rendered.count("<table>") == rendered.count("</table>") == 4 - 1
+        assert "$" not in shown and "\u202e" not in shown and "\x1b" not in shown
+
+
+def test_escaped_text_reads_as_it_was():
+    text = "a <b> & \"c\" 'd' *e* _f_ [g](h) #1 | ~ $2$ `i` \\ j:k @l"
+    assert html.unescape(escape(text)) == text
+    assert escape("one\n\ntwo\r\nthree") == "one<br><br>two<br>three"
+
+
+def test_a_very_long_answer_is_cut_and_says_so():
+    assert html.unescape(escape("x" * 100_000)).endswith("x [96,000 more characters]")

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 import torch
 from conftest import make_tiny_llama
 from transformers import GenerationConfig
 
-from medkit import generation
+from medkit import generation, results
 from medkit.generation import Answer, GenerationError, generate, generate_answers, read_store, stop_ids
 
 PROMPT_TEXTS = ["a", "Why does my knee hurt?", "fever " * 12, "x y", "Is it safe to fly?", "tired " * 5]
@@ -238,7 +239,7 @@ def test_every_cut_of_the_file_is_survived(tiny_llama, prompts, tmp_path, calls)
     whole = ask(tiny_llama, prompts, store=store)
     content = store.read_bytes()
     start = content.rstrip(b"\n").rindex(b"\n") + 1
-    for cut in (start, start + 1, start + 20, len(content) - 2):
+    for cut in (start, start + 1, start + 20, len(content) - 2, len(content) - 1):
         store.write_bytes(content[:cut])
         assert len(read_store(store)) == 5
         calls.clear()
@@ -258,7 +259,7 @@ def test_foreign_lines_are_passed_over(tmp_path, junk):
 def test_a_line_separator_in_an_answer_does_not_split_it(tmp_path):
     store = tmp_path / "s.jsonl"
     answer = Answer("one\u2028two\x85three\nfour", "stopped", 9)
-    generation._append(store, [generation._Job(0, 0, (1,), "k", 0)], [answer])
+    results.append_jsonl(store, {"key": "k", **asdict(answer)})
     assert read_store(store) == {"k": answer}
 
 
