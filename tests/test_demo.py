@@ -190,7 +190,7 @@ def test_the_question_alone_does_not_give_the_answer_away(corpus):
 
 
 def test_the_findings_carry_the_answer_to_new_topics_and_the_question_does_not(corpus):
-    """A bag of words learns the answers from the abstracts, as the card says; from the questions it cannot."""
+    """A bag of words learns the answers from the abstracts, as the card says, but not from the questions."""
     train, evaluation = (corpus[name] for name in BENCHMARKS["pubmedqa"])
 
     def accuracy(text) -> float:
