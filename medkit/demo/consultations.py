@@ -75,7 +75,7 @@ def _note(case: dict) -> str:
 
 
 def _conversation(case: dict, rng: random.Random) -> str:
-    """10 to 16 alternating turns, the last the doctor's: one to three history questions, answered as noted."""
+    """10 to 16 alternating turns, the last the doctor's: one to three questions, answered as noted."""
     greeting = [rng.choice(GREETINGS)] if rng.random() < 0.7 else []
     turns = [*greeting, rng.choice(case["openings"]).format(since=case["time"])]
     for number in sorted(rng.sample(range(HISTORY_QUESTIONS), rng.randint(1, 3))):
