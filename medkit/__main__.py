@@ -58,10 +58,10 @@ def _run(options) -> None:
 
 
 def _check(options) -> int:
-    from medkit import recipes, runner
+    from medkit import inputs, recipes
 
     recipe = recipes.get(options.recipe, recipes.parse_settings("\n".join(options.set)))
-    runner.refuse_data_dir(options.data_dir)
+    inputs.check_data_dir(options.data_dir)
     from medkit import preflight
 
     findings = preflight.check(recipe, options.data_dir)

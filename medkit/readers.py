@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from medkit import MedkitError
+
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 # What a hub snapshot holds besides its rows.
 NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "package.json")
 
 
-class SourceError(ValueError):
+class SourceError(MedkitError):
     """A data set that cannot be used as a whole: one line with the file, the row, expected and found."""
 
 

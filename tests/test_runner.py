@@ -15,6 +15,7 @@ import pytest
 from medkit import MedkitError, execution, results, runner
 from medkit.execution import NotebookError, check_parameters
 from medkit.runner import RunFailed, Step
+from medkit.status import Status
 
 PARAMETERS = (
     'run_dir: str = "results/cpu"  # the run\'s folder\nn: int = 1\nshare: float = 0.5\nreplay: bool = True'
@@ -310,22 +311,9 @@ def test_the_notebooks_take_the_parameters_the_pipeline_gives():
         check_parameters(path, {key: given[key] for key in step.takes} | step.fixed)
 
 
-def test_private_runs_are_those_without_a_hub(tmp_path):
-    from medkit import recipes
-
-    assert runner.private(recipes.get("cpu"), "")
-    assert runner.private(recipes.get("cpu"), str(tmp_path))
-    assert not runner.private(recipes.get("cpu", {"data.origin": "hub"}), "")
-    assert not runner.private(recipes.get("recommended"), str(tmp_path))
-    assert not runner.private(recipes.get("recommended", {"model.base": str(tmp_path)}), str(tmp_path))
-    # Scoring alone needs no BERTScore encoder.
-    alone = [runner.model_alone(str(tmp_path))]
-    assert runner.private(recipes.get("recommended", {"model.base": str(tmp_path)}), str(tmp_path), alone)
-
-
 def test_the_status_tail_is_the_last_line_that_says_something():
     out = io.StringIO()
-    status = runner.Status(out)
+    status = Status(out)
     status.write("\x1b[31mloss 2.1\x1b[0m\n\r 10%|#  | 1/10\r 20%|## | 2/10\n\n")
     assert status.tail == "20%|## | 2/10"
     status.write("\n")
