@@ -34,8 +34,8 @@ class ResultsError(MedkitError):
     """A run's folder that is not one, belongs to another run, is being written, or lacks a file."""
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write `text` so that `path` holds either what it held before or all of it, whenever a kill comes.
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write `content` so that `path` holds either what it held before or all of it, whenever a kill comes.
 
     Raises ResultsError, with the old content still there, where the disk is full or the folder read-only.
     """
@@ -44,8 +44,8 @@ def write_text(path: str | Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(aside, 0o644)
@@ -57,6 +57,11 @@ def write_text(path: str | Path, text: str) -> Path:
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror}; what it held before is kept") from error
     return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """`write_bytes` of UTF-8, line ends as they are."""
+    return write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, content) -> Path:
