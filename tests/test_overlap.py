@@ -169,7 +169,7 @@ def test_hashes_do_not_change_between_processes():
 
 
 def test_stock_phrases_of_real_exams_are_13_grams_but_no_contamination(real_data):
-    """Why `contaminated` asks for half of an item's 13-grams: a fifth of the items share one with 425 rows."""
+    """Why `contaminated` asks for half of an item's 13-grams: a fifth of the items share one with 425."""
     from medkit.sources import load
 
     train, evaluation = (load("medqa", part, real_data, progress=False).records for part in ("train", "eval"))
