@@ -46,6 +46,11 @@ def prepare(
     return dataset
 
 
+def key(dataset) -> str:
+    """The hash a dataset of `prepare` is kept under: equal for equal rows, tokens and settings."""
+    return Path(dataset.cache_files[0]["filename"]).parent.name
+
+
 def _key(records, tokenizer, chat, target, loss_on, max_length) -> str:
     digest = hashlib.sha256()
     digest.update(tokenizer.backend_tokenizer.to_str().encode())

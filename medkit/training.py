@@ -3,8 +3,10 @@
 The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
 """
 
+import hashlib
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,23 @@ def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: boo
         use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
         random_state=seed,
     )
+
+
+def base_identity(model: ModelSpec) -> str:
+    """What the base's weights are known by: a folder's weight files' hash, else hub id and revision."""
+    folder = Path(base_folder(model.base))
+    if not folder.is_dir():
+        return f"{model.base}@{model.revision}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Once the adapter is saved, the optimizer's state is of no more use."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def trainable_parameters(model) -> int:

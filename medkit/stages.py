@@ -1,0 +1,212 @@
+"""A run's two stages, step by step as notebooks 01 and 02 take them: rows in, adapter and manifest out."""
+
+import functools
+import json
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from medkit import demo, mixture, overlap, preparation, recipes, results, sources, training
+from medkit.runs import Run
+
+EXAMS = ("medqa", "medmcqa", "pubmedqa")
+
+
+@functools.cache
+def _builtin() -> tuple[Path, tempfile.TemporaryDirectory]:
+    """The built-in corpus, written once a process."""
+    scratch = tempfile.TemporaryDirectory(prefix="medkit-corpus-")
+    return demo.write(scratch.name), scratch
+
+
+def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
+    """One part of a source from where the run takes its rows, cut to the recipe's limits and noted in run.json.
+
+    Raises SourceError, and ResultsError where a file is not the one the run began with.
+    """
+    where = run.data_dir or (_builtin()[0] if run.recipe.data.origin == "builtin" else None)
+    limit = getattr(run.recipe.data, f"rows_{name}", 0) if part == "train" else 0
+    loaded = sources.load(name, part, where, limit=limit, progress=progress)
+    run.use_data({f"{name}/{file}": digest for file, digest in loaded.files.items()})
+    return loaded
+
+
+def load_exams(run: Run, part: str) -> dict[str, sources.Loaded]:
+    return {name: load(run, name, part) for name in EXAMS}
+
+
+def stage1_mixture(run: Run, loaded: dict[str, sources.Loaded]) -> mixture.Stage1:
+    data = run.recipe.data
+    return mixture.stage1({n: one.records for n, one in loaded.items()}, data.validation_share, data.seed)
+
+
+def describe_stage1(train: dict, evaluation: dict, mixed: mixture.Stage1, matches: list) -> dict:
+    """data/manifest.json as notebook 01 writes it."""
+    described = {
+        name: {"train": _described(train[name]), "eval": _described(evaluation[name])} for name in train
+    }
+    found = overlap.contaminated(matches)
+    return {
+        "sources": described,
+        "stage1": {
+            "counts": dict(Counter(record.source for record in mixed.records)),
+            "total": len(mixed.records),
+            "train": len(mixed.train),
+            "validation": len(mixed.validation),
+            "seed": mixed.seed,
+        },
+        "overlap": {
+            "counts": overlap.counts(matches),
+            "contaminated": sorted(f"{source}/{item}" for source, item in found),
+        },
+    }
+
+
+def _described(loaded: sources.Loaded) -> dict:
+    return {
+        "rows": loaded.rows,
+        "records": len(loaded.records),
+        "dropped": dict(loaded.dropped),
+        "notes": dict(loaded.notes),
+        "origin": loaded.origin,
+        "files": loaded.files,
+    }
+
+
+def stage2_rows(run: Run, first: mixture.Stage1, conversations: list, with_replay: bool):
+    """(mixture.Dialogues, mixture.Replay) of one arm; the control arm replays nothing."""
+    dmt, data = run.recipe.dmt, run.recipe.data
+    split = mixture.dialogues(
+        conversations,
+        dmt.notechat_train,
+        dmt.notechat_validation,
+        deduplicate=data.deduplicate,
+        by_note=data.notechat_split == "note",
+        seed=data.seed,
+    )
+    share = dmt.replay_share if with_replay else 0.0
+    return split, mixture.replay(first, share, len(split.train), len(split.validation))
+
+
+def tokenize(run: Run, stage: str, tokenizer, records: list):
+    """The records as the stage's training rows (preparation.prepare)."""
+    return preparation.prepare(
+        records,
+        tokenizer,
+        target=run.recipe.data.mcq_target,
+        loss_on=getattr(run.recipe, stage).loss_on,
+        max_length=run.recipe.model.max_length,
+    )
+
+
+def describe_stage2(split: mixture.Dialogues, drawn: mixture.Replay, first: mixture.Stage1, rows) -> dict:
+    """The manifest's stage2: counts, duplicates, every replayed row's id, and replay's share three ways.
+
+    `rows`: the tokenized training rows, conversations first. With the loss on answers a replayed exam row
+    brings two supervised tokens and a conversation some hundreds, so that a quarter of the rows can be a
+    hundredth of what is learned from.
+    """
+    start = len(split.train)
+    tokens, supervised = rows["length"], rows["supervised"]
+    return {
+        "notechat": {
+            "rows": split.rows,
+            "distinct": split.distinct,
+            "train": len(split.train),
+            "validation": len(split.validation),
+            "asked": list(split.asked),
+            "validation_verbatim_in_train": split.validation_verbatim_in_train,
+            "notes_on_both_sides": split.notes_on_both_sides,
+        },
+        "replay": {
+            "train": len(drawn.train),
+            "validation": len(drawn.validation),
+            "rows_per_stage2_row": len(drawn.train) / start,
+            "share_of_stage1": len(drawn.train) / len(first.train),
+            "share_of_rows": len(drawn.train) / len(rows),
+            "share_of_tokens": sum(tokens[start:]) / sum(tokens),
+            "share_of_supervised_tokens": sum(supervised[start:]) / sum(supervised),
+            "train_ids": drawn.ids(drawn.train),
+            "validation_ids": drawn.ids(drawn.validation),
+        },
+    }
+
+
+def update_manifest(run: Run, part: dict) -> dict:
+    """data/manifest.json with `part` put in, written whole; returns it."""
+    path = run.folder / "data" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    manifest |= {"recipe": run.recipe.name, **part}
+    results.write_json(path, manifest)
+    return manifest
+
+
+def load_for_stage(run: Run, stage: str):
+    """(model, tokenizer) as the stage begins: stage 1 with a fresh adapter on the base; stage 2 with
+    stage 1's adapter ("continue"), or with a fresh one on the merged and re-quantized model ("merge")."""
+    recipe, spec = run.recipe, getattr(run.recipe, stage)
+    merged = stage == "stage2" and recipe.dmt.handover == "merge"
+    wanted = recipe.model
+    if merged:
+        results.require(run.folder, ["stage1/merged/config.json"])
+        wanted = replace(wanted, base=str(run.folder / "stage1" / "merged"))
+    model, tokenizer = training.load(wanted, gradient_checkpointing=spec.gradient_checkpointing)
+    model = training.attach_lora(
+        model, recipe.lora, seed=spec.seed, gradient_checkpointing=spec.gradient_checkpointing
+    )
+    if stage == "stage2" and not merged:
+        results.require(run.folder, ["stage1/adapter/adapter_model.safetensors"])
+        training.use_adapter(model, run.folder / "stage1" / "adapter")
+    return model, tokenizer
+
+
+def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> training.Fit:
+    """Train one arm ("stage1", "stage2", "stage2_noreplay"), going on from its newest whole checkpoint, and
+    leave ARM/adapter and ARM/loss.csv; after a stage 1 that is handed over merged, stage1/merged too."""
+    folder = run.folder / arm
+    done = training.fit(
+        model,
+        tokenizer,
+        train,
+        validation,
+        getattr(run.recipe, stage),
+        folder=folder,
+        max_length=run.recipe.model.max_length,
+        identity=_identity(run, stage, train, validation),
+        resume=True,
+    )
+    training.save_adapter(model, tokenizer, folder / "adapter")
+    if stage == "stage1" and run.recipe.dmt.handover == "merge":
+        training.merge(model, tokenizer, folder / "merged")
+    training.remove_checkpoints(folder)
+    return done
+
+
+def _identity(run: Run, stage: str, train, validation) -> dict:
+    """What a checkpoint must share with the run that resumes from it."""
+    parts = ("model", "data", "lora", "dmt", stage)
+    fields = {k: v for k, v in recipes.flat(run.recipe).items() if k.partition(".")[0] in parts}
+    return results.plain(fields) | {
+        "training rows": preparation.key(train),
+        "validation rows": preparation.key(validation),
+        "base weights": training.base_identity(run.recipe.model),
+    }
+
+
+def loss(run: Run, arm: str) -> pd.DataFrame:
+    """ARM/loss.csv; ResultsError where the arm has not been trained."""
+    results.require(run.folder, [f"{arm}/loss.csv"])
+    return pd.read_csv(run.folder / arm / "loss.csv")
+
+
+def write_replay(run: Run, arm: str, drawn: mixture.Replay) -> None:
+    """ARM/replay.csv: every replayed row, by part."""
+    rows = [
+        {"part": part, "source": record.source, "id": record.id}
+        for part in ("train", "validation")
+        for record in getattr(drawn, part)
+    ]
+    results.write_csv(run.folder / arm / "replay.csv", pd.DataFrame(rows, columns=["part", "source", "id"]))
