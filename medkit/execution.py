@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import nbformat
 
-from medkit import MedkitError, machine
-from medkit.results import write_text
+from medkit import MedkitError, machine, results
 
 TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
@@ -124,10 +123,13 @@ def execute(
     if signals:
         failure = Failure(at["cell"], f"stopped by {signals[0].name}")
     if running.exists():
-        executed = nbformat.read(running, as_version=4)
+        try:
+            executed = nbformat.read(running, as_version=4)
+        except nbformat.reader.NotJSONError:  # the disk was full
+            return failure or Failure(at["cell"], f"{running.name} was not written whole")
         failure = failure or unfinished(executed)
         _mark(executed, failure, notebook, output)
-        write_text(output, _scrub(nbformat.writes(executed)) + "\n")
+        results.write_text(output, _scrub(nbformat.writes(executed)) + "\n")
         running.unlink()
     return failure
 
@@ -245,11 +247,18 @@ def _scrub(text: str) -> str:
     """Without secrets of the environment, and without this machine's folders."""
     for name in SECRETS:
         if len(value := os.environ.get(name, "")) >= 8:
-            text = text.replace(value, f"<{name}>")
-    places = {str(machine.CHECKOUT): ".", sys.prefix: "<python>", os.getcwd(): ".", str(Path.home()): "~"}
+            text = text.replace(value, "***")
+    places = {
+        str(machine.CHECKOUT): ".",
+        os.getcwd(): ".",
+        str(results.root()): "results",
+        sys.prefix: "{python}",
+        tempfile.gettempdir(): "{tmp}",
+        str(Path.home()): "~",
+    }
     for place in sorted(places, key=len, reverse=True):
-        if len(place) > 1:
-            text = re.sub(re.escape(place) + r"(?![\w.-])", places[place], text)
+        # A path begins and ends here: the "/root" of a home is not that of "nerve/root".
+        text = re.sub(rf"(?<![\w.~-]){re.escape(place)}(?=[/\\\"'\s:,;)\]]|$)", places[place], text)
     return text
 
 

@@ -57,8 +57,8 @@ def check_scorer(scorer: str, offline: bool) -> None:
         _check_hub(scorer, "main", "--set consumer.scorer=DIR")
     elif not isinstance(try_to_load_from_cache(scorer, "config.json"), str):
         raise InputError(
-            f"BERTScore's encoder {scorer} is not in the hub's cache, and a run on local rows and "
-            "a local model stays offline; take --set consumer.scorer=minilm --set consumer.scorer_layers=6, or a folder"
+            f"BERTScore's encoder {scorer} is not in the hub's cache, and a run of local rows and model "
+            "stays offline; take --set consumer.scorer=minilm --set consumer.scorer_layers=6, or a folder"
         )
 
 

@@ -108,9 +108,11 @@ def run(
             _remove(place)
         opened = runs.Run(place, info or described, resolved, data_dir)
         if info:
-            for entry in opened.info["notebooks"].values():  # of a process that is no more: we hold the lock
+            for entry in info["notebooks"].values():  # of a process that is no more: we hold the lock
                 if entry["status"] == "running":
                     entry["status"] = "failed"
+            again = {key: described[key] for key in ("started", "git", "versions", "hardware")}
+            info.setdefault("continued", []).append(again)
         opened.info["status"] = "running"
         results.write_json(place / "run.json", opened.info)
         with (
@@ -122,7 +124,10 @@ def run(
                 if step.name in done:
                     status.line(f"{step.name:<22} finished before")
                     continue
-                _execute(opened, step, values, folder, environment, status)
+                try:
+                    _execute(opened, step, values, folder, environment, status)
+                except MedkitError as error:  # a full disk, say: too late for a refusal
+                    raise RunFailed(f"{step.name}: {error}") from None
     return place
 
 
@@ -170,12 +175,9 @@ def _earlier(place: Path, described: dict, resume: bool, only: bool) -> dict | N
             )
         return None
     if not (resume or only):
-        state = {"complete": "a complete run"}.get(info["status"], "an unfinished run")
-        mend = (
-            "replace it with --fresh"
-            if info["status"] == "complete"
-            else "go on with --resume, replace it with --fresh"
-        )
+        state, mend = "an unfinished run", "go on with --resume, replace it with --fresh"
+        if info["status"] == "complete":
+            state, mend = "a complete run", "replace it with --fresh"
         raise MedkitError(f"{results.shown(place)} holds {state}; {mend}, or name another with --run")
     runs.check_same(place, info, described)
     return info
