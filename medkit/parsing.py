@@ -1,0 +1,239 @@
+"""Which option an answer in words names: parsing in tiers, and the rule of the released notebooks.
+
+The tiers, in order: "letter" (the answer is a letter, or opens with one), "answer" ("Answer: X", "the answer
+is X"), "option" (the answer is an option's text), else "unparsed". An answer that claims two different
+letters is unparsed: no rule here picks the first, the last or the likelier one. Unparsed is an outcome,
+counted wrong and kept in the denominator.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from medkit import MedkitError
+from medkit.records import LETTERS, MCQItem
+
+TIERS = ("letter", "answer", "option", "unparsed")
+
+
+class ParsingError(MedkitError):
+    """Protocols that cannot be compared; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """`letter` is one of the item's, or "" where `tier` is "unparsed".
+
+    `first_last_disagree`: the first and the last letter standing alone in the text differ, so that two
+    extraction rules in common use would score it differently, whatever `letter` says.
+    """
+
+    letter: str
+    tier: str
+    first_last_disagree: bool
+
+
+_OPEN = r"[\s*_~#>\"'“‘`$(\[{<]*"
+_BARE = re.compile(
+    rf"{_OPEN}(?:(?:option|choice|letter)\s+)?\\?(?:boxed|text)?{_OPEN}([A-Za-z])[\s*_~\"'”’`$)\]}}>.,:;!]*",
+    re.IGNORECASE,
+)
+_LEADING = re.compile(rf"{_OPEN}([A-Za-z])[*_]*([)\].:])[*_]*(?!\w)\s*")
+# "answer", then nothing but words that still lead to the letter: "answer: X", "correct answer is option (X)"
+_FILLER = (
+    r"is|are|was|would be|should be|must be|will be|to this question|to the question|option|choice|letter|"
+    r"key|the|most likely|likely|probably|therefore|thus|clearly|boxed|text|mathrm|correct|best|final"
+)
+_PHRASE = re.compile(
+    rf"\b(?:answer|(?:correct|right|best) (?:option|choice)|i (?:choose|select|pick)|<answer>)"
+    rf"(?:[^\w\n]{{0,6}}\b(?:{_FILLER})\b){{0,6}}[^\w]{{0,12}}(?=\w)",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless)|n['’]t)(?: an?| the)?\s*$", re.IGNORECASE
+)
+_IS_CORRECT = re.compile(
+    r"(?:^|[.;:,!?]\s+|\b(?i:option|choice|letter|thus|so|hence|therefore)[\s,]+)[*_(\"]{0,3}([A-Z])[*_)\".]{0,3} "
+    r"is (?:the |most likely |therefore |thus |clearly |also ){0,3}"
+    r"(?:correct|right|best answer|best option|best choice|answer)\b",
+    re.MULTILINE,
+)
+# What may come after a letter that is an answer: not "A patient", "C-reactive", "D's", "B12"
+_AFTER = re.compile(
+    r"\s*$|</|\s*[)\]}>,:;!?*_\"”`$|]|\s*\.(?!\w)|'(?!\w)|’(?!\w)|\s+[-–—]\s|\s*\n|"
+    r"\s+(?:because|since|as|which|based|due|given)\b"
+)
+_AND_ANOTHER = re.compile(
+    r"[\s*_)\".]{0,4}(?:,|/|&|\+|\band\b|\bor\b)(?:\s|and\b|or\b)*[*_(\"]{0,3}([A-Z])(?!\w)"
+)
+_LINE_END = re.compile(r"[^\w\n]*(?:\n|$)")
+_GENUS = re.compile(r"\.\s+(?=[a-z])")
+_ALONE = re.compile(r"(?<![\w'’-])(?!A [a-z])([A-Z])(?![\w'’-])")  # "A patient": an article, no letter
+
+
+def parse(text: str, item: MCQItem) -> Parsed:
+    """The option that `text`, a model's whole answer, names. Never raises, never guesses."""
+    text = _plain(text)
+    disagree = _first_last_disagree(text, item)
+    for tier, claims in (("letter", _letters(text, item)), ("option", _options(text, item))):
+        if claims:
+            letters = {letter for letter, _ in claims}
+            letter = letters.pop()
+            if letters or letter not in item.letters:
+                break
+            return Parsed(letter, claims[0][1] if tier == "letter" else tier, disagree)
+    return Parsed("", "unparsed", disagree)
+
+
+def as_released(prompt: str, output: str, item: MCQItem) -> str:
+    """The letter by the released notebooks' rule, or "" for none or several.
+
+    Their rule: the substring `Answer: X` anywhere in prompt and output, and right only if that of the gold
+    letter is the only one there. So "Answer: Aspirin" counts as A; the fault is theirs and kept here, to be
+    compared with.
+    """
+    found = [letter for letter in item.letters if f"Answer: {letter}" in prompt + output]
+    return found[0] if len(found) == 1 else ""
+
+
+def protocol_summary(
+    items: Sequence[MCQItem], scored: Sequence[str], generated: Sequence[Parsed], released: Sequence[str] = ()
+) -> dict:
+    """How the protocols fared on the same items; every share is of `n`, unparsed answers included.
+
+    scored: letters by log-probability; generated: `parse` of answers in words; released: `as_released`,
+    where those answers were made. Raises ParsingError where the lengths differ.
+    """
+    columns = {"scored": scored, "generated": generated, **({"released": released} if released else {})}
+    for name, column in columns.items():
+        if len(column) != len(items):
+            raise ParsingError(f"{len(items)} items but {len(column)} outcomes {name}; give one an item")
+    n = len(items)
+    letters = {"scored": list(scored), "generated": [answer.letter for answer in generated]}
+    if released:
+        letters["released"] = list(released)
+    tiers = Counter(answer.tier for answer in generated)
+    correct = {
+        name: sum(letter == item.answer for letter, item in zip(column, items, strict=True))
+        for name, column in letters.items()
+    }
+    same = {
+        name: sum(a == b != "" for a, b in zip(column, scored, strict=True))
+        for name, column in letters.items()
+        if name != "scored"
+    }
+    return {
+        "n": n,
+        "correct": correct,
+        "accuracy": {name: _share(count, n) for name, count in correct.items()},
+        "unparsed": {name: column.count("") for name, column in letters.items()},
+        "tiers": {tier: {"count": tiers[tier], "share": _share(tiers[tier], n)} for tier in TIERS},
+        "first_last_disagree": _share(sum(answer.first_last_disagree for answer in generated), n),
+        "agreement_with_scored": {name: _share(count, n) for name, count in same.items()},
+    }
+
+
+def _share(count: int, n: int) -> float:
+    return count / n if n else float("nan")
+
+
+def _plain(text: str) -> str:
+    """Full-width forms to ASCII (NFKC), line ends to \\n; letters of other scripts stay what they are."""
+    return re.sub(r"\r\n?", "\n", unicodedata.normalize("NFKC", text)).strip()
+
+
+def _letters(text: str, item: MCQItem) -> list[tuple[str, str]]:
+    """(letter, tier) of each claim of a letter, that of the strongest tier first."""
+    claims = []
+    first_line = text.split("\n", 1)[0]
+    if len(first_line) < 80 and (bare := _BARE.fullmatch(first_line)):
+        claims.append((bare[1].upper(), "letter"))
+    elif opening := _opening_letter(text, item):
+        claims.append((opening, "letter"))
+    return claims + [(letter, "answer") for letter in _phrased(text, item)]
+
+
+def _opening_letter(text: str, item: MCQItem) -> str:
+    """The letter of an answer that begins "C) ..."; none where further lines list other letters alike."""
+    opening = _LEADING.match(text)
+    if not opening:
+        return ""
+    letter, rest = opening[1].upper(), text[opening.end() :]
+    lettered = (_LEADING.match(line) for line in text.split("\n"))
+    others = {match[1].upper() for match in lettered if match} | set(re.findall(r"\s([A-Z])\)", rest))
+    if others - {letter}:
+        return ""
+    own = _key(_option(letter, item))
+    sentence = opening[2] == "." and opening[1].isupper() and rest[:1].isupper()
+    return letter if opening[2] in ")]" or sentence or (own and _key(rest).startswith(own)) else ""
+
+
+def _phrased(text: str, item: MCQItem) -> Iterator[str]:
+    for phrase in _affirmed(text):
+        yield from _letters_at(text, phrase.end(), item)
+    for match in _IS_CORRECT.finditer(text):
+        yield match[1]
+
+
+def _letters_at(text: str, at: int, item: MCQItem) -> Iterator[str]:
+    """The letter that stands at `at` as an answer, with those joined to it by "and", "or", commas."""
+    letter, end = text[at], at + 1
+    if not (letter.isascii() and letter.isalpha()) or not _AFTER.match(text, end):
+        return
+    if letter.islower() and not (_LINE_END.match(text, end) or text.startswith(")", end)):
+        return  # "the answer is a, in my view": an article as likely as a letter
+    own = _key(_option(letter, item))
+    if (genus := _GENUS.match(text, end)) and not (
+        own and _key(text[genus.end() : genus.end() + 500]).startswith(own)
+    ):
+        return  # "C. difficile", unless the option begins so
+    yield letter.upper()
+    while joined := _AND_ANOTHER.match(text, end):
+        end = joined.end()
+        if _AFTER.match(text, end):
+            yield joined[1]
+
+
+def _option(letter: str, item: MCQItem) -> str:
+    """The option's text, "" for a letter that is none of the item's."""
+    return dict(zip(item.letters, item.options, strict=True)).get(letter.upper(), "")
+
+
+def _options(text: str, item: MCQItem) -> list[tuple[str, str]]:
+    """(letter, "option") for each option that the answer, or what follows "the answer is", consists of."""
+    keys = [_key(option) for option in item.options]
+    reach = 2 * max(map(len, item.options)) + 100  # more text than that is not an option's
+    found = []
+    for start in [0, *(phrase.end() for phrase in _affirmed(text))]:
+        line = text[start : start + reach].split("\n", 1)[0]
+        pieces = [key for part in re.split(r"[.,;:!?()]|\s[-–—]\s", line) if (key := _key(part))]
+        opening = pieces[:2] if pieces[:1] and pieces[0] in keys else []  # two, to see "Aspirin, heparin"
+        for named in (
+            [_key(text[start : start + reach])],
+            [_key(line)],
+            [_key(line.split(". ")[0])],
+            opening,
+        ):
+            if letters := [LETTERS[i] for i, key in enumerate(keys) if key and key in named]:
+                found += [(letter, "option") for letter in letters]
+                break
+    return found
+
+
+def _affirmed(text: str) -> Iterator[re.Match]:
+    for phrase in _PHRASE.finditer(text):
+        if not _DENIED.search(text[max(0, phrase.start() - 20) : phrase.start()]):
+            yield phrase
+
+
+def _key(text: str) -> str:
+    """Text as it is compared: NFKC, case folded, blanks single, no marks around it."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\s+", " ", folded).strip(" \n\t*_~#>\"'“”‘’`$()[]{}.,:;!?")
+
+
+def _first_last_disagree(text: str, item: MCQItem) -> bool:
+    alone = [letter for letter in _ALONE.findall(text) if letter in item.letters]
+    return bool(alone) and alone[0] != alone[-1]
