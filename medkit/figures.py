@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    FormatStrFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from medkit import published, results, statistics
 from medkit.outcomes import MODELS
@@ -23,13 +30,18 @@ GREY = "#666666"
 COLOURS = {"base": GREY, "med-mix": BLUE, "med-nirvana": VERMILION, "control": GREEN}
 MARKS = {"base": "o", "med-mix": "s", "med-nirvana": "D", "control": "^"}
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+TITLES = published.TITLES | {
+    "notechat": "NoteChat",
+    "icliniq": "iCliniq",
+    "healthcaremagic": "HealthCareMagic",
+}
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
+    "axes.axisbelow": True,
 }
 
 
@@ -57,14 +69,13 @@ def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
     train = loss.dropna(subset="train_loss")
     evaluated = loss.dropna(subset="eval_loss")
     many = len(train) > 60
-    mark = "o" if len(train) == 1 else None
     ax.plot(
         train["step"],
         train["train_loss"],
         color=SKY if many else BLUE,
         alpha=0.6 if many else 1,
         linewidth=0.8 if many else 1.5,
-        marker=mark,
+        marker=_mark(train),
         label="training (each step)" if many else "training",
     )
     if many:
@@ -95,7 +106,9 @@ def loss_arms(ax: Axes, arms: Mapping[str, pd.DataFrame], title: str = "") -> Ax
         smooth = train["train_loss"]
         if len(train) > 60:
             smooth = smooth.rolling(len(train) // 20, center=True, min_periods=1).mean()
-        ax.plot(train["step"], smooth, color=colour, linewidth=1, alpha=0.8, label=f"{label}, training")
+        ax.plot(
+            train["step"], smooth, color=colour, linewidth=1, marker=_mark(train), label=f"{label}, training"
+        )
         if len(evaluated):
             ax.plot(
                 evaluated["step"],
@@ -109,13 +122,26 @@ def loss_arms(ax: Axes, arms: Mapping[str, pd.DataFrame], title: str = "") -> Ax
     return _loss_axes(ax, title, empty=not any(len(loss) for loss in arms.values()))
 
 
+def _mark(points: Sequence) -> str | None:
+    """A line through one point is nothing to see."""
+    return "." if len(points) == 1 else None
+
+
+def _whole_numbers(ax: Axes):
+    """Ticks at whole numbers only, also where all data lie at one of them."""
+    low, high = ax.get_xlim()
+    if high - low < 1:
+        ax.set_xlim(low - 0.5, high + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def _loss_axes(ax: Axes, title: str, empty: bool) -> Axes:
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("loss, nats per trained token\n(lower is better)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(title)
     if empty:
         return _nothing(ax, "no step was logged")
+    _whole_numbers(ax)
     ax.legend()
     return ax
 
@@ -155,7 +181,7 @@ def accuracy(ax: Axes, summary: dict) -> Axes:
             label="most frequent answer" if i == 0 else None,
             **here,
         )
-    ticks = [f"{published.TITLES.get(name, name)}\nn = {d['n']:,}" for name, d in datasets.items()]
+    ticks = [f"{TITLES.get(name, name)}\nn = {d['n']:,}" for name, d in datasets.items()]
     ax.set_xticks(range(len(datasets)), ticks)
     ax.set_xlim(-0.6, len(datasets) - 0.4)
     ax.set_ylim(0, 1)
@@ -189,11 +215,11 @@ def forgetting(ax: Axes, summary: dict) -> Axes:
             color=COLOURS.get(arm, CYCLE[k % len(CYCLE)]),
             capsize=3,
             markersize=6,
-            label=f"{MODELS.get(arm, arm)} - {MODELS['med-mix']}",
+            label=f"{MODELS.get(arm, arm)} minus {MODELS['med-mix']}",
         )
     ax.axvline(0, color="black", linewidth=1)
     sizes = {name: summary["datasets"][name]["n"] for name in datasets}
-    names = [f"{published.TITLES.get(name, name)}\nn = {sizes[name]:,}" for name in datasets]
+    names = [f"{TITLES.get(name, name)}\nn = {sizes[name]:,}" for name in datasets]
     ax.set_yticks([-i for i in range(len(datasets))], names)
     ax.set_ylim(-len(datasets) + 0.5, 0.5)
     ax.set_xlabel("change in accuracy, percentage points, 95% interval\n(left of 0: forgotten in stage 2)")
@@ -208,10 +234,10 @@ def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: s
     `scores` as consumer.evaluate gives them; the greedy answers are taken.
     """
     greedy = scores[scores["sample"] == 0]
+    if not {first, second} <= set(greedy["model"]):
+        return _nothing(ax, f"no answers of both {MODELS.get(first, first)} and {MODELS.get(second, second)}")
     f1 = greedy.pivot(index=["source", "case"], columns="model", values="f1")
     gains = (f1[second] - f1[first]).sort_values(ascending=False).to_numpy()
-    if not len(gains):
-        return _nothing(ax, "no case was scored")
     ranks = np.arange(1, len(gains) + 1)
     ax.bar(ranks, gains, color=np.where(gains > 0, BLUE, VERMILION), width=0.8)
     mean = statistics.bootstrap_mean(gains)
@@ -221,13 +247,11 @@ def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: s
     ax.axhline(mean.mean, color="black", linestyle="--", linewidth=1.2, label=label)
     ax.axhline(0, color="black", linewidth=0.8)
     better = int((gains > 0).sum())
-    ax.set_title(f"{MODELS.get(second, second)} nearer to the physician in {better} of {len(gains)} cases")
+    names = f"{MODELS.get(second, second)} minus {MODELS.get(first, first)}"
+    ax.set_title(f"{MODELS.get(second, second)} nearer in {better} of {len(gains)} cases")
     ax.set_xlabel("case, in order of the difference")
-    ax.set_ylabel(
-        f"BERTScore F1, {MODELS.get(second, second)} - {MODELS.get(first, first)}\n"
-        f"(above 0: {MODELS.get(second, second)} nearer)"
-    )
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel(f"BERTScore F1, {names}\n(above 0: nearer to the physician)")
+    _whole_numbers(ax)
     ax.grid(axis="x", visible=False)
     ax.legend()
     return ax
@@ -251,12 +275,14 @@ def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
         )
     ax.set_xscale("log")
     ax.axvline(1, color="black", linestyle=":", linewidth=1, label="as long as the physician's")
-    ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    ax.set_xlabel("words of the answer / words of the physician's (log scale)")
+    ax.xaxis.set_major_locator(LogLocator(base=2))
+    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("words, answer / physician (log scale)")
     ax.set_ylabel("BERTScore F1\n(higher is nearer to the physician)")
     empty = int((scores.query("sample == 0")["words"] == 0).sum())
     if empty:
-        ax.set_title(f"not shown: {empty} empty answers, F1 0")
+        ax.set_title(f"empty answers, not shown (F1 = 0): {empty}")
     ax.legend()
     return ax
 
@@ -301,25 +327,26 @@ def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -
     if not lengths:
         return _nothing(ax, "no sample")
     for k, (name, own) in enumerate(lengths.items()):
-        reaching = 1 - np.arange(len(own)) / len(own)
+        reaching = 1 - np.arange(len(own) + 1) / len(own)
         cut = int((own > cutoff).sum())
         ax.step(
-            own,
+            np.append(own, own[-1]),
             reaching,
             where="pre",
             color=CYCLE[k % len(CYCLE)],
             linestyle=("-", "--", "-.", ":")[k % 4],
             linewidth=1.6,
-            label=f"{published.TITLES.get(name, name)}: median {np.median(own):,.0f}, "
-            f"{cut:,} of {len(own):,} cut",
+            label=f"{TITLES.get(name, name)}: median {np.median(own):,.0f}, {cut:,} of {len(own):,} cut",
         )
     ax.axvline(cutoff, color="black", linewidth=1.2, label=f"cutoff {cutoff:,}")
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xlabel("tokens of a sample (log scale)")
-    ax.set_ylabel("share of samples with as many or more")
+    ax.set_ylabel("share of samples at least as long")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
     return ax
 
