@@ -41,7 +41,7 @@ def stage1(sources: dict[str, Sequence], validation_share: float, seed: int) -> 
     records = [record for rows in sources.values() for record in rows]
     held_out = math.ceil(round(validation_share * len(records), 6))
     if not 0 < held_out < len(records):
-        raise MixtureError(f"{len(records)} rows cannot be split with a validation share of {validation_share}")
+        raise MixtureError(f"{len(records)} rows cannot be split with validation_share={validation_share}")
     order = shuffled(len(records), seed)
     return Stage1(records, order[held_out:], order[:held_out], seed)
 
@@ -135,9 +135,7 @@ def replay(first: Stage1, share: float, train: int, validation: int) -> Replay:
     for name, rows in (("train", train), ("validation", validation)):
         count, have = math.floor(round(share * rows, 6)), len(getattr(first, name))
         if count > have:
-            raise MixtureError(
-                f"dmt.replay_share asks for {count} of stage 1's {have} {name} rows; lower it"
-            )
+            raise MixtureError(f"dmt.replay_share asks for {count} of stage 1's {have} {name} rows; lower it")
         part = first.part(name)
         drawn[name] = [part[i] for i in shuffled(have, first.seed)[:count]]
     return Replay(**drawn)

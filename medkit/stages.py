@@ -23,7 +23,7 @@ def _builtin() -> tuple[Path, tempfile.TemporaryDirectory]:
 
 
 def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
-    """One part of a source from where the run takes its rows, cut to the recipe's limits and noted in run.json.
+    """One part of a source from where the run takes its rows, cut to the recipe's limits and noted.
 
     Raises SourceError, and ResultsError where a file is not the one the run began with.
     """
@@ -77,7 +77,8 @@ def _described(loaded: sources.Loaded) -> dict:
 
 
 def stage2_rows(run: Run, first: mixture.Stage1, conversations: list, with_replay: bool):
-    """(mixture.Dialogues, mixture.Replay) of one arm; the control arm replays nothing."""
+    """(mixture.Dialogues, mixture.Replay) of one arm. The control arm replays nothing in training; both
+    arms validate on the same rows, so that their loss curves can be compared."""
     dmt, data = run.recipe.dmt, run.recipe.data
     split = mixture.dialogues(
         conversations,
@@ -87,8 +88,8 @@ def stage2_rows(run: Run, first: mixture.Stage1, conversations: list, with_repla
         by_note=data.notechat_split == "note",
         seed=data.seed,
     )
-    share = dmt.replay_share if with_replay else 0.0
-    return split, mixture.replay(first, share, len(split.train), len(split.validation))
+    drawn = mixture.replay(first, dmt.replay_share, len(split.train), len(split.validation))
+    return split, drawn if with_replay else replace(drawn, train=[])
 
 
 def tokenize(run: Run, stage: str, tokenizer, records: list):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,6 +144,21 @@ def adapter_spec(folder: Path) -> LoraSpec:
         rslora=saved["use_rslora"],
         target_modules=tuple(sorted(saved["target_modules"])),
     )
+
+
+@contextmanager
+def for_inference(model):
+    """The model as it answers: evaluation mode and a key-value cache, put back afterwards."""
+    fast = unsloth().FastLanguageModel
+    trained, cached = model.training, model.config.use_cache
+    fast.for_inference(model)
+    model.config.use_cache = True
+    try:
+        yield model
+    finally:
+        model.config.use_cache = cached
+        if trained:
+            fast.for_training(model)
 
 
 def use_adapter(model, folder: Path) -> None:

@@ -1,0 +1,41 @@
+"""What to run first on a CUDA machine: versions, and two training steps of a tiny 4-bit model."""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+
+def main():
+    from medkit import recipes, training
+
+    training.unsloth()
+    import bitsandbytes
+    import torch
+    import transformers
+    import trl
+    from conftest import make_tiny_llama
+    from throughput import random_rows
+
+    print(torch.__version__, transformers.__version__, trl.__version__, bitsandbytes.__version__)
+    print(torch.cuda.get_device_name(), torch.version.cuda)
+    folder = Path(tempfile.mkdtemp())
+    model, tokenizer = make_tiny_llama(hidden_size=256)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    recipe = recipes.get("recommended")
+    spec = replace(recipe.stage1, max_steps=2, eval_every=2, save_every=2)
+    model, tokenizer = training.load(replace(recipe.model, base=str(folder / "base")))
+    model = training.attach_lora(model, recipe.lora, seed=0)
+    rows = random_rows(recipe, "stage1", 256, 4000)
+    small = rows.map(lambda row: {k: [t % 250 if t >= 0 else t for t in row[k]] for k in ("input_ids", "labels")})
+    fit = training.fit(model, tokenizer, small, small.select(range(32)), spec, folder=folder / "s", max_length=2048)
+    print(fit)
+    print((folder / "s" / "loss.csv").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What notebooks 01 and 02 show: settings, a row raw and converted, a row as tokens, an answer."""
+
+import html
+
+import pandas as pd
+from IPython.display import HTML
+
+from medkit import prompts, recipes
+from medkit.records import MCQItem
+from medkit.runs import Run
+
+HIDDEN = "not shown: a row of a data set (show_text shows it)"
+
+
+def settings(run: Run) -> pd.DataFrame:
+    """Every resolved field of the recipe, the versions, the machine and the commit."""
+    info = run.info
+    rows = {
+        **recipes.flat(run.recipe),
+        "rows come from": info["data"]["origin"],
+        **{f"version of {name}": version for name, version in info["versions"].items() if version},
+        **{f"machine: {name}": value for name, value in info["hardware"].items()},
+        "commit": info["git"].get("commit"),
+    }
+    return pd.DataFrame({"value": {name: str(value) for name, value in rows.items()}})
+
+
+def sources(train: dict, evaluation: dict) -> pd.DataFrame:
+    """Rows read and kept per source and part, and the reasons why others were not."""
+    rows = []
+    for part, loaded in (("train", train), ("evaluation", evaluation)):
+        for name, one in loaded.items():
+            reasons = "; ".join(f"{reason}: {count}" for reason, count in one.dropped.items())
+            row = {"source": name, "part": part, "read": one.rows, "kept": len(one.records)}
+            rows.append(row | {"dropped": reasons or "none", "origin": one.origin})
+    return pd.DataFrame(rows).set_index(["source", "part"])
+
+
+def may_show(run: Run, show_text: bool) -> bool:
+    """The built-in corpus may be printed; a data set's rows only where the reader asks for it."""
+    return show_text or run.info["data"]["origin"] == "builtin"
+
+
+def record(run: Run, one, show_text: bool) -> HTML:
+    """A record beside the chat it becomes."""
+    if not may_show(run, show_text):
+        return HTML(f"<p>{HIDDEN}</p>")
+    turns = prompts.messages(one, run.recipe.data.mcq_target)
+    chat = "".join(f"<p><b>{turn['role']}</b><br>{_escaped(turn['content'])}</p>" for turn in turns)
+    return HTML(_columns({"record": f"<code>{_escaped(repr(one))}</code>", "chat": chat}))
+
+
+def tokens(run: Run, tokenizer, row: dict, show_text: bool) -> HTML:
+    """A tokenized row; bold where the loss is taken."""
+    if not may_show(run, show_text):
+        return HTML(f"<p>{HIDDEN}</p>")
+    pieces = []
+    for token, label in zip(row["input_ids"], row["labels"], strict=True):
+        text = _escaped(tokenizer.decode([token]))
+        pieces.append(text if label == prompts.IGNORED else f"<b>{text}</b>")
+    return HTML(f"<p style='text-align:left'>{''.join(pieces)}</p>")
+
+
+def lengths_by_source(records: list, rows) -> dict[str, list[int]]:
+    """Tokens of every row, by the source of its record."""
+    lengths: dict[str, list[int]] = {}
+    for one, length in zip(records, rows["length"], strict=True):
+        lengths.setdefault(one.source, []).append(length)
+    return lengths
+
+
+def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
+    """The model's greedy answer to a question."""
+    from medkit import generation, training
+
+    chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+    with training.for_inference(model):
+        answers = generation.generate(
+            model,
+            tokenizer,
+            [prompts.prompt_ids(tokenizer, chat, item)],
+            max_new_tokens=max_new_tokens,
+            batch_size=1,
+            progress=False,
+        )
+    return answers[0][0]
+
+
+def before_and_after(item: MCQItem, before: str, after: str) -> pd.DataFrame:
+    """The two answers to one question, and the right one."""
+    rows = {"base model": before, "after stage 1": after, "right answer": item.answer}
+    return pd.DataFrame({"answer": rows})
+
+
+def _columns(parts: dict[str, str]) -> str:
+    heads = "".join(f"<th style='text-align:left'>{name}</th>" for name in parts)
+    cell = "<td style='text-align:left;vertical-align:top;width:50%'>{}</td>"
+    return f"<table><tr>{heads}</tr><tr>{''.join(cell.format(part) for part in parts.values())}</tr></table>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
