@@ -10,7 +10,9 @@ from pathlib import Path
 from medkit import MedkitError
 
 MARKER = "whole.json"  # written last: the identity of the run and the hash of every other file
-PARTS = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+# What training cannot go on from exactly without it. Of several processes, each saves its own rng_state.
+PARTS = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state", "trainer_state.json")
+PARTS += ("meter.json", "loss.csv")
 
 
 class CheckpointError(MedkitError):
@@ -30,8 +32,7 @@ def appears_whole(folder: Path):
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    _rename(aside, folder)
 
 
 def publish(written: Path, folder: Path, identity: dict | None) -> None:
@@ -39,51 +40,89 @@ def publish(written: Path, folder: Path, identity: dict | None) -> None:
     hashes = {path.name: _sha256(path) for path in sorted(written.iterdir()) if path.is_file()}
     (written / MARKER).write_text(json.dumps({"identity": identity, "sha256": hashes}, indent=1))
     _flush(written)
-    shutil.rmtree(folder, ignore_errors=True)
-    written.rename(folder)
+    _rename(written, folder)
 
 
-def newest(folder: Path, identity: dict | None) -> Path | None:
-    """The newest whole checkpoint; None where there is none. A newer one that is not whole is passed over
-    with a line that says why. Raises CheckpointError, naming the field, where it is another run's."""
-    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
-        flaw = _flaw(path)
-        if flaw:
-            print(f"{path.name} is passed over: {flaw}")
+def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
+    """The newest whole checkpoint of `folder`; None where there is none at all.
+
+    A newer one that is not whole is passed over, and `say` is given a line with the reason. Raises
+    CheckpointError where none is whole, naming the newest's flaw, and where the newest whole one was
+    written by another run, naming the first field that differs.
+    """
+    passed_over = []
+    for path in reversed(_all(folder)):
+        if flaw := _flaw(path):
+            passed_over.append(f"{path.name} is passed over: {flaw}")
+            say(passed_over[-1])
             continue
-        saved = json.loads((path / MARKER).read_text())["identity"]
-        for field in sorted({*(saved or {}), *(identity or {})}):
-            ours, theirs = (identity or {}).get(field), (saved or {}).get(field)
-            if ours != theirs:
-                raise CheckpointError(
-                    f"{path.name} was written with {field}={theirs!r}, this run has {ours!r}; "
-                    "resume with the same settings or start a new run"
-                )
+        _refuse_another(path, identity)
         return path
+    if passed_over:
+        raise CheckpointError(
+            f"no checkpoint is whole ({passed_over[0]}); restore it, or remove {folder.name}/ of "
+            f"{folder.parent.name} to train from the start"
+        )
     return None
 
 
 def keep(folder: Path, count: int) -> None:
     """Remove all but the newest `count` checkpoints."""
-    for path in sorted(folder.glob("checkpoint-*"), key=step_of)[:-count]:
+    for path in _all(folder)[:-count]:
         shutil.rmtree(path)
+
+
+def last(folder: Path) -> Path | None:
+    """The checkpoint of the most steps, whole or not."""
+    return next(reversed(_all(folder)), None)
 
 
 def step_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def _all(folder: Path) -> list[Path]:
+    """Oldest first."""
+    named = (path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal())
+    return sorted(named, key=step_of)
+
+
+def _refuse_another(path: Path, identity: dict | None) -> None:
+    saved = _marker(path)["identity"] or {}
+    own = json.loads(json.dumps(identity or {}))  # tuples as the lists they were saved as
+    for field in sorted(saved.keys() | own.keys()):
+        if saved.get(field) != own.get(field):
+            raise CheckpointError(
+                f"{path.name} was written with {field}={saved.get(field)!r}, this run has "
+                f"{own.get(field)!r}; resume with the same settings or start a new run"
+            )
+
+
+def _marker(path: Path) -> dict | None:
+    """The marker's content; None where there is none to be read."""
+    try:
+        marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        return marker if isinstance(marker["sha256"], dict) and "identity" in marker else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _flaw(path: Path) -> str:
-    marker = path / MARKER
-    if not marker.is_file():
-        return "it was not finished (no marker)"
-    hashes = json.loads(marker.read_text())["sha256"]
-    for name in PARTS:
-        if name not in hashes:
-            return f"{name} is missing"
-    for name, expected in hashes.items():
+    """Why the checkpoint cannot be resumed from; empty where it can."""
+    marker = _marker(path)
+    for part in PARTS:
+        if not any(name.startswith(part) for name in os.listdir(path)):
+            return f"{part} is missing"
+    if marker is None:
+        return f"it was not finished (no readable {MARKER})"
+    for part in PARTS:
+        if not any(name.startswith(part) for name in marker["sha256"]):
+            return f"{part} is missing"
+    for name, expected in marker["sha256"].items():
         if not (path / name).is_file():
             return f"{name} is missing"
+        if (path / name).stat().st_size == 0:
+            return f"{name} is empty"
         if _sha256(path / name) != expected:
             return f"{name} is not as it was written"
     return ""
@@ -94,10 +133,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _rename(written: Path, folder: Path) -> None:
+    """In place of an earlier folder of that name, and on the disk when this returns."""
+    shutil.rmtree(folder, ignore_errors=True)
+    written.rename(folder)
+    _sync(folder.parent)
+
+
 def _flush(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,10 +169,14 @@ def use_adapter(model, folder: Path) -> None:
     from safetensors.torch import load_file
 
     adapter_spec(folder)
-    outcome = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
+    misfit = TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
+    try:
+        outcome = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
+    except RuntimeError:  # tensors of other sizes
+        raise misfit from None
     missing = [key for key in outcome.missing_keys if "lora_" in key]
     if missing or outcome.unexpected_keys:
-        raise TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
+        raise misfit
 
 
 def save_adapter(model, tokenizer, folder: Path) -> None:
@@ -188,6 +194,14 @@ def merge(model, tokenizer, folder: Path) -> None:
 
     with appears_whole(Path(folder)) as aside:
         model.save_pretrained_merged(str(aside), tokenizer, save_method="merged_16bit")
+
+
+class Stopped(SystemExit):
+    """SIGTERM came during training: a checkpoint was saved, and the process ends as after that signal."""
+
+    def __init__(self, step: int):
+        print(f"stopped by SIGTERM; checkpoint-{step} is saved, resume goes on from there", file=sys.stderr)
+        super().__init__(128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -222,18 +236,42 @@ def fit(
     """Train the adapter for one stage; writes `folder`/loss.csv as it goes, and whole checkpoints.
 
     `train`, `validation`: datasets of preparation.prepare. `identity`: what a checkpoint must match to be
-    resumed from. Raises TrainingError where packing was asked for on a GPU and did not stay on.
+    resumed from. Raises TrainerError where packing was asked for on a GPU and did not stay on, and where
+    memory or disk ran out; CheckpointError where a checkpoint is damaged or another run's; Stopped, once a
+    checkpoint is saved, after SIGTERM.
     """
     from medkit import checkpoints
-    from medkit.trainer import make_trainer
+    from medkit.trainer import Stop, TrainerError, make_trainer, out_of_memory
 
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, meter = make_trainer(
-        model, tokenizer, train, validation, stage, folder, max_length, identity, progress
-    )
     start = checkpoints.newest(folder / "checkpoints", identity) if resume else None
     began = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=str(start) if start else None)
+    with Stop() as stop:
+        trainer, meter = make_trainer(
+            model,
+            tokenizer,
+            train,
+            validation,
+            stage,
+            folder=folder,
+            max_length=max_length,
+            identity=identity,
+            start=start,
+            stop=stop,
+            progress=progress,
+        )
+        try:
+            result = trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainerError(
+                f"out of memory at step {trainer.state.global_step + 1}: {stage.batch_size} rows of up to "
+                f"{max_length} tokens at once; halve batch_size and double accumulation (the same "
+                "updates), or set gradient_checkpointing=true"
+            ) from error
+    if stop.asked:
+        raise Stopped(result.global_step)
     return Fit(
         steps=result.global_step,
         seconds=time.perf_counter() - began,

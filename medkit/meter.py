@@ -1,0 +1,189 @@
+"""What training cost and brought, step by step: the meter, and loss.csv."""
+
+import csv
+import hashlib
+import io
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+
+from medkit import MedkitError, results
+
+# Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
+PEAK_FLOPS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+COLUMNS = ["step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate"]
+COLUMNS += ["tokens_per_s", "padding_share", "peak_memory_gb", "batch", "eval_seconds"]
+
+
+class TrainerError(MedkitError):
+    """Settings the libraries did not keep, a loss that is no number, or memory or disk that ran out."""
+
+
+def flops_per_token(model) -> float:
+    """Floating-point operations a trained token needs with frozen weights: 2 a weight forward, 2 backward
+    to the activations, 6 a LoRA weight; attention's own products and any recomputation are left out."""
+    c = model.config
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    attention = c.hidden_size * head * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    body = c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
+    lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return 4.0 * (body + c.vocab_size * c.hidden_size) + 6.0 * lora
+
+
+class Meter:
+    """Counts what each optimizer step computed, over all processes, and the wall time it took, evaluation
+    left out. `state` goes into a checkpoint, so that a resumed run counts on."""
+
+    def __init__(self, model):
+        self.flops = flops_per_token(model)
+        self.tokens, self.positions, self.samples, self.seconds = 0, 0, 0, 0.0
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        self.began, self.step = time.perf_counter(), [0, 0, 0, 0]
+
+    def count(self, inputs) -> None:
+        """One forward pass; packed rows carry no padding and so no mask."""
+        ids, mask, lengths = (
+            inputs["input_ids"],
+            inputs.get("attention_mask"),
+            inputs.get("packed_seq_lengths"),
+        )
+        digest = int.from_bytes(hashlib.sha256(ids.cpu().numpy().tobytes()).digest()[:6])
+        seen = (
+            ids.numel() if mask is None else int(mask.sum()),
+            ids.numel(),
+            len(ids) if lengths is None else len(lengths),
+            digest,
+        )
+        self.step = [one + more for one, more in zip(self.step, seen, strict=True)]
+
+    def end_step(self) -> dict:
+        """What the step just done adds to its line of loss.csv."""
+        tokens, positions, samples, digest = _over_processes(self.step)
+        seconds = time.perf_counter() - self.began
+        self.seconds += seconds
+        self.tokens, self.positions = self.tokens + tokens, self.positions + positions
+        self.samples += samples
+        return {
+            "tokens": self.tokens,
+            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            "padding_share": round(1 - tokens / max(positions, 1), 4),
+            "peak_memory_gb": peak_memory_gb(),
+            # A sum, so that it does not depend on how the forward passes are shared among processes.
+            "batch": f"{digest % 2**48:012x}",
+        }
+
+    def state(self) -> dict:
+        return {name: getattr(self, name) for name in ("tokens", "positions", "samples", "seconds")}
+
+    def restore(self, state: dict) -> None:
+        for name in self.state():
+            setattr(self, name, state[name])
+
+    def totals(self) -> dict:
+        peak = peak_flops()
+        speed = self.tokens / max(self.seconds, 1e-9)
+        return {
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "tokens_per_s": speed,
+            "samples_per_s": self.samples / max(self.seconds, 1e-9),
+            "padding_share": 1 - self.tokens / max(self.positions, 1),
+            "peak_memory_gb": peak_memory_gb(),
+            "mfu": speed * self.flops / peak / processes() if peak else None,
+        }
+
+
+def processes() -> int:
+    """How many train together."""
+    import torch
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is set in any of the processes that train together."""
+    return bool(_over_processes([int(flag)])[0])
+
+
+def _over_processes(counts: list[int]) -> list[int]:
+    """The sums over all processes that train together."""
+    import torch
+
+    if processes() == 1:
+        return counts
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    summed = torch.tensor(counts, dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(summed)
+    return summed.tolist()
+
+
+def peak_memory_gb() -> float:
+    """Of the GPU where there is one, else of this process, in 10^9 bytes."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+def peak_flops() -> float | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+
+
+class LossLog:
+    """loss.csv, a line a step, and the progress bar."""
+
+    def __init__(self, path: Path, progress: bool):
+        self.path, self.progress, self.line, self.bar = path, progress, None, None
+        self.measured = {}  # of the step just done, from the meter
+
+    def begin(self, step: int, steps: int, earlier: str = "") -> None:
+        """`earlier`: loss.csv as it was when training came to `step`, from which it goes on."""
+        from tqdm.auto import tqdm
+
+        results.write_text(self.path, earlier or _line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+        self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not self.progress)
+
+    def add(self, step: int, logs: dict) -> None:
+        """Training and evaluation report separately: a line is written when the next step's begins."""
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise TrainerError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
+            self.write()
+            self.line = {"step": step, "epoch": logs["epoch"], "train_loss": logs["loss"]}
+            self.line |= {"learning_rate": logs["learning_rate"], **self.measured}
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{self.line['tokens_per_s']:.0f}")
+            self.bar.update(step - self.bar.n)
+        elif "eval_loss" in logs:
+            self.line = self.line or {"step": step, "epoch": logs.get("epoch", 0), "tokens": 0}
+            self.line |= {"eval_loss": logs["eval_loss"], "eval_seconds": logs["eval_runtime"]}
+
+    def write(self) -> None:
+        """Put the line at hand into the file."""
+        if self.line:
+            try:
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    file.write(_line(self.line))
+            except OSError as error:
+                raise TrainerError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
+        self.line = None
+
+    def end(self) -> None:
+        self.write()
+        self.bar.close()
+
+
+def _line(fields: dict) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(fields)
+    return text.getvalue()
