@@ -122,7 +122,7 @@ def test_notebooks_are_committed_without_outputs():
     notebooks = sorted((REPO / "notebooks").glob("*.ipynb"))
     if not notebooks or not shutil.which("nbstripout", path=Path(sys.executable).parent):
         pytest.skip("no notebooks yet, or nbstripout is not installed")
-    strip = [Path(sys.executable).with_name("nbstripout"), "--verify", *notebooks]
+    strip = [Path(sys.executable).with_name("nbstripout"), "--verify", "--keep-id", *notebooks]
     ended = subprocess.run(strip, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
 
