@@ -1,0 +1,96 @@
+"""The figures in README.md: written there from results/ by `python -m medkit.readme`, never by hand."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from medkit import MedkitError, machine, results
+from medkit.page import with_interval
+
+README = machine.CHECKOUT / "README.md"
+NAMES = {"base": "SmolLM2-135M-Instruct, 4 bit", "med-mix": "Med-Mix (after stage 1)"}
+NAMES |= {"med-nirvana": "Med-Nirvana (stage 2 with replay)", "control": "control (stage 2 without replay)"}
+COLUMNS = {"medqa": "exam questions", "medmcqa": "one-line questions", "pubmedqa": "abstracts"}
+
+
+class ReadmeError(MedkitError):
+    """A block of README.md without its marks, or a result it is made from that is not there."""
+
+
+def headline(run: Path) -> str:
+    """Accuracy in percent of a run's models, with n and Wilson 95% intervals, as a Markdown table."""
+    summary = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))
+    rows = []
+    for model in summary["models"]:
+        row = {"model": NAMES[model]}
+        for dataset, title in COLUMNS.items():
+            own = summary["datasets"][dataset]["models"][model]
+            cell = with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
+            row[f"{title} (n = {own['n']})"] = cell
+        rows.append(row)
+    rows.append({"model": "chance"})
+    for dataset, column in zip(COLUMNS, list(rows[0])[1:], strict=True):
+        rows[-1][column] = f"{100 * summary['datasets'][dataset]['chance']:.1f}"
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def untrained(run: Path) -> str:
+    """The same for the untrained model on the real benchmarks."""
+    summary = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))
+    rows = []
+    for dataset, of in summary["datasets"].items():
+        for model, own in of["models"].items():
+            cell = with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
+            rows.append(
+                {"benchmark": dataset, "model": NAMES.get(model, model), "n": f"{own['n']:,}"}
+                | {"accuracy, %": cell, "chance": f"{100 * of['chance']:.1f}"}
+                | {"most frequent answer": f"{100 * of['majority']['share']:.1f}"}
+            )
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def cost(run: Path) -> str:
+    """Seconds and peak memory of each notebook of a run."""
+    info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    rows = [
+        {
+            "notebook": name,
+            "seconds": f"{one['seconds']:.0f}",
+            "peak memory, GiB": f"{one['peak_memory_gb']:.2f}",
+        }
+        for name, one in info["notebooks"].items()
+    ]
+    total = sum(one["seconds"] for one in info["notebooks"].values())
+    rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GiB": ""})
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+BLOCKS = {"headline": (headline, "cpu"), "cost": (cost, "cpu"), "untrained": (untrained, "smollm2-real")}
+
+
+def rendered(text: str, folder: Path) -> str:
+    """README.md's text with every block between `<!-- NAME -->` and `<!-- /NAME -->` made from `folder`."""
+    for name, (block, run) in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ReadmeError(f"README.md has no block {name}; put its two marks in")
+        if not (folder / run / "run.json").is_file():
+            raise ReadmeError(f"results/{run} is not there; make it, then run python -m medkit.readme")
+        table = block(folder / run)
+        text = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
+    return text
+
+
+def main() -> None:
+    try:
+        new = rendered(README.read_text(encoding="utf-8"), machine.CHECKOUT / "results")
+    except MedkitError as error:
+        sys.exit(f"medkit: {error}")
+    results.write_text(README, new)
+
+
+if __name__ == "__main__":
+    main()
