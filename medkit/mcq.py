@@ -1,0 +1,370 @@
+"""Letter scoring: which option a model holds most likely, from one forward pass a question.
+
+The letters' log-probabilities are read where the answer begins, at the prompt's last token. Any causal
+language model of Transformers will do, with an adapter or in 4 bits, on any device.
+
+A prediction does not depend on the batch it was computed in. Rounding does, so a question whose two best
+letters lie within TOLERANCE of each other is scored again alone, unpadded and without the shared prefix, and
+that counts; how often it changed the letter is reported.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from medkit import MedkitError, prompts, results
+from medkit.records import LETTERS, MCQItem
+
+# Logit differences (nats) that a batch, padding or the shared prefix can make, by the dtype computed in.
+# Measured on SmolLM2-135M: at most 0.4 in bfloat16, whose steps are 0.125 between 16 and 32.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.05, torch.bfloat16: 0.5}
+SHORTEST_PREFIX = 8  # tokens; sharing fewer costs more than it saves
+
+
+class McqError(MedkitError):
+    """Questions or a model that cannot be scored; one line with the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`predicted` is a letter, or "" where the model's logits were not finite: a wrong answer, not a gap.
+
+    `logprobs`: of the item's letters, in nats, normalized over those letters; empty where not finite.
+    `rescored`: scored again alone, as a near-tie; `flipped`: which changed the letter.
+    """
+
+    predicted: str
+    logprobs: tuple[float, ...]
+    rescored: bool = False
+    flipped: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """outcomes: one an item, in the items' order; report: what a reader needs to trust them."""
+
+    outcomes: list[Outcome]
+    report: dict
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    ids: tuple[int, ...]  # the prompt
+    letters: tuple[int, ...]  # token ids of the item's letters
+    key: str
+
+
+def score(
+    model,
+    tokenizer,
+    items: Sequence[MCQItem],
+    *,
+    encode: Callable[[MCQItem], list[int]] | None = None,
+    letter_tokens: Sequence[int] | None = None,
+    max_batch_tokens: int = 8192,
+    prefix_cache: bool = True,
+    store: str | Path | None = None,
+    key: str = "",
+    progress: bool = True,
+) -> Scored:
+    """Score every item by letter.
+
+    encode: an item's token ids up to where the answer begins; default: the kit's prompt in the model's own
+        chat template. letter_tokens: the token of A, B, C, D there; default: the letter without a space.
+    max_batch_tokens: of a batch, padding included; a longer prompt is a batch of its own.
+    prefix_cache: compute the tokens that all prompts begin with once. Checked on two questions against the
+        plain pass; where the model does not take a cache, or the numbers differ, it is not used, and the
+        report's `prefix_note` says why.
+    store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
+        on, with the same result; entries are found by `key` (`identity` of model and adapter), dtype,
+        template, prompt and item, and it needs a `key`.
+    report: n, invalid (not finite), rescored, flips, tolerance, dtype, prefix_tokens, prefix_note,
+        from_store, seconds, items_per_s (of those computed now).
+
+    Raises McqError for an empty prompt, one longer than the model's context, or a store without key;
+    PromptError for a model without a chat template, or letters that are not one token.
+    """
+    if store and not key:
+        raise McqError(
+            "a store without a key could read one model's answers for another; give mcq.identity(...)"
+        )
+    started = time.monotonic()
+    dtype = compute_dtype(model)
+    questions = _questions(model, tokenizer, items, encode, letter_tokens, f"{key} {dtype}")
+    done = _read_store(store) if store else {}
+    from_store = sum(question.key in done for question in questions)
+    prefix, note = _shared_prefix([question.ids for question in questions] if prefix_cache else []), ""
+    # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
+    # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
+    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].ids), i))
+    batches = _batches([questions[i] for i in order], len(prefix), max_batch_tokens)
+    with (
+        _evaluating(model),
+        tqdm(total=len(items) - from_store, desc="questions", unit="item", disable=not progress) as bar,
+    ):
+        scorer = _Scorer(model, tokenizer, TOLERANCE[dtype])
+        if prefix and from_store < len(items):
+            note = scorer.share(prefix, [questions[order[0]], questions[order[-1]]])
+        for batch in batches:
+            new = [question for question in batch if question.key not in done]
+            if new:
+                outcomes = dict(zip([q.key for q in batch], scorer.outcomes(batch), strict=True))
+                done.update(outcomes)
+                if store:
+                    results.append_jsonl(store, *({"key": q.key, **asdict(outcomes[q.key])} for q in new))
+                bar.update(len(new))
+    seconds = time.monotonic() - started
+    outcomes = [done[question.key] for question in questions]
+    report = {
+        "n": len(items),
+        "invalid": sum(not outcome.predicted for outcome in outcomes),
+        "rescored": sum(outcome.rescored for outcome in outcomes),
+        "flips": sum(outcome.flipped for outcome in outcomes),
+        "tolerance": TOLERANCE[dtype],
+        "dtype": str(dtype).removeprefix("torch."),
+        "prefix_tokens": 0 if note else len(prefix),
+        "prefix_note": note,
+        "from_store": from_store,
+        "seconds": seconds,
+        "items_per_s": (len(items) - from_store) / seconds,
+    }
+    return Scored(outcomes, report)
+
+
+def frame(model_name: str, items: Sequence[MCQItem], outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """The rows of mcq/items.csv; a log-probability that there is none of is NaN."""
+    rows = []
+    for item, outcome in zip(items, outcomes, strict=True):
+        row = {"model": model_name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
+        row |= {"predicted": outcome.predicted, "correct": outcome.predicted == item.answer}
+        known = dict(zip(item.letters, outcome.logprobs, strict=False))
+        row |= {f"logprob_{letter}": known.get(letter, math.nan) for letter in LETTERS}
+        rows.append(row | {"group": item.group})
+    columns = ["model", "dataset", "item_id", "gold", "predicted", "correct"]
+    return pd.DataFrame(rows, columns=[*columns, *(f"logprob_{letter}" for letter in LETTERS), "group"])
+
+
+def identity(model: str | Path, adapter: str | Path = "") -> str:
+    """What a stored answer of this model is kept under: a sha256 over weights, configuration and tokenizer.
+
+    model, adapter: a folder, hashed file by file, or a hub id, which stands for the commit in the local
+    cache. Raises McqError where there is neither.
+    """
+    return hashlib.sha256(
+        json.dumps([_hash_of(part) for part in (model, adapter) if str(part)]).encode()
+    ).hexdigest()
+
+
+def compute_dtype(model) -> torch.dtype:
+    """The coarsest floating dtype the model computes in; for 4-bit layers that of their products."""
+    found = {parameter.dtype for parameter in model.parameters() if parameter.dtype in TOLERANCE}
+    found |= {d for module in model.modules() if (d := getattr(module, "compute_dtype", None)) in TOLERANCE}
+    return max(found, key=TOLERANCE.get, default=torch.float32)
+
+
+class _Scorer:
+    """A model's letter logits at the end of prompts, in batches."""
+
+    def __init__(self, model, tokenizer, tolerance: float):
+        self.model, self.tolerance = model, tolerance
+        self.pad = tokenizer.pad_token_id or 0
+        self.device = model.get_input_embeddings().weight.device
+        self.prefix, self.cache = 0, None  # tokens that are computed already, and their keys and values
+
+    def outcomes(self, batch: list[_Question]) -> list[Outcome]:
+        together = self.logits(batch)
+        alone = len(batch) == 1 and not self.prefix
+        found = []
+        for question, logits in zip(batch, together, strict=True):
+            outcome, gap = _outcome(logits)
+            if not alone and gap < self.tolerance:
+                again, _ = _outcome(self.plain(question))
+                flipped = again.predicted != outcome.predicted
+                outcome = Outcome(again.predicted, again.logprobs, rescored=True, flipped=flipped)
+            found.append(outcome)
+        return found
+
+    def share(self, prefix: tuple[int, ...], probes: list[_Question]) -> str:
+        """Compute `prefix` once for all that follows; if the model cannot, say why, and go on without."""
+        plain = [self.plain(question) for question in probes]
+        try:
+            ids = torch.tensor([prefix], device=self.device)
+            with torch.no_grad():
+                self.cache = self.model(input_ids=ids, use_cache=True).past_key_values
+            self.prefix = len(prefix)
+            shared = self.logits(probes)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model's own code does with a cache it was not written for
+            self.prefix, self.cache = 0, None
+            return f"the model takes no shared prefix ({type(error).__name__})"
+        apart = max(
+            ((a - a.max()) - (b - b.max())).abs().max().item() for a, b in zip(plain, shared, strict=True)
+        )
+        if apart > 2 * self.tolerance:
+            self.prefix, self.cache = 0, None
+            return f"with the shared prefix the logits differ by {apart:.2g}"
+        return ""
+
+    def plain(self, question: _Question) -> torch.Tensor:
+        """The letter logits of one prompt by itself: no padding, no shared prefix."""
+        return self._letters([question], 0, None)[0]
+
+    def logits(self, batch: list[_Question]) -> list[torch.Tensor]:
+        """Per question its letters' logits, float32."""
+        cache = None
+        if self.prefix:
+            cache = copy.deepcopy(self.cache)  # the model appends to what it is given
+            cache.batch_repeat_interleave(len(batch))
+        return self._letters(batch, self.prefix, cache)
+
+    @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
+    def _letters(self, batch: list[_Question], skip: int, cache) -> list[torch.Tensor]:
+        # Padding stands on the right, where no token of a causal model sees it: no mask is needed.
+        lengths = [len(question.ids) - skip for question in batch]
+        width = max(lengths)
+        ids = torch.tensor(
+            [[*q.ids[skip:], *[self.pad] * (width - n)] for q, n in zip(batch, lengths, strict=True)]
+        )
+        last = torch.tensor(lengths) - 1
+        with _last_only(self.model, last):
+            given = {"past_key_values": cache, "use_cache": True} if skip else {"use_cache": False}
+            logits = self.model(input_ids=ids.to(self.device), **given).logits
+        at = last.to(logits.device) if logits.shape[1] > 1 else 0
+        logits = logits[torch.arange(len(batch), device=logits.device), at].float().cpu()
+        return [row[list(question.letters)] for row, question in zip(logits, batch, strict=True)]
+
+
+@contextlib.contextmanager
+def _last_only(model, last: torch.Tensor) -> Iterator[None]:
+    """The model's output layer sees each row's last real position alone.
+
+    At a vocabulary of 50,000 and more the logits of every position would cost a fifth of a small model's
+    time, and most of its memory. A hook leaves whatever the model does to its logits (scaling, capping) in
+    force, which calling the layers by hand would not; where a model's own code passes the layer by, its
+    logits come back for every position and the caller takes them there.
+    """
+
+    def select(layer, inputs):
+        hidden = inputs[0]
+        if hidden.shape[:2] != (len(last), hidden.shape[1]) or hidden.shape[1] <= int(last.max()):
+            return None
+        rows = torch.arange(len(last), device=hidden.device)
+        return (hidden[rows, last.to(hidden.device)][:, None], *inputs[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def _evaluating(model) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _outcome(logits: torch.Tensor) -> tuple[Outcome, float]:
+    """The outcome, and by how much (nats) the best letter leads; of equals the first letter is taken."""
+    logprobs = torch.log_softmax(logits, dim=0)
+    if not torch.isfinite(logprobs).all():
+        return Outcome("", ()), math.inf
+    best = torch.topk(logprobs, 2).values
+    return Outcome(LETTERS[int(logits.argmax())], tuple(logprobs.tolist())), float(best[0] - best[1])
+
+
+def _questions(model, tokenizer, items, encode, letter_tokens, key: str) -> list[_Question]:
+    if encode is None:
+        chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+
+        def encode(item):
+            return prompts.prompt_ids(tokenizer, chat, item)
+
+    letter_tokens = tuple(letter_tokens or prompts.letter_ids(tokenizer))
+    places = getattr(model.config, "max_position_embeddings", None)
+    questions = []
+    for item in items:
+        ids = tuple(encode(item))
+        if not ids:
+            raise McqError(
+                f"{item.source} {item.id}: its prompt is empty; encode must give one token at least"
+            )
+        if places and len(ids) > places:
+            raise McqError(
+                f"{item.source} {item.id}: {len(ids)} tokens exceed the model's {places}; drop the item"
+            )
+        letters = letter_tokens[: len(item.letters)]
+        stored_under = [key, tokenizer.chat_template, ids, letters, asdict(item)]
+        questions.append(
+            _Question(ids, letters, hashlib.sha256(json.dumps(stored_under).encode()).hexdigest())
+        )
+    return questions
+
+
+def _shared_prefix(sequences: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest beginning that all sequences have, at least one token of each left over."""
+    if len(sequences) < 2:
+        return ()
+    first, last = min(sequences), max(sequences)  # what these two share, all between them share
+    most = min(map(len, sequences)) - 1
+    shared = next((i for i in range(most) if first[i] != last[i]), most)
+    return first[:shared] if shared >= SHORTEST_PREFIX else ()
+
+
+def _batches(questions: list[_Question], skip: int, max_tokens: int) -> Iterator[list[_Question]]:
+    batch = []
+    for question in questions:
+        width = len((batch or [question])[0].ids) - skip  # the longest comes first
+        if batch and (len(batch) + 1) * width > max_tokens:
+            yield batch
+            batch = []
+        batch.append(question)
+    if batch:
+        yield batch
+
+
+def _read_store(store: str | Path) -> dict[str, Outcome]:
+    """The outcomes in a store by key; a line that is none, or half written, is computed again."""
+    path, found = Path(store), {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            found[row.pop("key")] = Outcome(row.pop("predicted"), tuple(row.pop("logprobs")), **row)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return found
+
+
+def _hash_of(model: str | Path) -> dict[str, str] | str:
+    folder = Path(model)
+    if folder.is_dir():
+        kept = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+        files = [file for file in sorted(folder.iterdir()) if file.suffix in kept and file.is_file()]
+        if not files:
+            raise McqError(f"{folder} holds no model; give a Hugging Face folder or adapter folder")
+        return {file.name: results.sha256(file) for file in files}
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in ("config.json", "adapter_config.json"):
+        with contextlib.suppress(HFValidationError):
+            if isinstance(at := try_to_load_from_cache(str(model), name), str):
+                return f"{model}@{Path(at).parent.name}"
+    raise McqError(
+        f"{model} is neither a folder nor a model in the hub's cache; check the name, or load it first"
+    )
