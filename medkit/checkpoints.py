@@ -81,6 +81,12 @@ def step_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def finished(path: Path) -> bool:
+    """Whether it was written after the last step."""
+    state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"]
+
+
 def _all(folder: Path) -> list[Path]:
     """Oldest first."""
     named = (path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal())

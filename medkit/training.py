@@ -261,7 +261,11 @@ def fit(
             progress=progress,
         )
         try:
-            result = trainer.train(resume_from_checkpoint=str(start) if start else None)
+            if start and checkpoints.finished(start):  # the trainer would take one step more
+                use_adapter(model, start)
+                shutil.copy(start / "loss.csv", folder / "loss.csv")
+            else:
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -271,9 +275,9 @@ def fit(
                 "updates), or set gradient_checkpointing=true"
             ) from error
     if stop.asked:
-        raise Stopped(result.global_step)
+        raise Stopped(trainer.state.global_step)
     return Fit(
-        steps=result.global_step,
+        steps=trainer.state.global_step or checkpoints.step_of(start),
         seconds=time.perf_counter() - began,
         resumed_from=checkpoints.step_of(start) if start else 0,
         **meter.totals(),

@@ -1,0 +1,275 @@
+"""Training on the tiny random Llama: what is learned from, in what order, and resumed bit for bit."""
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medkit import checkpoints, training
+from medkit.meter import TrainerError
+from medkit.prompts import IGNORED
+from medkit.recipes import LoraSpec, TrainSpec
+from medkit.trainer import row_order, subsample
+
+# Everything of a line of loss.csv that does not depend on the clock or the machine.
+SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
+
+
+def lines(folder: Path) -> list[dict]:
+    with (folder / "loss.csv").open(newline="", encoding="utf-8") as file:
+        return [{name: line[name] for name in SAME} for line in csv.DictReader(file)]
+
+
+def adapter(model) -> dict:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    training.unsloth()  # before transformers, as it asks
+    return tiny_run.write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(base, tmp_path_factory):
+    """(folder, Fit, model) of a run of 10 steps that keeps every checkpoint: 3, 6, 9 and 10."""
+    folder = tmp_path_factory.mktemp("unbroken") / "stage1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "keep", lambda *_: None)
+        return folder, *tiny_run.train(folder, base)
+
+
+def test_a_run_writes_a_line_a_step(unbroken):
+    folder, done, _ = unbroken
+    log = lines(folder)
+    assert [int(line["step"]) for line in log] == list(range(11))  # step 0 is the evaluation before training
+    assert [line["step"] for line in log if line["eval_loss"]] == [
+        "0",
+        "4",
+        "8",
+        "10",
+    ]  # each 4, and the last
+    # Warmup over 2 steps to 0.01, then linearly to 0 over the other 8.
+    rates = [0, 0.005, 0.01, *(0.01 * (8 - i) / 8 for i in range(1, 8))]
+    assert [float(line["learning_rate"]) for line in log[1:]] == pytest.approx(rates)
+    assert (done.steps, done.samples, done.resumed_from) == (10, 40, 0)
+    assert int(log[-1]["tokens"]) == done.tokens
+    assert len({line["batch"] for line in log[1:]}) == 10
+
+
+@pytest.mark.parametrize("step", [3, 6, 10])
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(unbroken, base, tmp_path, step):
+    import torch
+
+    folder, done, model = unbroken
+    for path in (folder / "checkpoints").glob("checkpoint-*"):
+        if checkpoints.step_of(path) <= step:
+            shutil.copytree(path, tmp_path / "checkpoints" / path.name)
+    resumed, again = tiny_run.train(tmp_path, base, resume=True)
+    assert resumed.resumed_from == step
+    assert (resumed.tokens, resumed.samples) == (done.tokens, done.samples)
+    assert lines(tmp_path) == lines(folder)
+    want = adapter(model)
+    assert all(torch.equal(value, want[name]) for name, value in adapter(again).items())
+
+
+def test_a_stage_of_max_steps_that_was_killed_after_its_last_checkpoint_trains_no_further(base, tmp_path):
+    stage = replace(tiny_run.STAGE, max_steps=4)  # of the 10 that 40 rows would give
+    first, _ = tiny_run.train(tmp_path, base, stage)
+    log = lines(tmp_path)
+    again, _ = tiny_run.train(tmp_path, base, stage, resume=True)
+    assert (first.steps, again.steps, again.resumed_from) == (4, 4, 4)
+    assert lines(tmp_path) == log
+
+
+def test_another_setting_is_refused_by_name(unbroken, base):
+    folder, _, _ = unbroken
+    other = replace(tiny_run.STAGE, learning_rate=2e-2)
+    with pytest.raises(checkpoints.CheckpointError, match=r"learning_rate=0\.01, this run has 0\.02"):
+        tiny_run.train(folder, base, other, resume=True)
+
+
+def test_the_adapter_of_a_4_bit_model_stays_in_float32(unbroken):
+    """TRL casts it to bfloat16, where an update below 1/256 of a weight is lost."""
+    _, _, model = unbroken
+    assert model.get_base_model().is_loaded_in_4bit
+    assert {str(weight.dtype) for weight in adapter(model).values()} == {"torch.float32"}
+
+
+def test_a_saved_adapter_gives_the_same_logits(unbroken, base, tmp_path):
+    import torch
+
+    _, _, model = unbroken
+    fresh, tokenizer, _, _ = tiny_run.model_and_rows(base)
+    ids = torch.arange(20).reshape(2, 10)
+
+    def logits(net):
+        with torch.no_grad():
+            return net.eval()(input_ids=ids).logits
+
+    before = logits(fresh)
+    training.save_adapter(model, tokenizer, tmp_path / "adapter")
+    training.use_adapter(fresh, tmp_path / "adapter")
+    assert torch.equal(logits(fresh), logits(model))
+    assert not torch.equal(logits(fresh), before)
+    assert training.adapter_spec(tmp_path / "adapter") == replace(
+        tiny_run.LORA, target_modules=tuple(sorted(tiny_run.LORA.target_modules))
+    )
+    names = {path.suffix for path in (tmp_path / "adapter").iterdir()}
+    assert ".safetensors" in names
+    assert not names & {".bin", ".pt", ".pth", ".pkl"}
+
+
+def test_an_adapter_of_another_shape_is_refused(unbroken, base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    _, _, model = unbroken
+    fresh, tokenizer, _, _ = tiny_run.model_and_rows(base)
+    training.save_adapter(model, tokenizer, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    kept = load_file(weights)
+    kept.pop(next(name for name in kept if "layers.1" in name))
+    save_file(kept, weights)
+    with pytest.raises(training.TrainingError, match="does not fit this model"):
+        training.use_adapter(fresh, tmp_path / "adapter")
+    weights.unlink()
+    with pytest.raises(training.TrainingError, match="is no adapter folder"):
+        training.use_adapter(fresh, tmp_path / "adapter")
+
+
+def test_a_merged_model_can_be_the_base_of_the_next_stage(unbroken, base, tmp_path):
+    """Hand-over "merge": 16-bit weights near those the adapter gave, loaded like any base."""
+    import torch
+
+    _, _, model = unbroken
+    _, tokenizer, _, _ = tiny_run.model_and_rows(base)
+    training.merge(model, tokenizer, tmp_path / "merged")
+    assert (tmp_path / "merged" / "config.json").is_file()
+    assert not list((tmp_path / "merged").glob("*.bin"))
+    loaded, _, _, _ = tiny_run.model_and_rows(tmp_path / "merged", four_bit=False)
+    ids = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        want, got = model.eval()(input_ids=ids).logits, loaded.eval()(input_ids=ids).logits
+    assert (want.float() - got.float()).abs().max() < 0.1 * want.float().std()
+
+
+def test_pad_is_not_the_end_of_a_turn(base):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    end, spare = tokenizer.eos_token, tokenizer.pad_token
+    training.set_pad_token(tokenizer)
+    assert tokenizer.pad_token == spare != end  # a good one is kept
+    tokenizer.pad_token = end
+    training.set_pad_token(tokenizer)
+    assert tokenizer.pad_token == spare  # "<|pad|>" is one of those known
+    tokenizer.pad_token = end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "PAD_TOKENS", ("<nowhere>",))
+        with pytest.raises(training.TrainingError, match="also ends a turn"):
+            training.set_pad_token(tokenizer)
+
+
+def test_loss_on_answer_learns_the_answers_and_their_end_only(base):
+    _, tokenizer, answer, _ = tiny_run.model_and_rows(base)
+    _, _, text, _ = tiny_run.model_and_rows(base, loss_on="text")
+    end = tokenizer.eos_token_id
+    for record, one, whole in zip(tiny_run.records(40), answer, text, strict=True):
+        assert one["input_ids"] == whole["input_ids"]
+        assert whole["labels"] == whole["input_ids"]  # every token, prompt included
+        learned = [label for label in one["labels"] if label != IGNORED]
+        # One token a byte, and the end of the turn.
+        assert tokenizer.decode(learned[:-1]) == record.turns[1].text
+        assert learned[-1] == end
+        assert one["supervised"] == len(record.turns[1].text) + 1
+        assert whole["supervised"] == whole["length"]
+
+
+def test_trainable_parameters_of_llama_8b():
+    """Per layer r (in + out) for q, k, v, o, gate, up, down:
+    16 x (8192 + 5120 + 5120 + 8192 + 18432 + 18432 + 18432) = 1,310,720; 32 layers give 41,943,040."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    lora = LoraSpec()
+    shape = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    )
+    with torch.device("meta"):
+        model = get_peft_model(
+            LlamaForCausalLM(shape), LoraConfig(r=lora.r, target_modules=list(lora.target_modules))
+        )
+    assert training.trainable_parameters(model) == 41_943_040
+
+
+@given(
+    lengths=st.lists(st.integers(1, 2048), min_size=1, max_size=400),
+    batch=st.integers(1, 8),
+    accumulation=st.integers(1, 4),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+    group=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_row_order_takes_every_row_once_an_epoch(lengths, batch, accumulation, epochs, seed, group):
+    stage = TrainSpec(batch_size=batch, accumulation=accumulation, epochs=epochs, seed=seed)
+    order = row_order(lengths, stage, group)
+    assert len(order) == epochs * len(lengths)
+    for epoch in np.split(order, epochs):
+        assert sorted(epoch) == list(range(len(lengths)))
+    assert (order == row_order(lengths, stage, group)).all()
+
+
+def test_row_order_of_half_an_epoch():
+    assert len(row_order([5] * 40, TrainSpec(epochs=0.5), False)) == 20
+
+
+def test_grouping_by_length_lowers_the_padding_share():
+    lengths = np.random.default_rng(0).integers(10, 500, 2000)
+    stage = TrainSpec(batch_size=4, accumulation=1)
+
+    def padding(order):
+        batches = lengths[order].reshape(-1, 4)
+        return 1 - batches.sum() / (4 * batches.max(axis=1).sum())
+
+    # Four draws from 10..500 have a mean of 255 and a longest of about 402: 37% padding.
+    assert padding(row_order(lengths, stage, False)) == pytest.approx(0.37, abs=0.03)
+    assert padding(row_order(lengths, stage, True)) < 0.03
+
+
+def test_a_subsample_is_drawn_by_seed():
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"n": list(range(100))})
+    drawn = subsample(rows, 10, seed=3)["n"]
+    assert len(set(drawn)) == 10
+    assert list(drawn) == sorted(drawn)
+    assert list(drawn) == list(subsample(rows, 10, seed=3)["n"])
+    assert list(drawn) != list(subsample(rows, 10, seed=4)["n"])
+    assert len(subsample(rows, 0, 3)) == len(subsample(rows, 500, 3)) == 100
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+    from medkit.meter import LossLog
+
+    log = LossLog(tmp_path / "loss.csv", progress=False)
+    log.begin(0, 10)
+    with pytest.raises(TrainerError, match="the loss of step 4 is nan"):
+        log.add(4, {"loss": float("nan")})
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(training.TrainingError, match=r"is no model folder \(no config.json\)"):
+        training.base_folder(str(tmp_path))
