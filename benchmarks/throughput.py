@@ -133,7 +133,8 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     timed = [line for line in lines if int(line["step"]) > WARM]
     tokens = int(timed[-1]["tokens"]) - int(lines[WARM]["tokens"])
     seconds = sum(
-        (int(b["tokens"]) - int(a["tokens"])) / float(b["tokens_per_s"]) for a, b in zip(lines[WARM:], timed)
+        (int(b["tokens"]) - int(a["tokens"])) / float(b["tokens_per_s"])
+        for a, b in zip(lines[WARM:], timed, strict=False)
     )
     # The evaluation after the last step; the one at the start compiles.
     evaluation = sum(validation["length"]) / float(lines[-1]["eval_seconds"])
@@ -152,25 +153,201 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--shape", choices=("llama-3.1-8b", "smollm2-135m"), default="llama-3.1-8b")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
-    parser.add_argument("--model-folder", type=Path, help="where the random model is kept between calls")
-    parser.add_argument("--stage", choices=("stage1", "stage2"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def exam_rows(recipe, count: int):
+    """(training, validation) records of the built-in corpus in the recipe's mixture."""
+    from medkit import demo, mixture, sources
 
-    from medkit import recipes
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = demo.write(folder)
+        loaded = {
+            name: sources.load(
+                name, "train", corpus, limit=getattr(recipe.data, f"rows_{name}"), progress=False
+            ).records
+            for name in STAGE1_ROWS
+        }
+    mixed = mixture.stage1(loaded, recipe.data.validation_share, recipe.data.seed)
+    train = mixed.part("train")
+    if len(train) < count:
+        sys.exit(f"{count} rows are asked for and the mixture trains on {len(train)}; lower --steps")
+    return train[:count], mixed.part("validation")
 
-    recipe = recipes.get(args.recipe, recipes.parse_settings(";".join(args.set)))
-    if args.stage:
-        print(json.dumps(measure_llama(recipe, args.stage, args.steps, args.model_folder)))
-        return
+
+def validation_loss(model, rows) -> float:
+    """Mean loss of a supervised token, row by row, the same way for both programs."""
     import torch
 
-    if args.shape == "llama-3.1-8b" and not torch.cuda.is_available():
+    model.eval()
+    total = count = 0
+    with torch.inference_mode():
+        for row in rows:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"][1:])
+            logits = model(input_ids=ids).logits[0, :-1].float()
+            kept = labels != -100
+            total += torch.nn.functional.cross_entropy(logits[kept], labels[kept], reduction="sum").item()
+            count += int(kept.sum())
+    return total / count
+
+
+def measure_medkit(recipe, steps: int) -> dict:
+    """Stage 1 of a small recipe through medkit, on the CPU."""
+    from medkit import preparation, training
+
+    spec = replace(recipe.stage1, max_steps=steps, eval_every=10**6, save_every=10**6, eval_rows=1)
+    model, tokenizer = training.load(recipe.model)
+    model = training.attach_lora(model, recipe.lora, seed=spec.seed)
+    settings = {"target": recipe.data.mcq_target, "loss_on": spec.loss_on, "progress": False}
+    records = exam_rows(recipe, steps * spec.batch_size * spec.accumulation)
+    folder = Path(tempfile.mkdtemp())
+    train, held_out = (
+        preparation.prepare(r, tokenizer, max_length=recipe.model.max_length, cache=folder, **settings)
+        for r in records
+    )
+    fit = training.fit(
+        model,
+        tokenizer,
+        train,
+        held_out,
+        spec,
+        folder=folder / "run",
+        max_length=recipe.model.max_length,
+        progress=False,
+    )
+    shutil.rmtree(folder)
+    return vars(fit) | {"loss": validation_loss(model, held_out)}
+
+
+def measure_trl(recipe, steps: int) -> dict:
+    """The same rows, recipe and number of samples through a plain TRL + PEFT script, without Unsloth."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from medkit import preparation, prompts, smollm2
+    from medkit.trainer import peak_memory_gb
+
+    spec, folder = recipe.stage1, smollm2.folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    quantized = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantized, dtype=torch.bfloat16)
+    train, held_out = exam_rows(recipe, steps * spec.batch_size * spec.accumulation)
+    chats = [prompts.messages(record) for record in train]
+    rows = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
+    scratch = Path(tempfile.mkdtemp())
+    seen = {"tokens": 0, "positions": 0, "seconds": 0.0}
+
+    class Meter(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            seen["seconds"] += time.perf_counter() - self.began
+
+    class Trainer(SFTTrainer):
+        def training_step(self, net, inputs, *args, **kwargs):
+            seen["tokens"] += int(inputs["attention_mask"].sum())
+            seen["positions"] += inputs["input_ids"].numel()
+            return super().training_step(net, inputs, *args, **kwargs)
+
+    trainer = Trainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(scratch),
+            per_device_train_batch_size=spec.batch_size,
+            gradient_accumulation_steps=spec.accumulation,
+            max_steps=steps,
+            learning_rate=spec.learning_rate,
+            lr_scheduler_type=spec.scheduler,
+            warmup_steps=spec.warmup_steps,
+            weight_decay=spec.weight_decay,
+            optim=spec.optimizer,
+            gradient_checkpointing=spec.gradient_checkpointing,
+            max_length=recipe.model.max_length,
+            seed=spec.seed,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=recipe.lora.r,
+            lora_alpha=recipe.lora.alpha,
+            use_rslora=recipe.lora.rslora,
+            target_modules=list(recipe.lora.target_modules),
+            task_type="CAUSAL_LM",
+        ),
+        callbacks=[Meter()],
+    )
+    trainer.train()
+    prepared = preparation.prepare(
+        held_out,
+        tokenizer,
+        target="letter",
+        loss_on="answer",
+        max_length=recipe.model.max_length,
+        cache=scratch,
+        progress=False,
+    )
+    samples = steps * spec.batch_size * spec.accumulation
+    measured = {
+        "tokens_per_s": seen["tokens"] / seen["seconds"],
+        "samples_per_s": samples / seen["seconds"],
+        "padding_share": 1 - seen["tokens"] / seen["positions"],
+        "peak_memory_gb": peak_memory_gb(),
+        "samples": samples,
+        "loss": validation_loss(trainer.model, prepared),
+    }
+    shutil.rmtree(scratch)
+    return measured
+
+
+def in_turn(arms: tuple[str, ...], rounds: int) -> dict[str, list[dict]]:
+    """Each arm in a process of its own, in turn, `rounds` times."""
+    found = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm in arms:
+            found[arm].append(child("--arm", arm))
+    return found
+
+
+def child(*more: str) -> dict:
+    """This script once more with further arguments; the JSON line it prints last."""
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], *more], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(more)} failed with exit code {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def small(args) -> dict:
+    """smollm2-135m: medkit alone, or medkit and TRL in turn; medians of the rounds."""
+    import platform
+
+    arms = ("medkit", "trl") if args.against else ("medkit",)
+    found = in_turn(arms, args.rounds)
+    keys = ("tokens_per_s", "samples_per_s", "padding_share", "peak_memory_gb", "loss")
+    line = {key: statistics.median(run[key] for run in found["medkit"]) for key in keys}
+    line |= {"mfu": None, "projected_hours_stage1": None, "projected_hours_stage2": None}
+    if args.against:
+        line["trl"] = {key: statistics.median(run[key] for run in found["trl"]) for key in keys}
+        pairs = zip(found["medkit"], found["trl"], strict=True)
+        ratios = [ours["tokens_per_s"] / theirs["tokens_per_s"] for ours, theirs in pairs]
+        line |= {"ratio": statistics.median(ratios), "ratios": ratios}
+    return line | {"device": f"CPU, {os.cpu_count()} cores, {platform.machine()}"}
+
+
+def large(args, recipe) -> dict:
+    """llama-3.1-8b on the GPU: both stages, each in a process of its own."""
+    import torch
+
+    if not torch.cuda.is_available():
         sys.exit("llama-3.1-8b needs a CUDA device; --shape smollm2-135m runs without one")
     shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
     folder = args.model_folder or Path(tempfile.mkdtemp(dir=shm))
@@ -178,23 +355,9 @@ def main():
         if not (folder / "config.json").is_file():
             make_llama(folder)
             torch.cuda.empty_cache()
-        stages = {}
-        for stage in ("stage1", "stage2"):
-            command = [
-                sys.executable,
-                __file__,
-                *sys.argv[1:],
-                "--stage",
-                stage,
-                "--model-folder",
-                str(folder),
-            ]
-            began = time.perf_counter()
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            if done.returncode:
-                sys.exit(f"{stage} failed with exit code {done.returncode}")
-            stages[stage] = json.loads(done.stdout.strip().splitlines()[-1])
-            stages[stage]["wall_s"] = time.perf_counter() - began
+        stages = {
+            stage: child("--stage", stage, "--model-folder", str(folder)) for stage in ("stage1", "stage2")
+        }
     finally:
         if not args.model_folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -203,9 +366,37 @@ def main():
     line["peak_memory_gb"] = max(stage["peak_memory_gb"] for stage in stages.values())
     for name, stage in stages.items():
         line[f"projected_hours_{name}"] = stage["train_hours"] + stage["evaluation_hours"]
-    line |= {"device": torch.cuda.get_device_name(), "recipe": args.recipe, "set": args.set, "stages": stages}
-    line |= {"torch": torch.__version__, "steps": args.steps}
-    print(json.dumps(line))
+    return line | {"device": torch.cuda.get_device_name(), "stages": stages}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--shape", choices=("llama-3.1-8b", "smollm2-135m"), default="llama-3.1-8b")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps timed")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--against", choices=("trl",), help="a plain TRL + PEFT script (smollm2-135m)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each program (smollm2-135m)")
+    parser.add_argument("--model-folder", type=Path, help="where the random model is kept between calls")
+    parser.add_argument("--stage", choices=("stage1", "stage2"), help=argparse.SUPPRESS)
+    parser.add_argument("--arm", choices=("medkit", "trl"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.against and args.shape != "smollm2-135m":
+        parser.error("--against goes with --shape smollm2-135m")
+
+    from medkit import recipes
+
+    recipe = recipes.get(args.recipe, recipes.parse_settings(";".join(args.set)))
+    if args.stage:
+        print(json.dumps(measure_llama(recipe, args.stage, args.steps, args.model_folder)))
+    elif args.arm:
+        print(json.dumps({"medkit": measure_medkit, "trl": measure_trl}[args.arm](recipe, args.steps)))
+    else:
+        import torch
+
+        line = small(args) if args.shape == "smollm2-135m" else large(args, recipe)
+        about = {"recipe": args.recipe, "set": args.set, "shape": args.shape, "steps": args.steps}
+        print(json.dumps(line | about | {"torch": torch.__version__}))
 
 
 if __name__ == "__main__":
