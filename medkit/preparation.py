@@ -2,15 +2,26 @@
 
 import hashlib
 import json
+import marshal
 import os
 import shutil
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
+
+import numpy as np
+import pyarrow
+from pyarrow import int32, list_
 
 from medkit import prompts
 from medkit.records import Dialogue, MCQItem
 
 BATCH = 1000  # rows tokenized at a time
+ROWS = "rows.arrow"  # in a prepared folder
+SCHEMA = pyarrow.schema(
+    [("input_ids", list_(int32())), ("labels", list_(int32()))]
+    + [(name, int32()) for name in ("length", "cut", "supervised")]
+)
 
 
 def cache_dir() -> Path:
@@ -34,16 +45,16 @@ def prepare(
     cut (tokens lost to `max_length`), supervised (labels that count). `cache`: folder for the finished
     dataset, named by the hash of records, tokenizer, template and settings; None takes cache_dir().
     """
-    from datasets import Dataset, load_from_disk
+    from datasets import Dataset
+    from datasets.table import MemoryMappedTable
 
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
     key = _key(records, tokenizer, chat, target, loss_on, max_length)
     folder = (cache or cache_dir()) / "prepared" / key
-    if not (folder / "state.json").is_file():
+    if not (folder / ROWS).is_file():
         _write(folder, records, tokenizer, chat, target, loss_on, max_length, progress)
-    dataset = load_from_disk(str(folder))
-    assert isinstance(dataset, Dataset) and len(dataset) == len(records)
-    return dataset
+    # The key as fingerprint: what datasets derives from these rows is then cached under it too.
+    return Dataset(MemoryMappedTable.from_file(str(folder / ROWS)), fingerprint=key)
 
 
 def key(dataset) -> str:
@@ -56,46 +67,48 @@ def _key(records, tokenizer, chat, target, loss_on, max_length) -> str:
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(json.dumps([repr(chat), prompts.INSTRUCTION, target, loss_on, max_length]).encode())
     for record in records:
-        digest.update(repr(record).encode())
+        digest.update(marshal.dumps(_plain(record), 2))  # format 2 writes equal values equally
     return digest.hexdigest()[:32]
 
 
+_FIELDS = attrgetter("id", "source", "question", "options", "answer", "context", "group")
+
+
+def _plain(record) -> tuple:
+    if isinstance(record, MCQItem):
+        return _FIELDS(record)
+    return record.id, record.source, tuple((turn.role, turn.text) for turn in record.turns), record.note
+
+
 def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progress):
-    """Written aside and renamed, so that a folder with the final name is always whole."""
-    from datasets import Dataset
+    """Written aside, batch after batch, and renamed, so that a folder with the final name is always whole."""
     from tqdm.auto import tqdm
 
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
-    tables = []
-    with tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress) as bar:
+    aside.mkdir(parents=True)
+    with (
+        tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress) as bar,
+        pyarrow.ipc.new_stream(str(aside / ROWS), SCHEMA) as file,
+    ):
         for start in range(0, len(records), BATCH):
-            batch = records[start : start + BATCH]
-            chats = [prompts.messages(record, target) for record in batch]
-            tables.append(_table(*prompts.training_ids(tokenizer, chat, chats, loss_on), max_length))
-            bar.update(len(batch))
-    import pyarrow
-
-    table = pyarrow.concat_tables(tables) if tables else _table([], [], max_length)
-    Dataset(table).save_to_disk(str(aside))
+            chats = [prompts.messages(record, target) for record in records[start : start + BATCH]]
+            file.write_batch(_batch(*prompts.token_arrays(tokenizer, chat, chats, loss_on), max_length))
+            bar.update(len(chats))
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
 
-def _table(input_ids, labels, max_length):
-    import pyarrow
-
-    ints = pyarrow.list_(pyarrow.int32())
-    kept = [row[:max_length] for row in labels]
-    return pyarrow.table(
-        {
-            "input_ids": pyarrow.array([row[:max_length] for row in input_ids], ints),
-            "labels": pyarrow.array(kept, ints),
-            "length": pyarrow.array([len(row) for row in kept], pyarrow.int32()),
-            "cut": pyarrow.array([max(0, len(row) - max_length) for row in input_ids], pyarrow.int32()),
-            "supervised": pyarrow.array(
-                [len(row) - row.count(prompts.IGNORED) for row in kept], pyarrow.int32()
-            ),
-        }
+def _batch(ids, labels, lengths, max_length):
+    """The rows of prompts.token_arrays, each cut at `max_length`, as a record batch of SCHEMA."""
+    kept = np.minimum(lengths, max_length)
+    if (lengths > max_length).any():
+        place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ids, labels = ids[place < max_length], labels[place < max_length]
+    ends = np.concatenate([[0], np.cumsum(kept)])
+    counted = np.concatenate([[0], np.cumsum(labels != prompts.IGNORED)])
+    columns = [pyarrow.ListArray.from_arrays(ends.astype(np.int32), one) for one in (ids, labels)]
+    columns += [n.astype(np.int32) for n in (kept, lengths - kept, np.diff(counted[ends]))]
+    return pyarrow.record_batch(
+        [pyarrow.array(c) if isinstance(c, np.ndarray) else c for c in columns], SCHEMA
     )

@@ -1,13 +1,17 @@
 """Prompts: the paper's instruction, the exam question, and where in the tokens the answer begins.
 
-A row is written as segments, each a text and whether it is answered by the model, and every segment is
-tokenized on its own. Segments meet at the template's special tokens, so the tokens are those of the whole
-text; and what the model sees before an answer in training is, token for token, the prompt it gets when it
-is scored. tests/test_prompts.py holds both against the real Llama 3 and SmolLM2 tokenizers.
+A row is written as pieces: what the template puts between contents, and the contents themselves, each
+tokenized on its own. They meet where no token spans both, so the tokens are those of the whole text; what
+the model sees before an answer in training is, token for token, the prompt it gets when it is scored; and
+a content that spells a special token, such as "<|eot_id|>" in a question, stays text and ends no turn.
+tests/test_prompts.py holds all three against the real Llama 3 and SmolLM2 tokenizers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from medkit import MedkitError
 from medkit.records import LETTERS, PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem
@@ -22,9 +26,13 @@ INSTRUCTION = (
 )
 
 # "chatml" of the released notebooks: ChatML in which the model's own end token stands for <|im_end|>.
+# SmolLM2's BOS is <|im_start|> itself, and stands once.
 CHATML = (
-    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}"
-    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
+    "{% for m in messages %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}{{ eos_token }}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 IGNORED = -100  # the label torch's cross entropy leaves out
@@ -53,14 +61,19 @@ def mcq_answer(item: MCQItem, target: str) -> str:
     return f"Answer: {item.answer}) {item.options[LETTERS.index(item.answer)]}"
 
 
+_DECISIONS = dict(zip(LETTERS, PUBMEDQA_OPTIONS, strict=False))  # A, B, C; D is no answer here
+
+
 def pubmedqa_letter(decision: str) -> str:
     """yes, no, maybe -> A, B, C (paper, 3.1.1)."""
     return LETTERS[PUBMEDQA_OPTIONS.index(decision)]
 
 
 def pubmedqa_decision(letter: str) -> str:
-    """A, B, C -> yes, no, maybe."""
-    return PUBMEDQA_OPTIONS[LETTERS.index(letter)]
+    """A, B, C -> yes, no, maybe; PromptError for anything else."""
+    if letter not in _DECISIONS:
+        raise PromptError(f"{letter!r} is none of PubMedQA's answers; they are {', '.join(_DECISIONS)}")
+    return _DECISIONS[letter]
 
 
 def messages(record: MCQItem | Dialogue | ConsumerQuery, target: str = "letter") -> list[dict[str, str]]:
@@ -72,6 +85,12 @@ def messages(record: MCQItem | Dialogue | ConsumerQuery, target: str = "letter")
     else:
         turns = [("user", record.query)]
     return [{"role": role, "content": text.strip()} for role, text in [("system", INSTRUCTION), *turns]]
+
+
+class Piece(NamedTuple):
+    text: str
+    supervised: bool  # the model is to say it
+    content: bool  # a message's own text, not the template's
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,9 @@ class ChatFormat:
 
     @classmethod
     def from_tokenizer(cls, tokenizer) -> "ChatFormat":
-        """Raises PromptError where the tokenizer has no template, or one that is more than a concatenation."""
+        """Raises PromptError where there is no template, or one that is more than a concatenation."""
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise PromptError("the tokenizer is not a fast one (tokenizer.json); medkit needs that")
         if not tokenizer.chat_template:
             raise PromptError("the tokenizer has no chat template; take an instruct model")
         s, u, a, v, b = probes = ["sysq", "userq", "assq", "userz", "assz"]
@@ -118,27 +139,45 @@ class ChatFormat:
             raise PromptError(
                 "the chat template is more than a concatenation of turns; medkit cannot mask it"
             )
+        made._check_joints(tokenizer)
         return made
 
-    def segments(self, turns: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-        """(text, supervised) pieces whose concatenation is the rendered chat; the model's turns are
-        supervised up to and with the end-of-turn token."""
-        opening, pieces, pending = dict(self.before), [], self.bos
+    def _check_joints(self, tokenizer) -> None:
+        """PromptError where a token spans a content and the template's text beside it."""
+        for first in ("word", "7 mg", "(C)", "A", "\u00e4", "- x"):
+            turns = [{"role": role, "content": f"{first} y."} for role in ("system", "user", "assistant")]
+            whole = _encode(tokenizer, [self.text(turns)], special=True)[0]
+            if token_arrays(tokenizer, self, [turns])[0].tolist() != whole:
+                raise PromptError(
+                    "the tokenizer joins the chat template's text and a message's into one token; "
+                    "medkit cannot mask it"
+                )
+
+    def pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:
+        """What concatenates to the rendered chat; the model's turns are supervised up to and with the
+        end-of-turn token."""
+        opening, made, pending = dict(self.before), [], self.bos
         for turn in turns:
-            pending += opening[turn["role"]]
-            if turn["role"] == "assistant":
-                pieces += [(pending, False), (turn["content"] + self.after, True)]
-                pending = self.between
-            else:
-                pending += turn["content"] + self.after + self.between
-        return [*pieces, (pending, False)] if pending else pieces
+            answer = turn["role"] == "assistant"
+            made += [
+                Piece(pending + opening[turn["role"]], False, False),
+                Piece(turn["content"], answer, True),
+            ]
+            if answer:
+                made.append(Piece(self.after, True, False))
+            pending = self.between if answer else self.after + self.between
+        return [*made, Piece(pending, False, False)] if pending else made
+
+    def prompt_pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:
+        """The same up to where the model's answer begins; `turns` end with the user."""
+        *made, last = self.pieces(turns)
+        return [*made, Piece(last.text + dict(self.before)["assistant"], False, False)]
 
     def text(self, turns: Sequence[dict[str, str]]) -> str:
-        return "".join(piece for piece, _ in self.segments(turns))
+        return "".join(piece.text for piece in self.pieces(turns))
 
     def prompt(self, turns: Sequence[dict[str, str]]) -> str:
-        """The text up to where the model's answer begins; `turns` end with the user."""
-        return self.text(turns) + dict(self.before)["assistant"]
+        return "".join(piece.text for piece in self.prompt_pieces(turns))
 
 
 def _split_end_of_turn(tail: str, tokenizer) -> tuple[str, str]:
@@ -153,29 +192,56 @@ def _split_end_of_turn(tail: str, tokenizer) -> tuple[str, str]:
 def prompt_ids(tokenizer, chat: ChatFormat, record: MCQItem | ConsumerQuery) -> list[int]:
     """Token ids up to where the answer begins."""
     turns = [turn for turn in messages(record) if turn["role"] != "assistant"]
-    return tokenizer.encode(chat.prompt(turns), add_special_tokens=False)
+    return _arrays(tokenizer, [chat.prompt_pieces(turns)], "answer")[0].tolist()
 
 
 def training_ids(
     tokenizer, chat: ChatFormat, rows: Sequence[Sequence[dict[str, str]]], loss_on: str = "answer"
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """(input_ids, labels) of every chat in `rows`, all of a row's segments tokenized in one batch.
+    """(input_ids, labels) of every chat in `rows`, as lists; see `token_arrays`."""
+    ids, labels, lengths = token_arrays(tokenizer, chat, rows, loss_on)
+    ends = np.cumsum(lengths)[:-1]
+    return [a.tolist() for a in np.split(ids, ends)], [a.tolist() for a in np.split(labels, ends)]
 
-    `labels` repeat the ids where the loss is taken ("answer": the model's turns; "text": everything) and
-    hold IGNORED elsewhere.
+
+def token_arrays(
+    tokenizer, chat: ChatFormat, rows: Sequence[Sequence[dict[str, str]]], loss_on: str = "answer"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(input_ids, labels, tokens of each row) of the chats in `rows`: two int32 arrays with all rows'
+    tokens after one another, and one of len(rows).
+
+    Labels repeat the ids where the loss is taken ("answer": the model's turns; "text": everything) and
+    hold IGNORED elsewhere. Every distinct piece of the batch is tokenized once.
     """
-    pieces = [chat.segments(turns) for turns in rows]
-    encoded = tokenizer([text for row in pieces for text, _ in row], add_special_tokens=False)["input_ids"]
-    input_ids, labels, at = [], [], 0
-    for row in pieces:
-        ids, wanted = [], []
-        for (_, supervised), piece in zip(row, encoded[at : at + len(row)], strict=True):
-            ids += piece
-            wanted += piece if supervised or loss_on == "text" else [IGNORED] * len(piece)
-        at += len(row)
-        input_ids.append(ids)
-        labels.append(wanted)
-    return input_ids, labels
+    return _arrays(tokenizer, [chat.pieces(turns) for turns in rows], loss_on)
+
+
+def _arrays(tokenizer, rows: Sequence[Sequence[Piece]], loss_on: str):
+    index: dict[tuple[str, bool], int] = {}
+    order = [index.setdefault((p.text, p.content), len(index)) for row in rows for p in row]
+    encoded: list = [None] * len(index)
+    for content in (True, False):
+        texts = {text: i for (text, kind), i in index.items() if kind == content}
+        for i, ids in zip(texts.values(), _encode(tokenizer, list(texts), special=not content), strict=True):
+            encoded[i] = np.array(ids, np.int32)
+    sizes = np.array([len(ids) for ids in encoded], np.int64)[order]
+    ids = np.concatenate([encoded[i] for i in order])
+    wanted = np.array([p.supervised or loss_on == "text" for row in rows for p in row])
+    starts = np.cumsum([0, *(len(row) for row in rows[:-1])])
+    labels = np.where(np.repeat(wanted, sizes), ids, np.int32(IGNORED))
+    return ids, labels, np.add.reduceat(sizes, starts)
+
+
+def _encode(tokenizer, texts: list[str], *, special: bool) -> list[list[int]]:
+    """Token ids of each text; `special`: the names of special tokens in it mean these tokens."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()  # whoever padded last has left it on; transformers sets it anew at every call
+    backend.no_truncation()
+    before, backend.encode_special_tokens = backend.encode_special_tokens, not special
+    try:
+        return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = before
 
 
 def letter_ids(tokenizer, letters: str = LETTERS) -> list[int]:
