@@ -257,7 +257,7 @@ def _last_only(model, last: torch.Tensor) -> Iterator[None]:
 
     def select(layer, inputs):
         hidden = inputs[0]
-        if hidden.shape[:2] != (len(last), hidden.shape[1]) or hidden.shape[1] <= int(last.max()):
+        if hidden.shape[0] != len(last) or hidden.shape[1] <= int(last.max()):
             return None
         rows = torch.arange(len(last), device=hidden.device)
         return (hidden[rows, last.to(hidden.device)][:, None], *inputs[1:])
@@ -344,7 +344,8 @@ def _read_store(store: str | Path) -> dict[str, Outcome]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-            found[row.pop("key")] = Outcome(row.pop("predicted"), tuple(row.pop("logprobs")), **row)
+            key, logprobs = row.pop("key"), tuple(row.pop("logprobs"))
+            found[key] = Outcome(logprobs=logprobs, **row)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return found
