@@ -90,7 +90,7 @@ def make_records(tokenizer, rows: int) -> list:
 def compare(records, tokenizer, folder: Path) -> dict:
     """Seconds of prepare and of SFTTrainer's preparation for the same rows, which must come out equal."""
     import datasets
-    from conftest import make_tiny_llama
+    from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     from medkit import preparation, prompts
@@ -100,9 +100,11 @@ def compare(records, tokenizer, folder: Path) -> dict:
     chats = [prompts.messages(record) for record in records]
     rows = datasets.Dataset.from_list([{"prompt": c[:-1], "completion": c[-1:]} for c in chats])
     processes = {"trl": None, "trl_2_processes": 2}  # None is TRL's default: one
+    # A trainer needs some model; it takes no part in the preparation.
+    tiny = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     trainers = {
         name: SFTTrainer(
-            make_tiny_llama()[0],
+            LlamaForCausalLM(tiny),
             args=SFTConfig(
                 output_dir=str(folder),
                 max_length=SETTINGS["max_length"],

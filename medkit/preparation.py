@@ -4,7 +4,6 @@ import hashlib
 import json
 import marshal
 import os
-import shutil
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow
 from pyarrow import int32, list_
 
 from medkit import prompts
+from medkit.checkpoints import appears_whole
 from medkit.records import Dialogue, MCQItem
 
 BATCH = 1000  # rows tokenized at a time
@@ -81,13 +81,11 @@ def _plain(record) -> tuple:
 
 
 def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progress):
-    """Written aside, batch after batch, and renamed, so that a folder with the final name is always whole."""
+    """Batch after batch into a file, so that memory does not grow with the rows."""
     from tqdm.auto import tqdm
 
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     with (
+        appears_whole(folder) as aside,
         tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress) as bar,
         pyarrow.ipc.new_stream(str(aside / ROWS), SCHEMA) as file,
     ):
@@ -95,8 +93,6 @@ def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progre
             chats = [prompts.messages(record, target) for record in records[start : start + BATCH]]
             file.write_batch(_batch(*prompts.token_arrays(tokenizer, chat, chats, loss_on), max_length))
             bar.update(len(chats))
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
 
 
 def _batch(ids, labels, lengths, max_length):

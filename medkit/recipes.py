@@ -12,6 +12,8 @@ from fractions import Fraction
 
 from medkit import MedkitError
 
+SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused")
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -106,6 +108,8 @@ class TrainSpec:
     seed: int = 0  # LoRA's initial weights and the order of batches
 
     def __post_init__(self):
+        _one_of("scheduler", self.scheduler, SCHEDULERS)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("loss_on", self.loss_on, ("answer", "text"))
         _one_of("packing", self.packing, ("isolated", "wrapped", "off"))
         if self.packing == "wrapped" and self.loss_on == "answer":
@@ -291,7 +295,7 @@ def _override(recipe: Recipe, path: str, text: str) -> Recipe:
         return replace(recipe, **{part: replace(spec, **{name: _parse(wanted, text)})})
     except RecipeError as error:
         raise RecipeError(f"{path}={text}: {error}") from None
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         raise RecipeError(f"{path}={text}: a value of type {_type_name(wanted)} was expected") from None
 
 

@@ -1,0 +1,191 @@
+"""Mixture and DMT: the paper's counts, splits that keep apart what must be, replay that never crosses."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medkit import mixture, overlap
+from medkit.records import Dialogue, Turn
+
+PAPER = {"medqa": 10_178, "medmcqa": 182_822, "pubmedqa": 211_269}  # Table 1
+
+
+@dataclass(frozen=True)
+class Row:
+    source: str
+    id: str
+
+
+def exams(**sizes):
+    return {name: [Row(name, str(i)) for i in range(count)] for name, count in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return mixture.stage1(exams(**PAPER), 0.1, 42)
+
+
+def talk(number, note="", text="It hurts."):
+    turns = (Turn("user", text), Turn("assistant", f"Answer {number}."))
+    return Dialogue(str(number), "notechat", turns, note=note)
+
+
+def test_the_papers_counts(paper):
+    # 10,178 + 182,822 + 211,269 = 404,269; a tenth, rounded up, is 40,427; 404,269 - 40,427 = 363,842
+    assert len(paper.records) == 404_269
+    assert len(paper.validation) == 40_427
+    assert len(paper.train) == 363_842
+    assert sorted([*paper.train, *paper.validation]) == list(range(404_269))
+    assert Counter(row.source for row in paper.records) == PAPER
+
+
+def test_every_source_is_on_both_sides_in_its_share(paper):
+    held_out = Counter(row.source for row in paper.part("validation"))
+    for name, rows in PAPER.items():
+        assert held_out[name] == pytest.approx(rows / 10, rel=0.1)  # a random draw, no stratified one
+
+
+def test_the_papers_replay(paper):
+    drawn = mixture.replay(paper, 1 / 3, 100_000, 10_000)
+    assert (len(drawn.train), len(drawn.validation)) == (33_333, 3_333)
+    ids = {name: set(drawn.ids(getattr(drawn, name))) for name in ("train", "validation")}
+    assert len(ids["train"]) == 33_333  # no row twice
+    assert ids["train"] <= set(drawn.ids(paper.part("train")))
+    assert ids["validation"] <= set(drawn.ids(paper.part("validation")))
+    assert not ids["train"] & ids["validation"]
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 3),
+    held_out=st.sampled_from([0.1, 0.25, 0.5]),
+    share=st.sampled_from([0.0, 1 / 3, 0.5, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_no_row_is_lost_doubled_or_replayed_across(sizes, held_out, share, seed):
+    sources = exams(**{f"s{i}": size for i, size in enumerate(sizes)})
+    first = mixture.stage1(sources, held_out, seed)
+    train, validation = first.part("train"), first.part("validation")
+    assert Counter(train + validation) == Counter(row for rows in sources.values() for row in rows)
+    drawn = mixture.replay(first, share, len(train), len(validation))
+    assert set(drawn.train) <= set(train)
+    assert set(drawn.validation) <= set(validation)
+    assert len(set(drawn.train)) == len(drawn.train) == int(share * len(train) + 1e-6)
+    again = mixture.stage1(sources, held_out, seed)
+    assert again.part("train") == train
+    assert mixture.replay(again, share, len(train), len(validation)) == drawn
+
+
+def test_another_seed_is_another_split_and_replay():
+    sources = exams(a=60, b=40)
+    one, other = (mixture.stage1(sources, 0.1, seed) for seed in (42, 43))
+    assert set(one.validation) != set(other.validation)
+    drawn = [mixture.replay(stage, 0.5, 90, 10) for stage in (one, other)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("count", [1, 7, 1000])
+def test_the_shuffle_is_that_of_datasets(count):
+    from datasets import Dataset
+
+    theirs = Dataset.from_dict({"row": list(range(count))}).shuffle(seed=42)["row"][:]
+    assert mixture.shuffled(count, 42).tolist() == theirs
+
+
+def test_rows_that_cannot_be_split_or_replayed():
+    with pytest.raises(mixture.MixtureError, match="1 rows cannot be split"):
+        mixture.stage1(exams(a=1), 0.1, 42)
+    with pytest.raises(mixture.MixtureError, match="0 rows cannot be split"):
+        mixture.stage1(exams(a=0), 0.1, 42)
+    small = mixture.stage1(exams(a=20), 0.1, 42)  # 18 + 2
+    with pytest.raises(mixture.MixtureError, match="asks for 19 of stage 1's 18 train rows"):
+        mixture.replay(small, 1.0, 19, 2)
+    with pytest.raises(mixture.MixtureError, match="asks for 3 of stage 1's 2 validation rows"):
+        mixture.replay(small, 1.0, 18, 3)
+
+
+def split(records, train, validation, *, deduplicate=True, by_note=True, seed=42):
+    return mixture.dialogues(records, train, validation, deduplicate=deduplicate, by_note=by_note, seed=seed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    notes=st.lists(st.integers(0, 9), min_size=4, max_size=60).filter(lambda notes: len(set(notes)) > 2),
+    train=st.integers(1, 40),
+    validation=st.integers(1, 10),
+    seed=st.integers(0, 1000),
+)
+def test_by_note_no_note_is_on_both_sides(notes, train, validation, seed):
+    records = [talk(i, note=f"note {note}") for i, note in enumerate(notes)]
+    try:
+        made = split(records, train, validation, seed=seed)
+    except mixture.MixtureError:
+        return  # one note held so many of the conversations that nothing was left for training
+    sides = [{d.note for d in side} for side in (made.train, made.validation)]
+    assert not sides[0] & sides[1]
+    assert made.notes_on_both_sides == 0
+    assert made.validation_verbatim_in_train == 0
+    assert len(made.train) <= train
+    assert len(made.validation) <= validation
+    assert set(made.train) | set(made.validation) <= set(records)
+    again = split(records, train, validation, seed=seed)
+    assert (again.train, again.validation) == (made.train, made.validation)
+
+
+def test_duplicates_are_dropped_and_counted():
+    # 30 conversations, of which 10 twice more with other spacing and case: 50 rows, 30 distinct.
+    records = [talk(i, note=f"n{i}") for i in range(30)]
+    copies = [
+        Dialogue(f"{d.id}-{k}", "notechat", (Turn("user", "IT  hurts"), d.turns[1]), d.note)
+        for k in range(2)
+        for d in records[:10]
+    ]
+    made = split(records + copies, 20, 5)
+    assert (made.rows, made.distinct) == (50, 30)
+    assert (len(made.train), len(made.validation)) == (20, 5)
+    keys = [overlap.content_key(d) for d in made.train + made.validation]
+    assert len(set(keys)) == 25
+
+
+def test_as_released_the_duplicates_cross_and_are_counted():
+    records = [talk(i, note=f"n{i}") for i in range(20)]
+    made = split(records * 4, 60, 20, deduplicate=False, by_note=False)
+    # 80 rows of 20 conversations: a conversation's 4 copies miss the 60 training rows with p = 0.3%.
+    assert made.distinct == 20
+    assert made.validation_verbatim_in_train == sum(d in made.train for d in made.validation) > 15
+    assert made.notes_on_both_sides == len({d.note for d in made.validation} & {d.note for d in made.train})
+
+
+def test_as_released_rows_are_the_first_of_the_shuffle():
+    from datasets import Dataset
+
+    records = [talk(i) for i in range(50)]
+    made = split(records, 30, 10, deduplicate=False, by_note=False)
+    theirs = Dataset.from_dict({"row": list(range(50))}).shuffle(seed=42)["row"][:]
+    assert [int(d.id) for d in made.train] == theirs[:30]
+    assert [int(d.id) for d in made.validation] == theirs[30:40]
+
+
+def test_where_conversations_are_short_the_proportion_stays():
+    # 110 asked for, 55 there: half of each, 50 and 5.
+    made = split([talk(i, note=f"n{i}") for i in range(55)], 100, 10)
+    assert (len(made.train), len(made.validation), made.asked) == (50, 5, (100, 10))
+    # 13 there: 100 * 13/110 = 11.8 and 10 * 13/110 = 1.2
+    made = split([talk(i, note=f"n{i}") for i in range(13)], 100, 10)
+    assert (len(made.train), len(made.validation)) == (11, 1)
+
+
+@pytest.mark.parametrize("records", [[], [talk(1)], [talk(1, note="n"), talk(2, note="n")]])
+def test_too_few_notes_are_refused(records):
+    with pytest.raises(mixture.MixtureError, match="NoteChat needs at least two notes"):
+        split(records, 10, 1)
+
+
+def test_replay_shares_of_k(paper):
+    # 33,333 / 100,000 is a third of stage 2's consultations and 0.0916 of stage 1's training rows.
+    drawn = mixture.replay(paper, 1 / 3, 100_000, 10_000)
+    assert np.round(len(drawn.train) / len(paper.train), 4) == 0.0916
