@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,7 +194,29 @@ def merge(model, tokenizer, folder: Path) -> None:
     from medkit.checkpoints import appears_whole
 
     with appears_whole(Path(folder)) as aside:
-        model.save_pretrained_merged(str(aside), tokenizer, save_method="merged_16bit")
+        if on_gpu():
+            model.save_pretrained_merged(str(aside), tokenizer, save_method="merged_16bit")
+        else:
+            _merge_on_cpu(model, aside)
+            tokenizer.save_pretrained(aside)
+
+
+def _merge_on_cpu(model, folder: Path) -> None:
+    """Unsloth's CPU backend cannot merge into a 4-bit model: the base is read anew in 16 bit for it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    name = model.get_base_model().config._name_or_path
+    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
+    if getattr(base, "is_quantized", False):
+        raise TrainingError(
+            f"{name} holds 4-bit weights, which merge on a GPU only; set dmt.handover=continue"
+        )
+    with tempfile.TemporaryDirectory(prefix="medkit-adapter-") as adapter:
+        model.save_pretrained(adapter)
+        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
 
 
 class Stopped(SystemExit):

@@ -144,19 +144,24 @@ def test_an_adapter_of_another_shape_is_refused(unbroken, base, tmp_path):
 
 
 def test_a_merged_model_can_be_the_base_of_the_next_stage(unbroken, base, tmp_path):
-    """Hand-over "merge": 16-bit weights near those the adapter gave, loaded like any base."""
+    """Hand-over "merge": W + alpha / sqrt(r) B A in 16 bit, here 4 / sqrt(4) = 2, loaded like any base."""
     import torch
+    from safetensors.torch import load_file
 
     _, _, model = unbroken
-    _, tokenizer, _, _ = tiny_run.model_and_rows(base)
+    fresh, tokenizer, _, _ = tiny_run.model_and_rows(base)
     training.merge(model, tokenizer, tmp_path / "merged")
-    assert (tmp_path / "merged" / "config.json").is_file()
     assert not list((tmp_path / "merged").glob("*.bin"))
-    loaded, _, _, _ = tiny_run.model_and_rows(tmp_path / "merged", four_bit=False)
-    ids = torch.arange(20).reshape(2, 10)
-    with torch.no_grad():
-        want, got = model.eval()(input_ids=ids).logits, loaded.eval()(input_ids=ids).logits
-    assert (want.float() - got.float()).abs().max() < 0.1 * want.float().std()
+    name = "model.layers.1.mlp.down_proj"
+    lora = {n: p for n, p in adapter(model).items() if name in n}
+    a, b = (next(p for n, p in lora.items() if f"lora_{letter}" in n) for letter in "AB")
+    weight = load_file(base / "model.safetensors")[f"{name}.weight"]
+    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"]
+    assert merged.dtype == torch.bfloat16
+    assert torch.allclose(merged.float(), weight.float() + 2 * b @ a, rtol=2**-7, atol=1e-3)
+    assert not torch.allclose(merged.float(), weight.float(), rtol=2**-7, atol=1e-3)
+    next_model, _, _, _ = tiny_run.model_and_rows(tmp_path / "merged")
+    assert training.trainable_parameters(next_model) == training.trainable_parameters(fresh)
 
 
 def test_pad_is_not_the_end_of_a_turn(base):
