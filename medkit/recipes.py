@@ -206,7 +206,7 @@ PRESETS = {
             name="cpu",
             about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus, 15 minutes",
             model=ModelSpec(base="smollm2", max_length=512),
-            data=DataSpec(origin="builtin", rows_medqa=48, rows_medmcqa=48, rows_pubmedqa=320),
+            data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=360),
             stage1=_CPU_STAGE,
             stage2=replace(_CPU_STAGE, learning_rate=1e-4),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24),
@@ -237,7 +237,7 @@ PRESETS = {
         ),
         Recipe(
             name="recommended",
-            about="what the evidence supports: answer-only loss, own template, isolated packing, clean NoteChat",
+            about="what the evidence supports: answer-only loss, own template, packing, clean NoteChat",
         ),
     )
 }

@@ -40,36 +40,28 @@ METHODS = (
     "Over {w} weeks, two groups of {half} {people} were compared, one given {t} and one {c}.",
 )
 CONTROLS = ("usual care", "standard care", "routine care alone", "no additional treatment")
+# A few words carry each answer, as in real abstracts: a 135M model is to learn them from some hundred rows.
 FINDINGS = {
     "yes": (
-        "{O} {moved} by {big}% with {t} and by {small}% with {c} (P < 0.001).",
-        "{O} {moved} clearly more with {t} than with {c} ({big}% versus {small}%, P = {p_low}).",
-        "The {gain} in {o} was large and favored {t} (difference {big}%, 95% CI {ci_low} to {ci_high}).",
-        "Compared with {c}, {t} led to a marked {gain} in {o} (P = {p_low}).",
-        "A significant {gain} in {o} was present in all subgroups with {t} (P = {p_low}).",
-        "At every visit, {o} was significantly better with {t} (P < 0.001).",
-        "{T} {did} {o} by {big}% (comparison group {small}%, P = {p_low}).",
-        "In every center {o} was significantly better after {t} (P = {p_low}).",
+        "{O} {moved} significantly more with {t} than with {c} ({big}% versus {small}%, P = {p_low}).",
+        "There was a significant {gain} in {o} with {t} (P = {p_low}).",
+        "Compared with {c}, {t} significantly {did} {o} (P = {p_low}).",
+        "{T} brought a large and significant {gain} in {o} (P < 0.001).",
+        "{O} was significantly better after {t} than after {c} (P = {p_low}).",
     ),
     "no": (
-        "{O} {moved} by {mid}% with {t} and by {same}% with {c} (P = {p_high}).",
-        "At no visit did {o} differ between {t} and {c} (P = {p_high}).",
-        "The groups were nearly identical in {o}, and the narrow interval ruled out a useful effect of {t}.",
+        "There was no difference in {o} between {t} and {c} (P = {p_high}).",
+        "{T} had no effect on {o} (P = {p_high}).",
         "Compared with {c}, {t} made no difference to {o} (P = {p_high}).",
-        "Neither overall nor in any subgroup did {t} bring any {gain} in {o} (P = {p_high}).",
-        "At every visit, {t} and {c} gave the same result for {o} (P = {p_high}).",
-        "In both groups {o} {moved} equally, so {t} had no effect (P = {p_high}).",
-        "In every center {o} was unchanged by {t} (P = {p_high}).",
+        "No {gain} in {o} was seen with {t} (P = {p_high}).",
+        "{O} showed no difference between the two groups (P = {p_high}).",
     ),
     "maybe": (
-        "In younger participants {o} {moved} clearly with {t}, but in older ones it did not.",
-        "An early advantage of {t} in {o} was later lost (P = {p_edge}).",
-        "With an interval that crossed zero, {o} only tended to be better with {t} (P = {p_edge}).",
-        "One center found a clear {gain} in {o} with {t}, whereas another center found none.",
-        "With much missing data, one measure of {o} favored {t} while a second did not.",
-        "After recruitment stopped early, {o} seemed better with {t} but the estimate was imprecise.",
-        "Results for {o} conflicted, with {t} helping only in mild cases.",
-        "One analysis showed some {gain} in {o} with {t}; a planned second analysis found none.",
+        "Results for {o} were mixed: better with {t} in younger participants but not in older ones.",
+        "Results for {o} were conflicting, with a {gain} at one center and none at another.",
+        "The result for {o} was inconclusive, because much of the data was missing (P = {p_edge}).",
+        "Results were mixed: one measure of {o} favored {t} and a second did not.",
+        "The trial stopped early, and its result for {o} was inconclusive (P = {p_edge}).",
     ),
 }
 ASIDES = (  # true of any result, so no hint at the answer
@@ -123,7 +115,7 @@ def _rows(part: list[dict], count: int, first_id: int, rng: random.Random) -> li
 
 def _row(topic: tuple, question: str, answer: str, pubid: int, rng: random.Random) -> dict:
     people, treatment, outcome, words = topic
-    half, big, middle = rng.randint(18, 160), rng.randint(22, 48), rng.randint(6, 19)
+    half, big = rng.randint(18, 160), rng.randint(22, 48)
     fill = words | {
         "people": people,
         "t": treatment,
@@ -137,10 +129,6 @@ def _row(topic: tuple, question: str, answer: str, pubid: int, rng: random.Rando
         "k": rng.randint(2, 5),
         "big": big,
         "small": rng.randint(2, 9),
-        "ci_low": big - rng.randint(4, 8),
-        "ci_high": big + rng.randint(4, 8),
-        "mid": middle,
-        "same": middle + rng.choice((-1, 1)),
         "p_low": f"0.00{rng.randint(1, 9)}",
         "p_high": f"0.{rng.randint(41, 95)}",
         "p_edge": f"0.{rng.randint(6, 12):02d}",
