@@ -1,0 +1,38 @@
+"""What notebooks 01 and 02 show, and what they keep to themselves."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import make_tokenizer
+
+from medkit import prompts, recipes, views
+from medkit.records import MCQItem
+
+ITEM = MCQItem("7", "medqa", "Is <b>iron</b> a metal?", ("yes it is", "no", "at night", "never"), "A")
+
+
+def run(origin):
+    return SimpleNamespace(recipe=recipes.get("cpu"), info={"data": {"origin": origin}})
+
+
+@pytest.mark.parametrize("show_text", [False, True])
+@pytest.mark.parametrize("origin", ["builtin", "hub", "folder"])
+def test_rows_of_a_data_set_are_shown_only_on_request(origin, show_text):
+    shown = views.record(run(origin), ITEM, show_text).data
+    assert ("yes it is" in shown) == (origin == "builtin" or show_text)
+    assert "<b>iron" not in shown  # escaped, whatever a row holds
+
+
+def test_bold_are_the_tokens_the_loss_is_taken_on():
+    tokenizer = make_tokenizer()
+    chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+    ids, labels = prompts.training_ids(tokenizer, chat, [prompts.messages(ITEM)])
+    html = views.tokens(run("builtin"), tokenizer, {"input_ids": ids[0], "labels": labels[0]}, False).data
+    assert html.count("<b>") == 2  # the letter and the end of the turn
+    assert "<b>A</b><b>&lt;|eot_id|&gt;</b>" in html
+
+
+def test_lengths_are_told_apart_by_source():
+    rows = {"length": [5, 6, 7]}
+    records = [SimpleNamespace(source=name) for name in ("medqa", "notechat", "medqa")]
+    assert views.lengths_by_source(records, rows) == {"medqa": [5, 7], "notechat": [6]}
