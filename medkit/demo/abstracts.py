@@ -24,14 +24,6 @@ QUESTIONS = (
     "Is {o} in {people} {did} by {t}?",
     "In {people}, does {t} {verb} {o}?",
 )
-BACKGROUNDS = (
-    "{O} is an important outcome in {people}, but evidence on {t} is sparse.",
-    "Few trials have tested whether {t} changes {o} in {people}.",
-    "We asked whether {t} would {verb} {o} in {people}.",
-    "It is unclear whether {t} can {verb} {o} in {people}.",
-    "{T} is sometimes offered to {people}, yet its effect on {o} has rarely been measured.",
-    "This study examined {t} as a way to {verb} {o} in {people}.",
-)
 METHODS = (
     "After random allocation to {t} or {c}, {n} {people} were followed for {w} weeks.",
     "In a randomized trial, {n} {people} received {t} or {c}; {o} was measured after {w} weeks.",
@@ -64,13 +56,6 @@ FINDINGS = {
         "The trial stopped early, and its result for {o} was inconclusive (P = {p_edge}).",
     ),
 }
-ASIDES = (  # true of any result, so no hint at the answer
-    "Adverse events were few.",
-    "Adherence was good.",
-    "The dropout rate was {small}%.",
-    "No serious harm was reported.",
-    "Baseline values were similar.",
-)
 CONCLUSIONS = {
     "yes": ("{T} {verbs} {o} in {people}.", "The findings support {t} as a way to {verb} {o} in {people}."),
     "no": ("{T} does not {verb} {o} in {people}.", "The findings do not support {t} for {o} in {people}."),
@@ -133,14 +118,7 @@ def _row(topic: tuple, question: str, answer: str, pubid: int, rng: random.Rando
         "p_high": f"0.{rng.randint(41, 95)}",
         "p_edge": f"0.{rng.randint(6, 12):02d}",
     }
-    findings = [rng.choice(FINDINGS[answer])]
-    if rng.random() < 0.5:
-        findings.append(rng.choice(ASIDES))
-    sections = {
-        "BACKGROUND": rng.choice(BACKGROUNDS),
-        "METHODS": rng.choice(METHODS),
-        "RESULTS": " ".join(findings),
-    }
+    sections = {"METHODS": rng.choice(METHODS), "RESULTS": rng.choice(FINDINGS[answer])}
     return {
         "pubid": pubid,
         "question": question.format(**fill),
