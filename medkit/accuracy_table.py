@@ -97,17 +97,17 @@ def _text3(summary: dict) -> str:
     paragraphs = [
         "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average. † no whole "
         "count of Table 1's questions gives this figure (`medkit audit` shows the arithmetic).",
-        _blind(summary),
-        _told_apart(summary["comparisons"]),
+        blind(summary),
+        told_apart(summary["comparisons"]),
     ]
-    if lost := _forgetting(summary["comparisons"]):
+    if lost := forgetting(summary["comparisons"]):
         paragraphs.append(lost)
     if summary.get("seeds"):
         paragraphs.append(_seeds(summary["seeds"]))
     return "\n\n".join(paragraphs)
 
 
-def _blind(summary: dict) -> str:
+def blind(summary: dict) -> str:
     """Which accuracies are no better than an answer that does not look at the question."""
     found = []
     for name, dataset in summary["datasets"].items():
@@ -123,7 +123,7 @@ def _blind(summary: dict) -> str:
     )
 
 
-def _told_apart(comparisons: list[dict]) -> str:
+def told_apart(comparisons: list[dict]) -> str:
     """Per benchmark: the pairs whose corrected p is at least ALPHA, and those below it."""
     if not comparisons:
         return "One model only: there is nothing to compare."
@@ -150,7 +150,7 @@ def _compared(row: dict) -> str:
     )
 
 
-def _forgetting(comparisons: list[dict]) -> str:
+def forgetting(comparisons: list[dict]) -> str:
     """What stage 2 cost of stage 1's skill, by benchmark and arm."""
     each = [
         f"{published.TITLES[row['dataset']]}, {row['shows']}: {_points(row)}"

@@ -14,12 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from medkit import MedkitError, results, training
+from medkit import MedkitError, mcq, results, training
 from medkit.recipes import ModelSpec
 from medkit.runs import Run
 
 ARMS = {"base": "", "med-mix": "stage1", "med-nirvana": "stage2", "control": "stage2_noreplay"}
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class LineupError(MedkitError):
@@ -135,16 +134,10 @@ def alone(run: Run, model: str, adapter: str = "") -> Lineup:
 
 
 def identity(member: Member, model) -> str:
-    """Hash of the base's weights (of a hub id: its commit), their form in memory, and the adapter's files."""
-    parts = [
-        training.base_identity(member.spec),
-        getattr(model.config, "_commit_hash", None),
-        str(model.config.dtype),
-        member.spec.load_in_4bit,
-    ]
-    if member.adapter is not None:
-        parts += [results.sha256(member.adapter / name) for name in ADAPTER_FILES]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    """Hash of the base's and the adapter's files (of a hub id: its commit) and of their form in memory."""
+    files = mcq.identity(training.base_folder(member.spec.base), member.adapter or "")
+    form = [member.spec.load_in_4bit, str(mcq.compute_dtype(model))]
+    return hashlib.sha256(repr([files, *form]).encode()).hexdigest()[:32]
 
 
 def _has_adapter(model) -> bool:

@@ -1,6 +1,7 @@
 """One table: figures for CSV, a page for Markdown, a computed text; and what its inputs must be."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
     if low is None or low != low:
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def inside(markdown: str) -> str:
+    """A page as a part of a notebook: its headings two levels down."""
+    return re.sub(r"^(#+ )", r"##\1", markdown, flags=re.MULTILINE)
 
 
 def require(run_dir: str | Path, name: str) -> Path:

@@ -89,6 +89,12 @@ def append_jsonl(path: str | Path, *rows) -> None:
         raise ResultsError(f"cannot write {path}: {error.strerror}") from error
 
 
+def write_jsonl(path: str | Path, rows: Iterable) -> Path:
+    """`write_text` of rows, one JSON text a line."""
+    lines = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    return write_text(path, "".join(f"{line}\n" for line in lines))
+
+
 def read_jsonl(path: str | Path) -> list:
     """The rows that were written whole; none where there is no file."""
     path = Path(path)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import make_tiny_llama
 
 from medkit import lineup, results, runs, training
 from medkit.lineup import LineupError
@@ -90,7 +91,7 @@ def test_identities_tell_weights_apart_and_stay(run):
 def test_an_adapter_changed_in_place_is_another_model(run, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    for name in lineup.ADAPTER_FILES:
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
         (adapter / name).write_bytes((run.folder / "stage1" / "adapter" / name).read_bytes())
     base = run.recipe.model.base
     with lineup.alone(run, base, str(adapter)).as_model("tiny-llama0 + adapter") as active:
@@ -128,8 +129,6 @@ def test_merged_arms_stand_on_a_base_of_their_own(run, tmp_path, monkeypatch):
 def test_a_folder_that_is_no_adapter_and_one_of_another_base(run, tmp_path):
     with pytest.raises(TrainingError, match="is no adapter folder"):
         lineup.alone(run, run.recipe.model.base, str(tmp_path))
-    from tests.conftest import make_tiny_llama
-
     model, tokenizer = make_tiny_llama(hidden_size=32)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")

@@ -1,0 +1,180 @@
+"""The exam questions of a run, step by step as notebook 03 takes them: questions in, outcomes out."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from medkit import generation, mcq, outcomes, parsing, prompts, results, runs, stages, views
+from medkit.lineup import Active
+from medkit.records import LETTERS, MCQItem
+from medkit.results import ResultsError
+from medkit.runs import Run
+
+NOTEBOOK = "03_mcq_eval"
+ALONE = "recommended"  # the recipe of a model that is evaluated by itself
+
+
+def begin(run_dir: str, data_dir: str, model: str = "") -> Run:
+    """The run to evaluate; for a `model` alone a run of its own, begun here where there is none.
+
+    Raises ResultsError where a model alone would write over a run's own results, or over another model's.
+    """
+    place = results.folder(run_dir)
+    info = runs.read(place)
+    if not model or info is None:
+        recipe, settings = (ALONE, f"model.base={model}") if model else ("", "")
+        return runs.begin(run_dir, NOTEBOOK, recipe, settings, data_dir)
+    base = info["recipe"]["model"]["base"]
+    if "01_stage1" in info["notebooks"] or base != model:
+        raise ResultsError(f"{results.shown(place)} is a run of {base}; give {model} a run_dir of its own")
+    return runs.begin(run_dir, NOTEBOOK, data_dir=data_dir)
+
+
+def exam_items(run: Run) -> list[MCQItem]:
+    """The evaluation questions of the three benchmarks, cut to the recipe's rows by file order."""
+    loaded = stages.load_exams(run, "eval")
+    return [item for one in loaded.values() for item in first_of_each(one.records, run.recipe.mcq.rows)]
+
+
+def first_of_each(items: Iterable[MCQItem], rows: int) -> list[MCQItem]:
+    """The first `rows` questions of every benchmark; 0 takes all."""
+    taken: Counter = Counter()
+    kept = []
+    for item in items:
+        taken[item.source] += 1
+        if not rows or taken[item.source] <= rows:
+            kept.append(item)
+    return kept
+
+
+def letter_place(tokenizer, target: str) -> dict:
+    """Where the letter stands in what was trained, as mcq.score's `encode` and `letter_tokens`.
+
+    "letter": it comes first. "letter_and_text": after `Answer:`, where it is another token (" C").
+    """
+    if target == "letter":
+        return {}
+    chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+    lead = tokenizer.encode("Answer:", add_special_tokens=False)
+    answers = [tokenizer.encode(f"Answer: {letter})", add_special_tokens=False) for letter in LETTERS]
+    tokens = [answer[len(lead)] for answer in answers]
+    if len(set(tokens)) < len(LETTERS) or any(answer[: len(lead)] != lead for answer in answers):
+        raise prompts.PromptError("`Answer: A)` does not give each letter a token; take mcq_target letter")
+    return {
+        "encode": lambda item: prompts.prompt_ids(tokenizer, chat, item) + lead,
+        "letter_tokens": tokens,
+    }
+
+
+def score(run: Run, active: Active, items: Sequence[MCQItem]) -> mcq.Scored:
+    """The letters of one model, kept as they come, so that a killed evaluation goes on."""
+    return mcq.score(
+        active.model,
+        active.tokenizer,
+        items,
+        **letter_place(active.tokenizer, run.recipe.data.mcq_target),
+        max_batch_tokens=run.recipe.mcq.max_batch_tokens,
+        prefix_cache=run.recipe.mcq.prefix_cache,
+        store=run.folder / ".cache" / "letters.jsonl",
+        key=active.identity,
+    )
+
+
+def released_protocol(run: Run) -> bool:
+    """Whether answers in words are made as the released notebooks made them: `Answer:` put behind the
+    question, and sampled."""
+    return run.recipe.mcq.temperature > 0
+
+
+def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.DataFrame:
+    """One model's answers in words to the first questions of each benchmark, and what they are taken for.
+
+    Columns: model, dataset, item_id, gold, text, finish, tokens, letter, tier, first_last_disagree, released
+    (the letter by the released notebooks' rule).
+    """
+    spec = run.recipe.mcq
+    asked = first_of_each(items, spec.generated_rows) if spec.generated_rows else []
+    chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
+    texts = [_question(chat, item, released_protocol(run)) for item in asked]
+    ids = [active.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    answers = generation.generate_answers(
+        active.model,
+        active.tokenizer,
+        ids,
+        max_new_tokens=spec.max_new_tokens,
+        temperature=spec.temperature,
+        batch_size=max(1, spec.max_batch_tokens // max(map(len, ids), default=1)),
+        store=run.folder / ".cache" / "words.jsonl",
+        key=active.identity,
+    )
+    rows = []
+    for item, prompt, (answer,) in zip(asked, texts, answers, strict=True):
+        row = {"model": active.name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
+        row |= results.plain(answer) | results.plain(parsing.parse(answer.text, item))
+        rows.append(row | {"released": parsing.as_released(prompt, answer.text, item)})
+    return pd.DataFrame(rows)
+
+
+def _question(chat: prompts.ChatFormat, item: MCQItem, released: bool) -> str:
+    turns = [turn for turn in prompts.messages(item) if turn["role"] != "assistant"]
+    if released:
+        turns[-1] = turns[-1] | {"content": turns[-1]["content"] + "\nAnswer:"}
+    return chat.prompt(turns)
+
+
+def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
+    """Per model and benchmark, how the protocols fared on the questions that were answered in both ways."""
+    by_id = {(item.source, item.id): item for item in items}
+    index = ["model", "dataset", "item_id"]
+    scored = letters.set_index(index)["predicted"].fillna("")
+    found = []
+    for (model, dataset), rows in words.groupby(["model", "dataset"], sort=False):
+        own = [by_id[dataset, item_id] for item_id in rows["item_id"]]
+        parsed = [
+            parsing.Parsed(row.letter, row.tier, bool(row.first_last_disagree)) for row in rows.itertuples()
+        ]
+        by_letter = scored.loc[pd.MultiIndex.from_frame(rows[index])].tolist()
+        summary = parsing.protocol_summary(own, by_letter, parsed, rows["released"].tolist())
+        found.append({"model": model, "dataset": dataset, **summary})
+    return found
+
+
+def contaminated(run: Run) -> set[tuple[str, str]] | None:
+    """(source, id) of the questions that stand in training rows; None without a data/manifest.json."""
+    path = run.folder / "data" / "manifest.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))["overlap"]["contaminated"]
+    return {tuple(name.split("/", 1)) for name in found}
+
+
+def without(letters: pd.DataFrame, found: set[tuple[str, str]]) -> dict:
+    """Accuracies over the questions that stand in no training row, and how many were left out."""
+    keys = pd.Series(list(zip(letters["dataset"], letters["item_id"], strict=True)), index=letters.index)
+    clean = letters[~keys.isin(found)]
+    left_out = letters[keys.isin(found)].drop_duplicates(["dataset", "item_id"])
+    return {
+        "left_out": left_out["dataset"].value_counts().to_dict(),
+        "datasets": outcomes.mcq_summary(clean)["datasets"],
+    }
+
+
+def wrong(letters: pd.DataFrame, model: str, count: int, seed: int = 0) -> pd.DataFrame:
+    """A seeded sample of up to `count` questions that `model` has wrong."""
+    own = letters[(letters["model"] == model) & ~outcomes.is_correct(letters)]
+    return own.sample(min(count, len(own)), random_state=seed).sort_index()
+
+
+def write_mcq(run: Run, letters: pd.DataFrame, words: pd.DataFrame, summary: dict, show_text: bool) -> None:
+    """mcq/items.csv, mcq/answers.jsonl and mcq/summary.json.
+
+    A model's answer repeats options, so its text is a data set's: it is kept with the built-in corpus only.
+    """
+    folder = run.folder / "mcq"
+    rounded = {f"logprob_{letter}": letters[f"logprob_{letter}"].round(5) for letter in LETTERS}
+    results.write_csv(folder / "items.csv", letters.assign(**rounded))
+    kept = words if views.may_show(run, show_text) else words.drop(columns="text", errors="ignore")
+    results.write_jsonl(folder / "answers.jsonl", kept.to_dict("records"))
+    results.write_json(folder / "summary.json", summary)
