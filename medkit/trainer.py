@@ -1,6 +1,7 @@
 """The trainer behind training.fit: TRL's SFTTrainer with whole checkpoints, a meter and loss.csv."""
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -96,12 +97,11 @@ def make_trainer(
     Raises TrainerError where packing did not stay on, or the processes cannot share the recipe's batch.
     """
     import torch
-    from accelerate import PartialState
     from safetensors import SafetensorError
     from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    workers = PartialState().num_processes
+    workers = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun and accelerate launch tell it
     if stage.accumulation % workers:
         raise TrainerError(
             f"{workers} processes cannot share accumulation={stage.accumulation} evenly; start as many "
@@ -209,7 +209,10 @@ def make_trainer(
         disable_tqdm=True,
         log_level="error",
         dataloader_num_workers=0,
+        ddp_find_unused_parameters=False,
     )
+    if config.world_size != workers:
+        raise TrainerError(f"WORLD_SIZE is {workers} and {config.world_size} processes train; unset it")
     # TRL casts a 4-bit model's adapter to bfloat16, which loses updates smaller than 1/256 of a weight, and
     # PEFT reads it back from a checkpoint as float32, so that a resumed run would differ from an unbroken
     # one. It stays in float32; the products are computed in bfloat16 all the same.

@@ -95,6 +95,12 @@ def test_another_setting_is_refused_by_name(unbroken, base):
         tiny_run.train(folder, base, other, resume=True)
 
 
+def test_processes_that_cannot_share_the_batch_are_refused(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainerError, match="3 processes cannot share accumulation=2 evenly"):
+        tiny_run.train(tmp_path, base)
+
+
 def test_the_adapter_of_a_4_bit_model_stays_in_float32(unbroken):
     """TRL casts it to bfloat16, where an update below 1/256 of a weight is lost."""
     _, _, model = unbroken
