@@ -65,8 +65,9 @@ def _check(options) -> int:
     from medkit import preflight
 
     findings = preflight.check(recipe, options.data_dir)
-    print(json.dumps(findings.as_dict(), indent=1) if options.json else findings.text())
-    return 1 if findings.failed else 0
+    shown = {"recipe": recipe.name, **preflight.as_dict(findings)}
+    print(json.dumps(shown, indent=1) if options.json else preflight.text(findings))
+    return 2 if preflight.failed(findings) else 0
 
 
 def _recipes(options) -> None:

@@ -1,0 +1,174 @@
+"""What a stage takes: memory and disk by their parts; steps, tokens and hours by arithmetic."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from medkit.meter import PEAK_FLOPS
+from medkit.recipes import Recipe, TrainSpec
+
+GB = 1e9
+GPU_MFU = 0.35  # share of the data sheet's FLOP/s a run is assumed to reach where none was measured
+CPU_FLOPS = 67e9  # a core: SmolLM2-135M in NF4 trains at about 250 tokens/s on two, 0.54 GFLOP a token
+PACKED = 0.98  # of a packed row's positions hold tokens (best-fit packing of stage 1's rows)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like model's sizes, as its config.json names them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tie_word_embeddings: bool = False
+    head_dim: int | None = None
+
+    @classmethod
+    def read(cls, config: Path) -> "Shape":
+        """Raises KeyError where config.json lacks one of the sizes."""
+        found = json.loads(Path(config).read_text(encoding="utf-8"))
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        sizes = {name: found[name] for name in names}
+        sizes["num_key_value_heads"] = found.get("num_key_value_heads", found["num_attention_heads"])
+        tied = found.get("tie_word_embeddings", False)
+        return cls(**sizes, tie_word_embeddings=tied, head_dim=found.get("head_dim"))
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a layer's linear modules."""
+        head = self.head_dim or self.hidden_size // self.num_attention_heads
+        h, f, q, kv = (
+            self.hidden_size,
+            self.intermediate_size,
+            head * self.num_attention_heads,
+            head * self.num_key_value_heads,
+        )
+        return {
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, f),
+            "up_proj": (h, f),
+            "down_proj": (f, h),
+        }
+
+    @property
+    def body(self) -> int:
+        """Weights of all linear modules: those kept in 4 bit."""
+        return self.num_hidden_layers * sum(a * b for a, b in self.linears.values())
+
+    @property
+    def embeddings(self) -> int:
+        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.body + self.embeddings
+
+    def lora(self, r: int, modules) -> int:
+        """Trainable weights of rank `r` on `modules`: 41,943,040 for Llama 3.1 8B, 16 and all seven."""
+        pairs = [self.linears[name] for name in modules if name in self.linears]
+        return self.num_hidden_layers * r * sum(a + b for a, b in pairs)
+
+    def flops_per_token(self, lora: int, checkpointing: bool) -> float:
+        """As meter.flops_per_token; with gradient checkpointing the forward pass is done twice."""
+        passes = 6.0 if checkpointing else 4.0
+        return passes * (self.body + self.vocab_size * self.hidden_size) + 6.0 * lora
+
+
+LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)
+
+
+def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool) -> dict[str, float]:
+    """10^9 bytes at the largest batch, by part; upper estimates, as rows are taken at full length."""
+    lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
+    tokens = stage.batch_size * recipe.model.max_length
+    wide = 2 if gpu else 4  # bytes of an activation: bfloat16 on a GPU, float32 on a CPU
+    c, kv = shape, shape.linears["k_proj"][1]
+    layer = (6 * c.hidden_size + 2 * kv + 3 * c.intermediate_size) * wide  # what backward needs of a layer
+    kept = c.num_hidden_layers * (c.hidden_size * wide if stage.gradient_checkpointing else layer)
+    parts = {
+        # NF4 with double quantization: 4 bits and 0.127 of constants a weight (arXiv 2305.14314, section 3)
+        "weights": c.body * (4.127 / 8 if recipe.model.load_in_4bit else 2) + c.embeddings * 2,
+        "LoRA and gradients": lora * 8,
+        "optimizer": lora * (2 if "8bit" in stage.optimizer else 8),
+        "activations": tokens * (kept + layer * stage.gradient_checkpointing),
+        "logits": tokens * c.vocab_size * (2 if gpu else 8),  # fused on a GPU; else float32 and its gradient
+        "libraries": 1e9,
+    }
+    return {name: size / GB for name, size in parts.items()}
+
+
+def disk(shape: Shape, recipe: Recipe, tokens: float) -> dict[str, float]:
+    """10^9 bytes by part, for `tokens` training and validation tokens of both stages."""
+    lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
+    state = lora * (4 + (2 if "8bit" in recipe.stage1.optimizer else 8))
+    parts = {
+        "prepared rows": tokens * 8,  # ids and labels
+        "packed rows": tokens * 8 if recipe.stage1.packing != "off" else 0,
+        "checkpoints": 3 * state,  # two kept, one being written
+        "adapters": 3 * lora * 4,
+        "merged model": 2 * shape.parameters if recipe.dmt.handover == "merge" else 0,
+    }
+    return {name: size / GB for name, size in parts.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage's expected course."""
+
+    steps: int  # optimizer steps
+    tokens: float  # training tokens
+    evaluated: float  # validation tokens, all evaluations together
+    hours: float | None  # None where the device's speed is not known
+    basis: str  # what the hours rest on
+
+
+def plan(
+    recipe: Recipe, name: str, shape: Shape, rows: int, tokens: float, validation: int, hardware: dict
+) -> Plan:
+    """Steps, tokens and hours of stage `name` on `rows` rows of `tokens` tokens altogether.
+
+    validation: rows held out. hardware: machine.hardware(). A speed measured on the same device with the
+    same recipe (results/benchmarks) goes before FLOPs / (peak x assumed share).
+    """
+    stage, gpu = getattr(recipe, name), bool(hardware["gpus"])
+    units = tokens / (PACKED * recipe.model.max_length) if gpu and stage.packing != "off" else rows
+    steps = math.ceil(stage.epochs * units / (stage.batch_size * stage.accumulation))
+    share = 1.0
+    if stage.max_steps and stage.max_steps < steps:
+        share, steps = stage.max_steps / steps, stage.max_steps
+    trained, mean = tokens * stage.epochs * share, tokens / max(rows, 1)
+    evaluations = steps // stage.eval_every + 2  # and at the start, and after the last step
+    evaluated = evaluations * min(stage.eval_rows or validation, validation) * mean
+    lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
+    flops = shape.flops_per_token(lora, stage.gradient_checkpointing)
+    forward = 2.0 * (shape.body + shape.vocab_size * shape.hidden_size)
+    speed, basis = _speed(recipe, name, flops, hardware)
+    # An evaluation is a forward pass only.
+    hours = (trained + evaluated * forward / flops) / speed / 3600 if speed else None
+    return Plan(steps, trained, evaluated, hours, basis)
+
+
+def _speed(recipe: Recipe, name: str, flops: float, hardware: dict) -> tuple[float | None, str]:
+    """(tokens/s, where it is from)."""
+    device = hardware["gpus"][0]["name"] if hardware["gpus"] else None
+    for path in sorted(Path("results/benchmarks").glob("*.json")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
+            same = found["recipe"] == recipe.name and not found.get("set") and found["device"] == device
+            if same:
+                return found["stages"][name]["tokens_per_s"], f"measured ({path.name})"
+        except (ValueError, KeyError, TypeError, IndexError):
+            continue
+    if device is None:
+        return CPU_FLOPS * hardware["cores"] / flops, f"assumed {CPU_FLOPS / 1e9:.0f} GFLOP/s a core"
+    peak = next((p for key, p in PEAK_FLOPS.items() if key in device), None)
+    if peak is None:
+        return None, f"no data-sheet speed known for {device}"
+    return GPU_MFU * peak / flops, f"assumed {GPU_MFU:.0%} of {peak / 1e12:.0f} TFLOP/s"

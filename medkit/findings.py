@@ -1,0 +1,45 @@
+"""What a preflight check finds: a line with pass, warn or fail, and how it is shown."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from medkit import MedkitError
+
+
+class PreflightError(MedkitError):
+    """A check that failed: its name, what was found, and the mend."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    name: str
+    status: str  # "pass", "warn" or "fail"
+    message: str
+    mend: str = ""
+
+
+def failed(checks: Sequence[Check]) -> list[Check]:
+    return [check for check in checks if check.status == "fail"]
+
+
+def as_dict(checks: Sequence[Check]) -> dict:
+    return {"failed": bool(failed(checks)), "checks": [dataclasses.asdict(check) for check in checks]}
+
+
+def text(checks: Sequence[Check]) -> str:
+    """A line a check: status, name, what was found, and the mend."""
+    wide = max((len(check.name) for check in checks), default=0)
+    return "\n".join(
+        f"{c.status:4}  {c.name:{wide}}  {c.message}{f'; {c.mend}' if c.mend else ''}" for c in checks
+    )
+
+
+def show(checks: Sequence[Check]) -> None:
+    """The checks as a table in a notebook; raises PreflightError, one line, where one failed."""
+    import pandas as pd
+    from IPython.display import display
+
+    with pd.option_context("display.max_colwidth", None):
+        display(pd.DataFrame([dataclasses.asdict(check) for check in checks]).set_index("name"))
+    if wrong := failed(checks):
+        raise PreflightError("; ".join(f"{c.name}: {c.message}; {c.mend}" for c in wrong))

@@ -1,0 +1,285 @@
+"""What is checked before a GPU hour is spent: the machine, the data, and a sample of the rows to train on.
+
+`machine` needs nothing loaded, `rows` the tokenizer and the prepared rows, `model` a loaded model; `check`
+does all of it for a recipe.
+"""
+
+import importlib.metadata
+import shutil
+import tempfile
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from medkit import MedkitError, costs, inputs, mixture, preparation, prompts, recipes, sources
+from medkit import machine as this_machine
+from medkit.findings import Check, PreflightError, as_dict, failed, show, text
+from medkit.row_checks import model, rows
+
+__all__ = [
+    "Check",
+    "PreflightError",
+    "as_dict",
+    "check",
+    "failed",
+    "machine",
+    "model",
+    "rows",
+    "show",
+    "text",
+]
+
+EXAMS = ("medqa", "medmcqa", "pubmedqa")
+LARGE = 1e9  # parameters from which a model is trained on a GPU only
+SAMPLE = 400  # rows of each stage tokenized by `check`
+
+
+def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
+    """Everything that can be known before a run of `recipe`: reads the data, tokenizes a sample of the real
+    mixture, and runs a model that is small and here. Writes nothing but the libraries' and models' caches.
+    """
+    checks, tokenizer = [_model_there(recipe)], None
+    shape = base_shape(recipe.model.base) or costs.LLAMA_8B
+    checks += machine(recipe, shape)
+    if checks[0].status == "pass":
+        tokenizer = _tokenizer(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        found, loaded = _data(recipe, data_dir, Path(scratch))
+        checks += found
+        if tokenizer is None or failed(found):
+            return [
+                *checks,
+                Check("rows", "warn", "not looked at: model or data are not there", "mend those"),
+            ]
+        prepared = None
+        for stage, records, total, validation in _stages(recipe, loaded, data_dir):
+            prepared = preparation.prepare(
+                records,
+                tokenizer,
+                target=recipe.data.mcq_target,
+                loss_on=getattr(recipe, stage).loss_on,
+                max_length=recipe.model.max_length,
+                cache=Path(scratch),
+                progress=False,
+            )
+            checks += rows(recipe, tokenizer, records, prepared)
+            tokens = total * float(np.mean(prepared["length"]))
+            checks.append(_course(recipe, stage, shape, total, tokens, validation))
+        return [*checks, *_model_runs(recipe, shape, tokenizer, prepared)]
+
+
+def machine(recipe: recipes.Recipe, shape: costs.Shape | None = None) -> list[Check]:
+    """Device, driver, library versions, and free memory and disk against the estimate by parts.
+
+    shape: the base's sizes; by default those of its config.json where it is local, else of Llama 3.1 8B.
+    """
+    hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model.base) or costs.LLAMA_8B
+    return [
+        _device(recipe, shape, hardware),
+        _versions(),
+        *[_memory(recipe, name, shape, hardware) for name in ("stage1", "stage2")],
+        _disk(recipe, shape),
+    ]
+
+
+def base_shape(base: str) -> costs.Shape | None:
+    """The sizes in the base's config.json; None where it is not on this machine."""
+    from medkit import training
+
+    try:
+        return costs.Shape.read(Path(training.base_folder(base)) / "config.json")
+    except (OSError, KeyError, ValueError):  # a hub id, or no such folder: `check` says which
+        return None
+
+
+def _device(recipe, shape, hardware) -> Check:
+    gpus = hardware["gpus"]
+    found = ", ".join(f"{g['name']}, {g['memory_gb']} GiB, driver {g['driver']}" for g in gpus)
+    found = found or f"no GPU; {hardware['cores']} cores, {hardware['memory_gb']} GiB"
+    wrong = [n for n in ("stage1", "stage2") if not gpus and "8bit" in getattr(recipe, n).optimizer]
+    if gpus:
+        import torch
+
+        if not torch.cuda.is_available():
+            mend = "install a torch built for CUDA, or a newer driver"
+            return Check("device", "fail", f"{found}; torch {torch.__version__} cannot use it", mend)
+        return Check("device", "pass", found)
+    if shape.parameters >= LARGE:
+        mend = "use a GPU, or the recipe cpu"
+        return Check("device", "fail", f"{found}; {shape.parameters / 1e9:.1f}e9 parameters need one", mend)
+    if wrong:
+        mend = f"--set {wrong[0]}.optimizer=adamw_torch"
+        return Check("device", "fail", f"{found}; 8-bit optimizers need a GPU", mend)
+    return Check("device", "pass", f"{found}; rows are not packed here")
+
+
+def _versions() -> Check:
+    """The installed libraries against those pyproject.toml was tested with."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((this_machine.CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = project["dependencies"] + project["optional-dependencies"].get("gpu", [])
+    missing, other = [], []
+    for requirement in map(Requirement, asked):
+        if requirement.name not in this_machine.LIBRARIES:
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(requirement.name)
+            continue
+        if version.partition("+")[0] not in requirement.specifier:
+            other.append(f"{requirement.name} {version} (tested: {requirement.specifier})")
+    if missing:
+        return Check(
+            "versions", "fail", f"not installed: {', '.join(missing)}", "make setup, or environment.yml"
+        )
+    if other:
+        mend = "install the tested versions, or expect other numbers"
+        return Check("versions", "warn", ", ".join(other), mend)
+    return Check("versions", "pass", "as tested together")
+
+
+def _parts(parts: dict[str, float]) -> str:
+    return f"{sum(parts.values()):.1f} GB (" + ", ".join(f"{n} {v:.2f}" for n, v in parts.items() if v) + ")"
+
+
+def _memory(recipe, name, shape, hardware) -> Check:
+    parts = costs.memory(shape, recipe, getattr(recipe, name), bool(hardware["gpus"]))
+    free, where = psutil.virtual_memory().available / 1e9, "memory"
+    if hardware["gpus"]:
+        import torch
+
+        if torch.cuda.is_available():
+            free, where = torch.cuda.mem_get_info()[0] / 1e9, "GPU memory"
+    mend = f"--set {name}.gradient_checkpointing=true or a smaller {name}.batch_size"
+    return _against(f"memory {name}", parts, free, where, mend)
+
+
+def _disk(recipe, shape) -> Check:
+    rows = (recipe.data.rows_medqa or 10_178) + (recipe.data.rows_medmcqa or 182_822)
+    rows += recipe.data.rows_pubmedqa or 211_269
+    tokens = rows * 320 + (recipe.dmt.notechat_train + recipe.dmt.notechat_validation) * 800
+    places = {preparation.cache_dir(), Path.cwd()}
+    free = min(shutil.disk_usage(_existing(place)).free for place in places) / 1e9
+    mend = "make room, or set MEDKIT_CACHE to a larger disk"
+    return _against("disk", costs.disk(shape, recipe, tokens), free, "disk", mend)
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def _against(name, parts, free, where, mend) -> Check:
+    need = sum(parts.values())
+    message = f"{_parts(parts)} expected, {free:.1f} GB of {where} free"
+    if need > free:
+        return Check(name, "fail", message, mend)
+    return Check(name, "warn", message, mend) if need > 0.9 * free else Check(name, "pass", message)
+
+
+def _model_there(recipe) -> Check:
+    base = recipe.model.base
+    try:
+        inputs.check_model(base, recipe.model.revision)
+    except MedkitError as error:
+        return Check("model", "fail", *_halves(error))
+    return Check("model", "pass", f"{base} can be read")
+
+
+def _halves(error: MedkitError) -> tuple[str, str]:
+    """A refusal as (thing, mend)."""
+    thing, _, mend = str(error).rpartition("; ")
+    return (thing, mend) if thing else (mend, "")
+
+
+def _tokenizer(recipe):
+    """As training.load sets it up, without the model."""
+    from transformers import AutoTokenizer
+
+    from medkit import training
+
+    folder = training.base_folder(recipe.model.base)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, revision=None if Path(folder).exists() else recipe.model.revision
+    )
+    if recipe.model.chat_template == "chatml":
+        tokenizer.chat_template = prompts.CHATML
+    training.set_pad_token(tokenizer)
+    return tokenizer
+
+
+def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
+    """Every source read as a run would: (a check each, records of the training parts). A folder is read
+    whole; of the hub, the first rows."""
+    where = data_dir or None
+    if not data_dir and recipe.data.origin == "builtin":
+        from medkit import demo
+
+        where = demo.write(scratch / "corpus")
+    checks, loaded = [], {}
+    parts = [(name, part) for name in EXAMS for part in ("train", "eval")]
+    for name, part in [*parts, ("notechat", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
+        limit = getattr(recipe.data, f"rows_{name}", 0) if part == "train" else 0
+        try:
+            one = sources.load(name, part, where, limit=limit if where else SAMPLE, progress=False)
+        except MedkitError as error:
+            checks.append(Check(f"data {name} {part}", "fail", *_halves(error)))
+            continue
+        dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
+        message = f"{len(one.records):,} of {one.rows:,} rows read; dropped: {dropped}"
+        checks.append(Check(f"data {name} {part}", "pass", message))
+        loaded[name, part] = one.records
+    return checks, loaded
+
+
+def _stages(recipe, loaded: dict, data_dir: str):
+    """(stage, sample of its training rows, training rows in all, validation rows) of both stages."""
+    data, dmt = recipe.data, recipe.dmt
+    exams = {name: loaded[name, "train"] for name in EXAMS}
+    first = mixture.stage1(exams, data.validation_share, data.seed)
+    talks = mixture.dialogues(
+        loaded["notechat", "train"],
+        dmt.notechat_train,
+        dmt.notechat_validation,
+        deduplicate=data.deduplicate,
+        by_note=data.notechat_split == "note",
+        seed=data.seed,
+    )
+    train, validation = len(first.train), len(first.validation)
+    consultations, held_out = len(talks.train), len(talks.validation)
+    if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
+        sizes = {name: sources.SOURCES[name].parts["train"].rows for name in EXAMS}
+        total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
+        validation = round(total * data.validation_share)
+        train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation
+    replayed = dmt.replay_share / (1 + dmt.replay_share)
+    some = first.part("train")[:SAMPLE]
+    yield "stage1", some, train, validation
+    mixed = talks.train[:SAMPLE]
+    mixed += some[: round(len(mixed) * replayed / (1 - replayed))]
+    yield "stage2", mixed, *(round(n * (1 + dmt.replay_share)) for n in (consultations, held_out))
+
+
+def _course(recipe, stage, shape, total, tokens, validation) -> Check:
+    made = costs.plan(recipe, stage, shape, total, tokens, validation, this_machine.hardware())
+    hours = "hours unknown" if made.hours is None else f"{made.hours:.2g} h"
+    message = f"{total:,} rows, {made.steps:,} steps, {made.tokens / 1e6:.3g}M tokens, {hours} ({made.basis})"
+    return Check(f"{stage}: course", "pass", message)
+
+
+def _model_runs(recipe, shape, tokenizer, prepared) -> list[Check]:
+    """Isolation and batch invariance on the base itself, in float32, where it is small and here."""
+    from medkit import training
+
+    folder = Path(training.base_folder(recipe.model.base))
+    if shape.parameters >= LARGE or not folder.is_dir():
+        message = f"not run: {recipe.model.base} is large or not here; training asserts that packing stays on"
+        return [Check("model run", "warn", message, "call preflight.model on the loaded model")]
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model(net, tokenizer, prepared)
