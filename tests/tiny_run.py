@@ -14,6 +14,7 @@ import random
 import resource
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def records(count: int, seed: int = 0) -> list[Dialogue]:
     ]
 
 
-def model_and_rows(base: Path, *, seed: int = 0, four_bit: bool = True, loss_on: str = "answer"):
+def model_and_rows(
+    base: Path, *, seed: int = 0, four_bit: bool = True, loss_on: str = "answer", rows_seed: int = 0
+):
     from medkit import preparation, training
 
     model, tokenizer = training.load(ModelSpec(base=str(base), max_length=MAX_LENGTH, load_in_4bit=four_bit))
@@ -81,16 +84,19 @@ def model_and_rows(base: Path, *, seed: int = 0, four_bit: bool = True, loss_on:
             cache=base / "cache" / str(os.getpid()),
             progress=False,
         )
-        for rows in (records(40), records(6, seed=1))
+        for rows in (records(40, rows_seed), records(6, 1))
     ]
     return model, tokenizer, *prepared
 
 
-def train(folder: Path, base: Path, stage: TrainSpec = STAGE, *, resume=False, extra=None, four_bit=True):
-    """(Fit, model): one run; its identity is the stage's fields and `extra`."""
-    from medkit import training
+def train(folder: Path, base: Path, stage: TrainSpec = STAGE, *, resume=False, extra=None, rows_seed=0):
+    """(Fit, model): one run. Its identity is that of a stage of medkit.stages, and `extra`."""
+    from medkit import preparation, training
 
-    model, tokenizer, rows, validation = model_and_rows(base, seed=stage.seed, four_bit=four_bit)
+    model, tokenizer, rows, validation = model_and_rows(base, seed=stage.seed, rows_seed=rows_seed)
+    identity = {f"stage1.{name}": value for name, value in dataclasses.asdict(stage).items()}
+    identity["training rows"] = preparation.key(rows)
+    identity["base weights"] = training.base_identity(ModelSpec(base=str(base)))
     done = training.fit(
         model,
         tokenizer,
@@ -99,7 +105,7 @@ def train(folder: Path, base: Path, stage: TrainSpec = STAGE, *, resume=False, e
         stage,
         folder=folder,
         max_length=MAX_LENGTH,
-        identity=dataclasses.asdict(stage) | (extra or {}),
+        identity=identity | (extra or {}),
         resume=resume,
         progress=False,
     )
@@ -159,6 +165,7 @@ def befall(fault: str, at: int) -> None:
         "disk full while saving": lambda: at_step(limit(resource.RLIMIT_FSIZE, 20_000)),
         "disk full in loss.csv": lambda: at_step(limit(resource.RLIMIT_FSIZE, 100)),
         "out of memory": lambda: at_step(no_more_memory),
+        "a slow step": lambda: at_step(lambda: time.sleep(5)),
         "SIGTERM": lambda: at_step(lambda: os.kill(os.getpid(), signal.SIGTERM)),
     }[fault]()
 
@@ -171,7 +178,8 @@ def main() -> int:
     parser.add_argument("base", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
-    parser.add_argument("--extra", type=json.loads, default={})
+    parser.add_argument("--extra", type=json.loads, default={}, help="more of the identity, as JSON")
+    parser.add_argument("--rows-seed", type=int, default=0)
     parser.add_argument("--fault")
     parser.add_argument("--at", type=int, default=0)
     options = parser.parse_args()
@@ -182,7 +190,14 @@ def main() -> int:
     if options.fault:
         befall(options.fault, options.at)
     try:
-        done, _ = train(options.folder, options.base, stage, resume=options.resume, extra=options.extra)
+        done, _ = train(
+            options.folder,
+            options.base,
+            stage,
+            resume=options.resume,
+            extra=options.extra,
+            rows_seed=options.rows_seed,
+        )
     except MedkitError as error:
         print(f"medkit: {error}", file=sys.stderr)
         return 2
