@@ -179,10 +179,11 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> 
         identity=_identity(run, stage, train, validation),
         resume=True,
     )
-    training.save_adapter(model, tokenizer, folder / "adapter")
-    if stage == "stage1" and run.recipe.dmt.handover == "merge":
-        training.merge(model, tokenizer, folder / "merged")
-    training.remove_checkpoints(folder)
+    if training.first_process():
+        training.save_adapter(model, tokenizer, folder / "adapter")
+        if stage == "stage1" and run.recipe.dmt.handover == "merge":
+            training.merge(model, tokenizer, folder / "merged")
+        training.remove_checkpoints(folder)
     return done
 
 
@@ -190,11 +191,15 @@ def _identity(run: Run, stage: str, train, validation) -> dict:
     """What a checkpoint must share with the run that resumes from it."""
     parts = ("model", "data", "lora", "dmt", stage)
     fields = {k: v for k, v in recipes.flat(run.recipe).items() if k.partition(".")[0] in parts}
-    return results.plain(fields) | {
+    identity = results.plain(fields) | {
         "training rows": preparation.key(train),
         "validation rows": preparation.key(validation),
         "base weights": training.base_identity(run.recipe.model),
     }
+    if stage == "stage2":
+        begins = run.folder / "stage1" / "adapter" / "adapter_model.safetensors"
+        identity["stage 1's adapter"] = results.sha256(begins)[:16]
+    return identity
 
 
 def loss(run: Run, arm: str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -26,11 +27,20 @@ class TrainingError(MedkitError):
 
 
 def unsloth():
-    """Import Unsloth, before trl and with an absolute compile cache, and return it."""
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path.cwd() / "unsloth_compiled_cache"))
+    """Import Unsloth, before trl, and return it. It imports what it compiled, from a folder of this process
+    alone: its default is one in the working folder, where anybody's code may lie."""
+    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
+        compiled = tempfile.mkdtemp(prefix="medkit-unsloth-")
+        atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled
     import unsloth
 
     return unsloth
+
+
+def first_process() -> bool:
+    """True but in the further processes that torchrun or accelerate launch has started."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def on_gpu() -> bool:
@@ -267,7 +277,8 @@ def fit(
     from medkit.trainer import Stop, TrainerError, make_trainer, out_of_memory
 
     folder.mkdir(parents=True, exist_ok=True)
-    start = checkpoints.newest(folder / "checkpoints", identity) if resume else None
+    say = print if first_process() else lambda line: None
+    start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
     began = time.perf_counter()
     with Stop() as stop:
         trainer, meter = make_trainer(

@@ -1,0 +1,99 @@
+"""One stage on several GPUs or nodes: the training of notebooks 01 and 02 as a script.
+
+    torchrun --nproc-per-node 4 -m medkit.distributed stage1 --recipe recommended --run big
+    torchrun --nproc-per-node 4 -m medkit.distributed stage2 --recipe recommended --run big
+
+`accelerate launch` starts it too. The recipe's batch is shared among the processes, so that the updates are
+those of a single one; the number of processes has to divide the stage's accumulation. The first process
+alone writes. Nodes have to share the run's folder and the cache (MEDKIT_CACHE). The same command goes on
+from the newest whole checkpoint; `medkit run RECIPE --run NAME --only 03,04,05` evaluates.
+"""
+
+import argparse
+import sys
+import tempfile
+
+from medkit import MedkitError, overlap, recipes, results, runs, stages, training
+
+NOTEBOOKS = {"stage1": "01_stage1", "stage2": "02_stage2", "stage2_noreplay": "02_stage2_noreplay"}
+
+
+class _Follower(runs.Run):
+    """The run as the processes beside the first see it: they write nothing."""
+
+    def save(self) -> None:
+        pass
+
+
+def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str = "") -> training.Fit:
+    """Train one arm ("stage1", "stage2", "stage2_noreplay") together with the other processes started."""
+    training.unsloth()
+    from transformers import TrainingArguments
+
+    stage = arm.partition("_")[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        processes = TrainingArguments(scratch, report_to="none")
+    with processes.main_process_first(local=False):  # which prepares the rows, for the others to read
+        if processes.process_index == 0:
+            run = runs.begin(run_dir, NOTEBOOKS[arm], recipe, settings, data_dir)
+        else:
+            place = results.folder(run_dir)
+            resolved = recipes.get(recipe, recipes.parse_settings(settings))
+            run = _Follower(place, runs.read(place), resolved, data_dir)
+        model, tokenizer = stages.load_for_stage(run, stage)
+        rows = _rows(run, arm, tokenizer, writes=processes.process_index == 0)
+    done = stages.fit(run, stage, arm, model, tokenizer, *rows)
+    if processes.process_index == 0:
+        run.finish(**vars(done))
+    return done
+
+
+def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
+    """(training rows, validation rows); and the manifest, as notebooks 01 and 02 write it."""
+    loaded = stages.load_exams(run, "train")
+    mixed = stages.stage1_mixture(run, loaded)
+    if arm == "stage1":
+        train, validation = (
+            stages.tokenize(run, arm, tokenizer, mixed.part(part)) for part in ("train", "validation")
+        )
+        if writes:
+            evaluation = stages.load_exams(run, "eval")
+            items = [record for one in evaluation.values() for record in one.records]
+            matches = overlap.find(mixed.records, items)
+            stages.update_manifest(run, stages.describe_stage1(loaded, evaluation, mixed, matches))
+        return train, validation
+    conversations = stages.load(run, "notechat", "train").records
+    split, drawn = stages.stage2_rows(run, mixed, conversations, arm == "stage2")
+    train = stages.tokenize(run, "stage2", tokenizer, split.train + drawn.train)
+    validation = stages.tokenize(run, "stage2", tokenizer, split.validation + drawn.validation)
+    if writes:
+        if arm == "stage2":
+            stages.update_manifest(run, {"stage2": stages.describe_stage2(split, drawn, mixed, train)})
+        stages.write_replay(run, arm, drawn)
+    return train, validation
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m medkit.distributed", description=__doc__.split("\n")[0])
+    parser.add_argument("arm", choices=NOTEBOOKS)
+    parser.add_argument("--recipe", default="recommended")
+    parser.add_argument("--run", default="", metavar="NAME", help="the run's name; else the recipe's")
+    parser.add_argument("--data-dir", default="", metavar="DIR")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    options = parser.parse_args()
+    try:
+        train(
+            options.arm,
+            options.run or options.recipe,
+            options.recipe,
+            "\n".join(options.set),
+            options.data_dir,
+        )
+    except MedkitError as error:
+        print(f"medkit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
