@@ -163,8 +163,6 @@ def other_base(bench: Bench) -> int:
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"] *= 1.5
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    code, said, _ = bench.train(folder, "--resume")  # its own base: goes on
-    assert code == 0, said[-1500:]
     process = bench.start(tiny_run.__file__, str(folder), str(base), "--resume")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 2 and "base weights=" in err, (out + err)[-1500:]

@@ -1,7 +1,9 @@
 """Training on the tiny random Llama: what is learned from, in what order, and resumed bit for bit."""
 
 import csv
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +88,45 @@ def test_a_stage_of_max_steps_that_was_killed_after_its_last_checkpoint_trains_n
     again, _ = tiny_run.train(tmp_path, base, stage, resume=True)
     assert (first.steps, again.steps, again.resumed_from) == (4, 4, 4)
     assert lines(tmp_path) == log
+
+
+def at_step(monkeypatch, step: int, act) -> None:
+    from transformers import Trainer
+
+    inner = Trainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step - 1:
+            act()
+        return inner(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+
+
+def test_sigterm_saves_a_checkpoint_and_ends(unbroken, base, tmp_path, monkeypatch, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(training.Stopped) as stopped:
+        tiny_run.train(tmp_path, base)
+    assert stopped.value.code == 143  # 128 + 15, as after the signal itself
+    assert "checkpoint-5 is saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+    monkeypatch.undo()
+    resumed, _ = tiny_run.train(tmp_path, base, resume=True)
+    assert resumed.resumed_from == 5
+    assert lines(tmp_path) == lines(unbroken[0])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_is_told_and_the_batch_is_left_alone(base, tmp_path, monkeypatch, error):
+    def act():
+        raise error
+
+    at_step(monkeypatch, 2, act)
+    with pytest.raises(
+        TrainerError, match=r"out of memory at step 2: 2 rows of up to 1024 tokens.*halve batch_size"
+    ):
+        tiny_run.train(tmp_path, base)
 
 
 def test_another_setting_is_refused_by_name(unbroken, base):

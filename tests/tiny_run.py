@@ -117,6 +117,8 @@ def befall(fault: str, at: int) -> None:
     import torch
     from transformers import Trainer
 
+    from medkit import checkpoints
+
     def kill(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -137,6 +139,11 @@ def befall(fault: str, at: int) -> None:
                 setattr(place, name, inner)
 
         Trainer._save_checkpoint = checked
+
+    def kill_before_rename():
+        inner = checkpoints._rename
+        name = f"checkpoint-{at}"
+        checkpoints._rename = lambda aside, to: kill() if to.name == name else inner(aside, to)
 
     def at_step(act):
         inner = Trainer.training_step
@@ -161,7 +168,7 @@ def befall(fault: str, at: int) -> None:
         "kill at a step": lambda: at_step(kill),
         "kill between weights and optimizer": lambda: when_saving("_save_optimizer_and_scheduler", kill),
         "kill in the state file": lambda: when_saving("save", half_a_state_file, torch),
-        "kill before the checkpoint's new name": lambda: when_saving("rename", kill, Path),
+        "kill before the checkpoint's new name": kill_before_rename,
         "disk full while saving": lambda: at_step(limit(resource.RLIMIT_FSIZE, 20_000)),
         "disk full in loss.csv": lambda: at_step(limit(resource.RLIMIT_FSIZE, 100)),
         "out of memory": lambda: at_step(no_more_memory),
