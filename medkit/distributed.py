@@ -1,7 +1,7 @@
 """One stage on several GPUs or nodes: the training of notebooks 01 and 02 as a script.
 
-    torchrun --nproc-per-node 4 -m medkit.distributed stage1 --recipe recommended --run big
-    torchrun --nproc-per-node 4 -m medkit.distributed stage2 --recipe recommended --run big
+    torchrun --nproc-per-node 4 -m medkit.distributed big stage1 --recipe recommended
+    torchrun --nproc-per-node 4 -m medkit.distributed big stage2 --recipe recommended
 
 `accelerate launch` starts it too. The recipe's batch is shared among the processes, so that the updates are
 those of a single one; the number of processes has to divide the stage's accumulation. The first process
@@ -75,20 +75,14 @@ def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m medkit.distributed", description=__doc__.split("\n")[0])
+    parser.add_argument("run", help="the run's name")  # no option: torchrun takes --run for one of its own
     parser.add_argument("arm", choices=NOTEBOOKS)
     parser.add_argument("--recipe", default="recommended")
-    parser.add_argument("--run", default="", metavar="NAME", help="the run's name; else the recipe's")
     parser.add_argument("--data-dir", default="", metavar="DIR")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options = parser.parse_args()
     try:
-        train(
-            options.arm,
-            options.run or options.recipe,
-            options.recipe,
-            "\n".join(options.set),
-            options.data_dir,
-        )
+        train(options.arm, options.run, options.recipe, "\n".join(options.set), options.data_dir)
     except MedkitError as error:
         print(f"medkit: {error}", file=sys.stderr)
         return 2
