@@ -102,6 +102,7 @@ KNOBS = (
         why="wrapped packing cuts samples anywhere and lets them attend to one another",
         small="Unsloth's CPU backend does not pack",
     ),
+    *_stages("group_by_length", SILENT, False, small="nothing is packed on a CPU, and stage 2's rows differ"),
     *_stages(
         "gradient_checkpointing",
         SILENT,

@@ -101,6 +101,7 @@ class TrainSpec:
     packing: str = (
         "isolated"  # "isolated": best fit, samples blind to each other; "wrapped": cut at length; "off"
     )
+    group_by_length: bool = False  # without packing: rows of like length share a batch
     gradient_checkpointing: bool = False
     eval_rows: int = 1000  # validation rows scored at each evaluation, drawn by seed; 0 = all
     eval_every: int = 360  # optimizer steps
@@ -114,6 +115,8 @@ class TrainSpec:
         _one_of("packing", self.packing, ("isolated", "wrapped", "off"))
         if self.packing == "wrapped" and self.loss_on == "answer":
             raise RecipeError("packing=wrapped cuts samples anywhere and goes with loss_on=text only")
+        if self.group_by_length and self.packing != "off":
+            raise RecipeError("group_by_length=true goes with packing=off; packed rows have no padding")
         for name in ("learning_rate", "batch_size", "accumulation", "eval_every", "save_every"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -208,7 +211,7 @@ PRESETS = {
             model=ModelSpec(base="smollm2", max_length=512),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
-            stage2=replace(_CPU_STAGE, learning_rate=1e-4),
+            stage2=replace(_CPU_STAGE, learning_rate=2e-4, group_by_length=True),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24),
             mcq=McqSpec(rows=150, generated_rows=40, max_new_tokens=8, max_batch_tokens=4096),
             consumer=ConsumerSpec(

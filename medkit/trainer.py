@@ -14,18 +14,19 @@ from medkit.meter import LossLog, Meter, TrainerError, any_process
 from medkit.recipes import TrainSpec
 
 
-def row_order(lengths, stage: TrainSpec, group: bool) -> np.ndarray:
+def row_order(lengths, stage: TrainSpec) -> np.ndarray:
     """The order in which rows are trained on, all epochs after one another, from the stage's seed alone.
 
-    `group`: rows of like length share a batch (sorted within random blocks of 50 batches, batches then
-    shuffled). Drawn up front rather than by a sampler, so that a resumed run has nothing to restore.
+    With `group_by_length` rows of like length share a batch (sorted within random blocks of 50 batches,
+    batches then shuffled). Drawn up front rather than by a sampler, so that a resumed run has nothing to
+    restore.
     """
     lengths, rng = np.asarray(lengths), np.random.default_rng(stage.seed)
     batch = stage.batch_size * stage.accumulation
     epochs = []
     for _ in range(int(np.ceil(stage.epochs))):
         order = rng.permutation(len(lengths))
-        if group:
+        if stage.group_by_length:
             blocks = [order[i : i + 50 * batch] for i in range(0, len(order), 50 * batch)]
             order = np.concatenate([block[np.argsort(-lengths[block], kind="stable")] for block in blocks])
             whole = len(order) // batch * batch  # a short last batch stays last
@@ -47,7 +48,7 @@ def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool):
 def training_rows(dataset, stage: TrainSpec, max_length: int, packed: bool):
     """The training rows in the order of `row_order`; packed rows are shuffled once more, since best-fit
     packing leaves the long samples first."""
-    rows = as_read(dataset.select(row_order(dataset["length"], stage, not packed)), stage, max_length, packed)
+    rows = as_read(dataset.select(row_order(dataset["length"], stage)), stage, max_length, packed)
     return rows.select(np.random.default_rng(stage.seed).permutation(len(rows))) if packed else rows
 
 

@@ -277,28 +277,29 @@ def test_trainable_parameters_of_llama_8b():
 @settings(max_examples=60, deadline=None)
 def test_row_order_takes_every_row_once_an_epoch(lengths, batch, accumulation, epochs, seed, group):
     stage = TrainSpec(batch_size=batch, accumulation=accumulation, epochs=epochs, seed=seed)
-    order = row_order(lengths, stage, group)
+    stage = replace(stage, packing="off", group_by_length=group)
+    order = row_order(lengths, stage)
     assert len(order) == epochs * len(lengths)
     for epoch in np.split(order, epochs):
         assert sorted(epoch) == list(range(len(lengths)))
-    assert (order == row_order(lengths, stage, group)).all()
+    assert (order == row_order(lengths, stage)).all()
 
 
 def test_row_order_of_half_an_epoch():
-    assert len(row_order([5] * 40, TrainSpec(epochs=0.5), False)) == 20
+    assert len(row_order([5] * 40, TrainSpec(epochs=0.5))) == 20
 
 
 def test_grouping_by_length_lowers_the_padding_share():
     lengths = np.random.default_rng(0).integers(10, 500, 2000)
-    stage = TrainSpec(batch_size=4, accumulation=1)
+    stage = TrainSpec(batch_size=4, accumulation=1, packing="off")
 
     def padding(order):
         batches = lengths[order].reshape(-1, 4)
         return 1 - batches.sum() / (4 * batches.max(axis=1).sum())
 
     # Four draws from 10..500 have a mean of 255 and a longest of about 402: 37% padding.
-    assert padding(row_order(lengths, stage, False)) == pytest.approx(0.37, abs=0.03)
-    assert padding(row_order(lengths, stage, True)) < 0.03
+    assert padding(row_order(lengths, stage)) == pytest.approx(0.37, abs=0.03)
+    assert padding(row_order(lengths, replace(stage, group_by_length=True))) < 0.03
 
 
 def test_a_subsample_is_drawn_by_seed():
