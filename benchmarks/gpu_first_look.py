@@ -31,8 +31,10 @@ def main():
     model, tokenizer = training.load(replace(recipe.model, base=str(folder / "base")))
     model = training.attach_lora(model, recipe.lora, seed=0)
     rows = random_rows(recipe, "stage1", 256, 4000)
-    small = rows.map(lambda row: {k: [t % 250 if t >= 0 else t for t in row[k]] for k in ("input_ids", "labels")})
-    fit = training.fit(model, tokenizer, small, small.select(range(32)), spec, folder=folder / "s", max_length=2048)
+    columns = ("input_ids", "labels")
+    small = rows.map(lambda row: {name: [t % 250 if t >= 0 else t for t in row[name]] for name in columns})
+    held_out = small.select(range(32))
+    fit = training.fit(model, tokenizer, small, held_out, spec, folder=folder / "s", max_length=2048)
     print(fit)
     print((folder / "s" / "loss.csv").read_text())
 

@@ -21,7 +21,8 @@ NAMED = {
 # What Llama 3.1's own template makes of system, user and assistant turns without tools.
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
-    "{% if m['role'] == 'system' %}Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n{% endif %}"
+    "{% if m['role'] == 'system' %}Cutting Knowledge Date: December 2023\n"
+    "Today Date: 26 Jul 2024\n\n{% endif %}"
     "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
