@@ -31,6 +31,7 @@ import tiny_run  # noqa: E402
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
 STEPS = 10
 AT_ONCE = 2  # faults
+PATIENCE = 900  # seconds for one process
 
 
 class Bench:
@@ -70,7 +71,7 @@ class Bench:
     def python(self, code: str, *arguments: str) -> tuple[int, str]:
         """(exit code, everything said) of a process that runs `code`."""
         process = self.start("-c", code, *arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out + err
 
     def start_training(self, folder: Path, *options: str) -> subprocess.Popen:
@@ -79,7 +80,7 @@ class Bench:
     def train(self, folder: Path, *options: str) -> tuple[int, str, dict | None]:
         """(exit code, everything said, the Fit where it came to one)."""
         process = self.start_training(folder, *options)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
         fits = [json.loads(line) for line in out.splitlines() if line.startswith('{"steps"')]
         return process.returncode, out + err, fits[-1] if fits else None
 
@@ -164,7 +165,7 @@ def other_base(bench: Bench) -> int:
     weights["model.norm.weight"] *= 1.5
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     process = bench.start(tiny_run.__file__, str(folder), str(base), "--resume")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and "base weights=" in err, (out + err)[-1500:]
     return 0
 
@@ -287,7 +288,7 @@ def sigterm_under_papermill(bench: Bench) -> int:
     process = bench.start("-c", NOTEBOOK, str(folder), source, "null")
     wait_for_lines(process, folder / "loss.csv", 4)  # the header and steps 0 to 2: step 4 has begun
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert "stopped by SIGTERM" in out, (out + err)[-1500:]
     assert (folder / "checkpoints" / "checkpoint-4").is_dir()
     return bench.resume(folder, 4)
