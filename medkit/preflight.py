@@ -40,34 +40,36 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     """Everything that can be known before a run of `recipe`: reads the data, tokenizes a sample of the real
     mixture, and runs a model that is small and here. Writes nothing but the libraries' and models' caches.
     """
-    checks, tokenizer = [_model_there(recipe)], None
+    checks = [_model_there(recipe)]
     shape = base_shape(recipe.model.base) or costs.LLAMA_8B
     checks += machine(recipe, shape)
-    if checks[0].status == "pass":
-        tokenizer = _tokenizer(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         found, loaded = _data(recipe, data_dir, Path(scratch))
         checks += found
-        if tokenizer is None or failed(found):
-            return [
-                *checks,
-                Check("rows", "warn", "not looked at: model or data are not there", "mend those"),
-            ]
-        prepared = None
-        for stage, records, total, validation in _stages(recipe, loaded, data_dir):
-            prepared = preparation.prepare(
-                records,
-                tokenizer,
-                target=recipe.data.mcq_target,
-                loss_on=getattr(recipe, stage).loss_on,
-                max_length=recipe.model.max_length,
-                cache=Path(scratch),
-                progress=False,
-            )
-            checks += rows(recipe, tokenizer, records, prepared)
-            tokens = total * float(np.mean(prepared["length"]))
-            checks.append(_course(recipe, stage, shape, total, tokens, validation))
-        return [*checks, *_model_runs(recipe, shape, tokenizer, prepared)]
+        if failed([checks[0], *found]):
+            return [*checks, Check("rows", "warn", "not looked at", "see to the model and the data first")]
+        try:
+            return checks + _rows_and_model(recipe, shape, loaded, data_dir, Path(scratch))
+        except MedkitError as error:  # a template that cannot be masked, sources too small to be split
+            return [*checks, Check("rows", "fail", *_halves(error))]
+
+
+def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
+    tokenizer, checks, prepared = _tokenizer(recipe), [], None
+    for stage, records, total, validation in _stages(recipe, loaded, data_dir):
+        prepared = preparation.prepare(
+            records,
+            tokenizer,
+            target=recipe.data.mcq_target,
+            loss_on=getattr(recipe, stage).loss_on,
+            max_length=recipe.model.max_length,
+            cache=scratch,
+            progress=False,
+        )
+        checks += rows(recipe, tokenizer, records, prepared)
+        tokens = total * float(np.mean(prepared["length"]))
+        checks.append(_course(recipe, stage, shape, total, tokens, validation))
+    return checks + _model_runs(recipe, shape, tokenizer, prepared)
 
 
 def machine(recipe: recipes.Recipe, shape: costs.Shape | None = None) -> list[Check]:
@@ -255,11 +257,10 @@ def _stages(recipe, loaded: dict, data_dir: str):
         total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
         validation = round(total * data.validation_share)
         train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation
-    replayed = dmt.replay_share / (1 + dmt.replay_share)
     some = first.part("train")[:SAMPLE]
     yield "stage1", some, train, validation
     mixed = talks.train[:SAMPLE]
-    mixed += some[: round(len(mixed) * replayed / (1 - replayed))]
+    mixed += some[: round(len(mixed) * dmt.replay_share)]
     yield "stage2", mixed, *(round(n * (1 + dmt.replay_share)) for n in (consultations, held_out))
 
 

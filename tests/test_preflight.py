@@ -382,6 +382,28 @@ def test_the_command_names_what_fails(tiny_llama_folder, tmp_path, monkeypatch, 
     assert "fail  model " in capsys.readouterr().out
 
 
+def test_the_command_names_rows_that_cannot_be_made(tiny_llama, tmp_path, monkeypatch, capsys):
+    model, _ = tiny_llama
+    bare = make_tokenizer()
+    bare.chat_template = None
+    model.save_pretrained(tmp_path / "bare")
+    bare.save_pretrained(tmp_path / "bare")
+    assert main(["check", "cpu", "--set", f"model.base={tmp_path / 'bare'}"]) == 2
+    assert "fail  rows " in (out := capsys.readouterr().out)
+    assert "the tokenizer has no chat template; take an instruct model" in out
+
+
+def test_real_rows(real_data, tokenizer, tmp_path):
+    from medkit import sources
+
+    records = sources.load("pubmedqa", "train", real_data, progress=False).records
+    records += sources.load("medqa", "train", real_data, progress=False).records
+    recipe = recipes.get("recommended", {"model.max_length": "20000"})  # one byte a token here
+    assert not preflight.failed(
+        list(look(records, tokenizer, prepare(records, tokenizer, tmp_path, recipe), recipe).values())
+    )
+
+
 def test_show_raises_what_failed_in_one_line(capsys):
     checks = [Check("one", "pass", "fine"), Check("two", "fail", "it is broken", "mend it")]
     with pytest.raises(preflight.PreflightError, match=r"^two: it is broken; mend it$"):
