@@ -126,6 +126,8 @@ def _question(chat: prompts.ChatFormat, item: MCQItem, released: bool) -> str:
 
 def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
     """Per model and benchmark, how the protocols fared on the questions that were answered in both ways."""
+    if words.empty:
+        return []
     by_id = {(item.source, item.id): item for item in items}
     index = ["model", "dataset", "item_id"]
     scored = letters.set_index(index)["predicted"].fillna("")

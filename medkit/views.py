@@ -12,7 +12,13 @@ from medkit.runs import Run
 HIDDEN = "not shown: a row of a data set (show_text shows it)"
 
 
-def settings(run: Run) -> pd.DataFrame:
+def whole(frame: pd.DataFrame) -> HTML:
+    """A table with every row, and every text to its end: pandas shows sixty rows and fifty characters."""
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(frame.to_html())
+
+
+def settings(run: Run) -> HTML:
     """Every resolved field of the recipe, the versions, the machine and the commit."""
     info = run.info
     rows = {
@@ -22,7 +28,7 @@ def settings(run: Run) -> pd.DataFrame:
         **{f"machine: {name}": value for name, value in info["hardware"].items()},
         "commit": info["git"].get("commit"),
     }
-    return pd.DataFrame({"value": {name: str(value) for name, value in rows.items()}})
+    return whole(pd.DataFrame({"value": {name: str(value) for name, value in rows.items()}}))
 
 
 def sources(train: dict, evaluation: dict) -> pd.DataFrame:
