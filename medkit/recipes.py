@@ -197,7 +197,7 @@ _CPU_STAGE = TrainSpec(
     optimizer="adamw_torch",
     accumulation=1,
     packing="off",
-    eval_rows=48,
+    eval_rows=24,
     eval_every=25,
     save_every=25,
 )

@@ -181,7 +181,8 @@ def make_trainer(
     config = SFTConfig(
         output_dir=str(saved / ".writing"),
         per_device_train_batch_size=stage.batch_size,
-        per_device_eval_batch_size=stage.batch_size,
+        # Evaluation computes the logits of every position: on a CPU a batch of them is most of the memory.
+        per_device_eval_batch_size=stage.batch_size if gpu else 1,
         gradient_accumulation_steps=stage.accumulation // workers,
         num_train_epochs=1,  # row_order has laid the epochs after one another
         max_steps=stage.max_steps or -1,
