@@ -91,7 +91,7 @@ KNOBS = (
     *_stages("warmup_steps", 10, 10),
     *_stages("weight_decay", 0.01, 0.01),
     *_stages("optimizer", "adamw_8bit", "adamw_8bit", small="8-bit optimizer states are for GPUs"),
-    *_stages("batch_size", 4, 4),
+    *_stages("batch_size", 4, 4, small="the same four rows a step in two passes, to stay under 4 GB"),
     *_stages("accumulation", 1, 4, words="a batch size of 4, with no word of accumulation"),
     *_stages("epochs", 1.0, 1.0),
     *_stages("loss_on", SILENT, "text", why="the prompt is not to be learnt, and is most of the tokens"),

@@ -211,7 +211,9 @@ PRESETS = {
             model=ModelSpec(base="smollm2", max_length=512),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
-            stage2=replace(_CPU_STAGE, learning_rate=2e-4, group_by_length=True),
+            stage2=replace(
+                _CPU_STAGE, learning_rate=6e-4, group_by_length=True, batch_size=2, accumulation=2
+            ),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24),
             mcq=McqSpec(rows=150, generated_rows=40, max_new_tokens=8, max_batch_tokens=4096),
             consumer=ConsumerSpec(
