@@ -45,19 +45,30 @@ STYLE = {
 }
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows by itself: without pyplot, nothing else tells IPython how."""
+
+    def _repr_png_(self) -> bytes:
+        return _png(self, dpi=100)
+
+
 def new(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tuple[Figure, Axes | np.ndarray]:
     """An empty figure of `width` x `height` inches (7 is a notebook's column) with its ax or axes."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = _Shown(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns)
     return figure, axes
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     """Write a PNG, the same to the byte for the same figure and matplotlib; whole or not at all."""
+    return results.write_bytes(path, _png(figure, dpi))
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
-    return results.write_bytes(path, drawn.getvalue())
+    return drawn.getvalue()
 
 
 def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:

@@ -274,3 +274,12 @@ def test_colours_differ_for_the_colour_blind():
     """Okabe and Ito's colours, of which no two used together may be near in lightness and hue alike."""
     assert len(set(figures.COLOURS.values())) == 4 and len(set(figures.MARKS.values())) == 4
     assert len(set(figures.CYCLE)) == 6
+
+
+def test_a_notebook_shows_a_figure_without_pyplot():
+    from IPython.core.formatters import DisplayFormatter
+
+    figure, ax = figures.new()
+    figures.loss_curves(ax, loss(4))
+    shown, _ = DisplayFormatter().format(figure)
+    assert shown["image/png"].startswith(b"\x89PNG")
