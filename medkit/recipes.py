@@ -238,7 +238,8 @@ PRESETS = {
             stage1=_RELEASED_STAGE,
             stage2=_RELEASED_STAGE,
             dmt=DmtSpec(handover="merge"),
-            mcq=McqSpec(generated_rows=0, max_new_tokens=128, temperature=0.6),
+            # every question of every benchmark in words: the letter was not what they scored by
+            mcq=McqSpec(generated_rows=4183, max_new_tokens=128, temperature=0.6),
         ),
         Recipe(
             name="recommended",

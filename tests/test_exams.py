@@ -1,0 +1,167 @@
+"""Notebook 03's steps on a tiny random Llama: what is scored, kept, shown and left out."""
+
+import json
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from medkit import exams, mcq, outcomes, panels, results, runs
+from medkit.lineup import Active
+from medkit.records import MCQItem
+from medkit.results import ResultsError
+
+SETTINGS = "mcq.rows=5;mcq.generated_rows=2;mcq.max_new_tokens=4"
+
+
+def opened(monkeypatch, tmp_path, name="tiny", settings=SETTINGS, data_dir=""):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    monkeypatch.setenv("MEDKIT_RUNNER", "1")  # no lock to hold
+    results.write_json(tmp_path / name / "run.json", runs.describe("cpu", settings, data_dir))
+    return runs.begin(name, exams.NOTEBOOK, data_dir=data_dir)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    return opened(monkeypatch, tmp_path)
+
+
+def item(number, source="medqa", answer="A"):
+    options = ("yes", "no", "maybe") if source == "pubmedqa" else ("one", "two", "three", "four")
+    return MCQItem(f"{source}-{number}", source, f"Question {number}?", options, answer)
+
+
+def letters_of(model, items, predicted):
+    pairs = zip(items, predicted, strict=True)
+    given = [mcq.Outcome(letter, (-1.0,) * len(one.letters)) for one, letter in pairs]
+    return mcq.frame(model, items, given)
+
+
+def test_questions_are_the_first_of_each_benchmark(run):
+    items = exams.exam_items(run)
+    assert Counter(one.source for one in items) == dict.fromkeys(outcomes.CHANCE, 5)
+    everything = exams.first_of_each(items, 0)
+    assert everything == items and len(exams.first_of_each(items, 3)) == 9
+
+
+def test_both_protocols_cover_the_questions_they_say(run, tiny_llama):
+    items = exams.exam_items(run)
+    active = Active("base", *tiny_llama, "identity-of-base")
+    scored = exams.score(run, active, items)
+    words = exams.answer_in_words(run, active, items)
+    letters = mcq.frame("base", items, scored.outcomes)
+    assert len(letters) == 15 and Counter(words["dataset"]) == dict.fromkeys(outcomes.CHANCE, 2)
+    found = exams.protocols(items, letters, words)
+    for one in found:
+        assert one["n"] == 2 == sum(tier["count"] for tier in one["tiers"].values())
+        own = letters[(letters["dataset"] == one["dataset"])].head(2)
+        assert one["correct"]["scored"] == own["correct"].sum()
+    # asked again, everything comes from the store, and is the same
+    again = exams.score(run, active, items)
+    assert again.report["from_store"] == 15 and again.outcomes == scored.outcomes
+    assert exams.answer_in_words(run, active, items).equals(words)
+    # another model's name is no matter, its identity is
+    other = exams.score(run, Active("base", *tiny_llama, "another identity"), items)
+    assert other.report["from_store"] == 0
+
+
+def test_no_question_answered_in_words_is_no_protocol(monkeypatch, tmp_path, tiny_llama):
+    run = opened(monkeypatch, tmp_path, settings="mcq.rows=2;mcq.generated_rows=0")
+    items = exams.exam_items(run)
+    words = exams.answer_in_words(run, Active("base", *tiny_llama, "x"), items)
+    letters = letters_of("base", items, "A" * 6)
+    assert words.empty and exams.protocols(items, letters, words) == []
+    exams.write_mcq(run, letters, words, {}, show_text=False)
+    assert (run.folder / "mcq" / "answers.jsonl").read_text() == ""
+
+
+def test_the_letter_is_scored_where_it_was_trained(tiny_llama):
+    """`Answer: C) text`: not where every letter begins with one token, as with bytes."""
+    _, tokenizer = tiny_llama
+    with pytest.raises(exams.prompts.PromptError, match="does not give each letter a token"):
+        exams.letter_place(tokenizer, "letter_and_text")  # bytes: the next token is the blank, for all four
+    assert exams.letter_place(tokenizer, "letter") == {}
+
+
+def test_the_letter_after_answer_with_a_real_tokenizer():
+    from transformers import AutoTokenizer
+
+    from medkit import smollm2
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())
+    except smollm2.ModelNotInstalled as error:
+        pytest.skip(str(error))
+    place = exams.letter_place(tokenizer, "letter_and_text")
+    prompt, trained = place["encode"](item(1)), tokenizer.encode("Answer: C) three", add_special_tokens=False)
+    lead = tokenizer.encode("Answer:", add_special_tokens=False)
+    assert prompt[-len(lead) :] == lead == trained[: len(lead)]
+    assert place["letter_tokens"][2] == trained[len(lead)] and tokenizer.decode(trained[len(lead)]) == " C"
+
+
+def test_released_prompts_end_their_question_with_answer(run, tiny_llama):
+    chat = exams.prompts.ChatFormat.from_tokenizer(tiny_llama[1])
+    plain, released = (exams._question(chat, item(1), kind) for kind in (False, True))
+    assert "\nAnswer:" in released and released.replace("\nAnswer:", "") == plain
+    assert not exams.released_protocol(run)
+
+
+def test_scores_without_contaminated_questions(run):
+    items = [item(i) for i in range(4)] + [item(i, "pubmedqa") for i in range(3)]
+    letters = pd.concat([letters_of("base", items, "AABBABB"), letters_of("med-mix", items, "AAAAAAA")])
+    overlap = {"contaminated": ["medqa/medqa-0", "medqa/medqa-2"]}
+    results.write_json(run.folder / "data" / "manifest.json", {"overlap": overlap})
+    assert exams.contaminated(run) == {("medqa", "medqa-0"), ("medqa", "medqa-2")}
+    found = exams.without(letters, exams.contaminated(run))
+    # base has questions 0 and 1 of four right: without 0 and 2 that is one (1) of two (1, 3)
+    assert found["left_out"] == {"medqa": 2}
+    own = found["datasets"]["medqa"]["models"]["base"]
+    assert (own["correct"], own["n"]) == (1, 2) and found["datasets"]["pubmedqa"]["n"] == 3
+    table = panels.clean(outcomes.mcq_summary(letters), found)
+    assert table.loc[0, ["n", "n without"]].tolist() == [4, 2]
+
+
+def test_a_run_without_a_manifest_knows_of_no_contamination(run):
+    assert exams.contaminated(run) is None
+
+
+def test_errors_are_a_seeded_sample_of_the_wrong_ones():
+    items = [item(i) for i in range(30)]
+    letters = letters_of("base", items, "A" * 10 + "B" * 20)
+    wrong = exams.wrong(letters, "base", 8)
+    assert len(wrong) == 8 and (wrong["predicted"] == "B").all()
+    assert wrong.equals(exams.wrong(letters, "base", 8))
+    assert len(exams.wrong(letters, "base", 99)) == 20 and exams.wrong(letters, "med-mix", 8).empty
+
+
+@pytest.mark.parametrize("show", [False, True])
+def test_rows_of_a_data_set_are_shown_only_where_asked_for(monkeypatch, tmp_path, tiny_llama, show):
+    run = opened(monkeypatch, tmp_path, settings="", data_dir="somewhere")
+    secret = MCQItem("q1", "pubmedqa", "A secret?", ("yes", "no", "maybe"), "A", "A secret abstract.")
+    letters = letters_of("base", [secret], "B")
+    words = pd.DataFrame([{"model": "base", "item_id": "q1", "text": "a secret answer", "letter": "A"}])
+    exams.write_mcq(run, letters, words, {}, show)
+    written = "".join(path.read_text() for path in (run.folder / "mcq").iterdir())
+    table = panels.errors(run, exams.wrong(letters, "base", 1), [secret], show).to_html()
+    prompt = panels.prompt(run, tiny_llama[1], secret, show).data
+    for text in (written, table, prompt):
+        assert ("secret" in text) is show
+    assert "Figure" not in prompt and "highly knowledgeable medical assistant" in prompt
+    assert json.loads((run.folder / "mcq" / "answers.jsonl").read_text())["letter"] == "A"
+
+
+def test_a_model_alone_gets_a_run_of_its_own_and_no_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    monkeypatch.setenv("MEDKIT_RUNNER", "1")
+    run = exams.begin("alone", "", "some/model")
+    results.write_json(run.folder / "run.json", run.info)
+    assert (run.recipe.name, run.recipe.model.base) == ("recommended", "some/model")
+    assert exams.begin("alone", "", "some/model").recipe == run.recipe
+    with pytest.raises(ResultsError, match="is a run of some/model; give other/model a run_dir of its own"):
+        exams.begin("alone", "", "other/model")
+    trained = runs.describe("cpu") | {"notebooks": {"01_stage1": {"status": "complete"}}}
+    results.write_json(tmp_path / "cpu" / "run.json", trained)
+    with pytest.raises(ResultsError, match="is a run of smollm2; give smollm2 a run_dir of its own"):
+        exams.begin("cpu", "", "smollm2")
+    with pytest.raises(ResultsError, match="holds no run; run notebook 01_stage1 first"):
+        exams.begin("nothing", "")
