@@ -82,9 +82,9 @@ def score(
     encode: an item's token ids up to where the answer begins; default: the kit's prompt in the model's own
         chat template. letter_tokens: the token of A, B, C, D there; default: the letter without a space.
     max_batch_tokens: of a batch, padding included; a longer prompt is a batch of its own.
-    prefix_cache: compute the tokens that all prompts begin with once. Checked on two questions against the
-        plain pass; where the model does not take a cache, or the numbers differ, it is not used, and the
-        report's `prefix_note` says why.
+    prefix_cache: compute the tokens that all prompts begin with once. Checked on the shortest question
+        against the plain pass; where the model does not take a cache, or the numbers differ, it is not
+        used, and the report's `prefix_note` says why.
     store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
         on, with the same result; entries are found by `key` (`identity` of model and adapter), dtype,
         template, prompt and item, and it needs a `key`.
@@ -114,7 +114,7 @@ def score(
     ):
         scorer = _Scorer(model, tokenizer, TOLERANCE[dtype])
         if prefix and from_store < len(items):
-            note = scorer.share(prefix, [questions[order[0]], questions[order[-1]]])
+            note = scorer.share(prefix, questions[order[-1]])  # the shortest is the cheapest
         for batch in batches:
             new = [question for question in batch if question.key not in done]
             if new:
@@ -194,24 +194,22 @@ class _Scorer:
             found.append(outcome)
         return found
 
-    def share(self, prefix: tuple[int, ...], probes: list[_Question]) -> str:
+    def share(self, prefix: tuple[int, ...], probe: _Question) -> str:
         """Compute `prefix` once for all that follows; if the model cannot, say why, and go on without."""
-        plain = [self.plain(question) for question in probes]
+        alone = self.plain(probe)
         try:
             ids = torch.tensor([prefix], device=self.device)
-            with torch.no_grad():
+            with torch.no_grad(), _last_only(self.model, torch.tensor([len(prefix) - 1])):
                 self.cache = self.model(input_ids=ids, use_cache=True).past_key_values
             self.prefix = len(prefix)
-            shared = self.logits(probes)
+            shared = self.logits([probe, probe])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model's own code does with a cache it was not written for
             self.prefix, self.cache = 0, None
             return f"the model takes no shared prefix ({type(error).__name__})"
-        apart = max(
-            ((a - a.max()) - (b - b.max())).abs().max().item() for a, b in zip(plain, shared, strict=True)
-        )
-        if apart > 2 * self.tolerance:
+        apart = max(((row - row.max()) - (alone - alone.max())).abs().max().item() for row in shared)
+        if not apart <= 2 * self.tolerance:
             self.prefix, self.cache = 0, None
             return f"with the shared prefix the logits differ by {apart:.2g}"
         return ""
