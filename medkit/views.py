@@ -87,6 +87,8 @@ def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
             [prompts.prompt_ids(tokenizer, chat, item)],
             max_new_tokens=max_new_tokens,
             batch_size=1,
+            store=None,
+            key="",
             progress=False,
         )
     return answers[0][0]
