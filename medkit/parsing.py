@@ -55,8 +55,8 @@ _DENIED = re.compile(
     r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless)|n['’]t)(?: an?| the)?\s*$", re.IGNORECASE
 )
 _IS_CORRECT = re.compile(
-    r"(?:^|[.;:,!?]\s+|\b(?i:option|choice|letter|thus|so|hence|therefore)[\s,]+)[*_(\"]{0,3}([A-Z])[*_)\".]{0,3} "
-    r"is (?:the |most likely |therefore |thus |clearly |also ){0,3}"
+    r"(?:^|[.;:,!?]\s+|\b(?i:option|choice|letter|thus|so|hence|therefore)[\s,]+)"
+    r"[*_(\"]{0,3}([A-Z])[*_)\".]{0,3} is (?:the |most likely |therefore |thus |clearly |also ){0,3}"
     r"(?:correct|right|best answer|best option|best choice|answer)\b",
     re.MULTILINE,
 )
