@@ -1,5 +1,6 @@
 """One set of versions in pyproject.toml, environment.yml and the Makefile; set-up that is whole or absent."""
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -89,7 +90,10 @@ def test_what_is_installed_is_what_is_pinned():
 def test_every_import_is_a_declared_dependency():
     imported = set()
     for path in (REPO / "medkit").rglob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M))
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.partition(".")[0] for name in names}
     imported -= set(sys.stdlib_module_names) | {"medkit"}
     modules = importlib.metadata.packages_distributions()
     declared = project_pins().keys() | makefile_pins().keys()
