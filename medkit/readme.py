@@ -37,21 +37,6 @@ def headline(run: Path) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def untrained(run: Path) -> str:
-    """The same for the untrained model on the real benchmarks."""
-    summary = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))
-    rows = []
-    for dataset, of in summary["datasets"].items():
-        for model, own in of["models"].items():
-            cell = with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
-            rows.append(
-                {"benchmark": dataset, "model": NAMES.get(model, model), "n": f"{own['n']:,}"}
-                | {"accuracy, %": cell, "chance": f"{100 * of['chance']:.1f}"}
-                | {"most frequent answer": f"{100 * of['majority']['share']:.1f}"}
-            )
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-
-
 def cost(run: Path) -> str:
     """Seconds and peak memory of each notebook of a run."""
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -68,7 +53,7 @@ def cost(run: Path) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-BLOCKS = {"headline": (headline, "cpu"), "cost": (cost, "cpu"), "untrained": (untrained, "smollm2-real")}
+BLOCKS = {"headline": (headline, "cpu"), "cost": (cost, "cpu")}
 
 
 def rendered(text: str, folder: Path) -> str:

