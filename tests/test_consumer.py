@@ -95,7 +95,7 @@ EXAMPLES = {
     ),
     "disclaimer": (
         [
-            "As an AI language model, I think so.",
+            "As a language model, I think so.",
             "I'm not a doctor, but it looks fine.",
             "I’m not a medical professional.",
             "This is not a substitute for professional advice.",

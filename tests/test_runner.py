@@ -306,10 +306,10 @@ def test_terminated_saves_and_killed_is_resumed(place):
 
 
 def test_what_is_kept_names_no_place_of_this_machine(place, monkeypatch):
-    monkeypatch.setenv("HOME", "/root")
+    monkeypatch.setenv("HOME", "/me")
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
-    text = f'"{place}/x.csv", /root/.cache: {sys.prefix}\\n, hf_abcdefghijklmnop; nerve/root /rootless /root'
-    assert execution._scrub(text) == '"./x.csv", ~/.cache: {python}\\n, ***; nerve/root /rootless ~'
+    text = f'"{place}/x.csv", /me/.cache: {sys.prefix}\\n, hf_abcdefghijklmnop; nerve/me /meant /me'
+    assert execution._scrub(text) == '"./x.csv", ~/.cache: {python}\\n, ***; nerve/me /meant ~'
 
 
 def test_the_pipeline_of_the_notebooks():
