@@ -215,7 +215,7 @@ PRESETS = {
                 _CPU_STAGE, learning_rate=6e-4, group_by_length=True, batch_size=2, accumulation=2
             ),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
-            mcq=McqSpec(rows=150, generated_rows=12, max_new_tokens=8, max_batch_tokens=4096),
+            mcq=McqSpec(rows=150, generated_rows=12, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(
                 cases=16, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=16
             ),
