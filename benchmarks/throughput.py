@@ -225,7 +225,7 @@ def measure_trl(recipe, steps: int) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from medkit import preparation, prompts, smollm2
-    from medkit.trainer import peak_memory_gb
+    from medkit.meter import peak_memory_gb
 
     spec, folder = recipe.stage1, smollm2.folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
