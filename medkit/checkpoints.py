@@ -1,13 +1,12 @@
 """Which checkpoint is whole, and whether it belongs to this run."""
 
-import hashlib
 import json
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from medkit import MedkitError
+from medkit import MedkitError, results
 
 MARKER = "whole.json"  # written last: the identity of the run and the hash of every other file
 # What training cannot go on from exactly without it. Of several processes, each saves its own rng_state.
@@ -37,7 +36,7 @@ def appears_whole(folder: Path):
 
 def publish(written: Path, folder: Path, identity: dict | None) -> None:
     """Mark the checkpoint in `written` as whole and give it its final name."""
-    hashes = {path.name: _sha256(path) for path in sorted(written.iterdir()) if path.is_file()}
+    hashes = {path.name: results.sha256(path) for path in sorted(written.iterdir()) if path.is_file()}
     (written / MARKER).write_text(json.dumps({"identity": identity, "sha256": hashes}, indent=1))
     _flush(written)
     _rename(written, folder)
@@ -129,14 +128,9 @@ def _flaw(path: Path) -> str:
             return f"{name} is missing"
         if (path / name).stat().st_size == 0:
             return f"{name} is empty"
-        if _sha256(path / name) != expected:
+        if results.sha256(path / name) != expected:
             return f"{name} is not as it was written"
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rename(written: Path, folder: Path) -> None:
