@@ -153,23 +153,33 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     }
 
 
-def exam_rows(recipe, count: int):
-    """(training, validation) records of the built-in corpus in the recipe's mixture."""
-    from medkit import demo, mixture, sources
+def small_rows(recipe, steps: int, tokenizer, cache: Path):
+    """(training, validation) rows of the recipe's stage 2 on the built-in corpus, prepared once for both
+    programs: consultations and replayed exam questions, a fifth as long."""
+    from medkit import demo, mixture, preparation, sources
 
     with tempfile.TemporaryDirectory() as folder:
         corpus = demo.write(folder)
-        loaded = {
-            name: sources.load(
-                name, "train", corpus, limit=getattr(recipe.data, f"rows_{name}"), progress=False
-            ).records
-            for name in STAGE1_ROWS
-        }
-    mixed = mixture.stage1(loaded, recipe.data.validation_share, recipe.data.seed)
-    train = mixed.part("train")
+
+        def load(name):
+            limit = getattr(recipe.data, f"rows_{name}", 0)
+            return sources.load(name, "train", corpus, limit=limit, progress=False).records
+
+        exams, consultations = {name: load(name) for name in STAGE1_ROWS}, load("notechat")
+    dmt, data, spec = recipe.dmt, recipe.data, recipe.stage2
+    asked = dmt.notechat_train, dmt.notechat_validation
+    split = mixture.dialogues(consultations, *asked, deduplicate=True, by_note=True, seed=data.seed)
+    first = mixture.stage1(exams, data.validation_share, data.seed)
+    drawn = mixture.replay(first, dmt.replay_share, len(split.train), len(split.validation))
+    settings = {"target": data.mcq_target, "loss_on": spec.loss_on, "progress": False, "cache": cache}
+    train, held_out = (
+        preparation.prepare(rows, tokenizer, max_length=recipe.model.max_length, **settings)
+        for rows in (split.train + drawn.train, split.validation + drawn.validation)
+    )
+    count = steps * spec.batch_size * spec.accumulation
     if len(train) < count:
-        sys.exit(f"{count} rows are asked for and the mixture trains on {len(train)}; lower --steps")
-    return train[:count], mixed.part("validation")
+        sys.exit(f"{count} rows are asked for and stage 2 trains on {len(train)}; lower --steps")
+    return train.shuffle(seed=0).select(range(count)), held_out
 
 
 def validation_loss(model, rows) -> float:
@@ -189,45 +199,55 @@ def validation_loss(model, rows) -> float:
 
 
 def measure_medkit(recipe, steps: int) -> dict:
-    """Stage 1 of a small recipe through medkit, on the CPU."""
-    from medkit import preparation, training
+    """Stage 2 of a small recipe through medkit, on the CPU, from a fresh adapter."""
+    from medkit import training
 
-    spec = replace(recipe.stage1, max_steps=steps, eval_every=10**6, save_every=10**6, eval_rows=1)
+    spec = replace(recipe.stage2, max_steps=steps, eval_every=10**6, save_every=10**6, eval_rows=1)
     model, tokenizer = training.load(recipe.model)
     model = training.attach_lora(model, recipe.lora, seed=spec.seed)
-    settings = {"target": recipe.data.mcq_target, "loss_on": spec.loss_on, "progress": False}
-    records = exam_rows(recipe, steps * spec.batch_size * spec.accumulation)
-    folder = Path(tempfile.mkdtemp())
-    train, held_out = (
-        preparation.prepare(r, tokenizer, max_length=recipe.model.max_length, cache=folder, **settings)
-        for r in records
-    )
-    fit = training.fit(
-        model,
-        tokenizer,
-        train,
-        held_out,
-        spec,
-        folder=folder / "run",
-        max_length=recipe.model.max_length,
-        progress=False,
-    )
-    shutil.rmtree(folder)
-    return vars(fit) | {"loss": validation_loss(model, held_out)}
+    with tempfile.TemporaryDirectory() as scratch:
+        train, held_out = small_rows(recipe, steps, tokenizer, Path(scratch))
+        fit = training.fit(
+            model,
+            tokenizer,
+            train,
+            held_out,
+            spec,
+            folder=Path(scratch) / "run",
+            max_length=recipe.model.max_length,
+            progress=False,
+        )
+        return vars(fit) | {"loss": validation_loss(model, held_out)}
+
+
+class PlainHead:
+    """In the place of the Triton kernel by which TRL computes its loss, and which a CPU has none of: the
+    same log-probabilities of the supervised tokens alone, in plain PyTorch."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, labels, *_):
+        import torch
+
+        logprobs = torch.nn.functional.linear(hidden, weight, bias).float().log_softmax(-1)
+        entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
+        top = logprobs.detach().argmax(-1) == labels
+        return logprobs.gather(-1, labels[:, None])[:, 0], entropy, None, None, top
 
 
 def measure_trl(recipe, steps: int) -> dict:
-    """The same rows, recipe and number of samples through a plain TRL + PEFT script, without Unsloth."""
+    """The same rows, recipe and number of samples through a plain TRL + PEFT script, without Unsloth: rows
+    in random order, the rows of an update in one padded batch."""
     import torch
-    from datasets import Dataset
+    import trl.trainer.utils
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from medkit import preparation, prompts, smollm2
+    from medkit import smollm2
     from medkit.meter import peak_memory_gb
 
-    spec, folder = recipe.stage1, smollm2.folder()
+    trl.trainer.utils._ChunkedLogProbFunction = trl.trainer.utils._ChunkedLogProbFunction or PlainHead
+    spec, folder = recipe.stage2, smollm2.folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     quantized = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -236,10 +256,8 @@ def measure_trl(recipe, steps: int) -> dict:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantized, dtype=torch.bfloat16)
-    train, held_out = exam_rows(recipe, steps * spec.batch_size * spec.accumulation)
-    chats = [prompts.messages(record) for record in train]
-    rows = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
     scratch = Path(tempfile.mkdtemp())
+    train, held_out = small_rows(recipe, steps, tokenizer, scratch)
     seen = {"tokens": 0, "positions": 0, "seconds": 0.0}
 
     class Meter(TrainerCallback):
@@ -259,8 +277,7 @@ def measure_trl(recipe, steps: int) -> dict:
         model=model,
         args=SFTConfig(
             output_dir=str(scratch),
-            per_device_train_batch_size=spec.batch_size,
-            gradient_accumulation_steps=spec.accumulation,
+            per_device_train_batch_size=spec.batch_size * spec.accumulation,
             max_steps=steps,
             learning_rate=spec.learning_rate,
             lr_scheduler_type=spec.scheduler,
@@ -275,7 +292,7 @@ def measure_trl(recipe, steps: int) -> dict:
             save_strategy="no",
             disable_tqdm=True,
         ),
-        train_dataset=rows,
+        train_dataset=train.select_columns(["input_ids", "labels"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.lora.r,
@@ -287,23 +304,13 @@ def measure_trl(recipe, steps: int) -> dict:
         callbacks=[Meter()],
     )
     trainer.train()
-    prepared = preparation.prepare(
-        held_out,
-        tokenizer,
-        target="letter",
-        loss_on="answer",
-        max_length=recipe.model.max_length,
-        cache=scratch,
-        progress=False,
-    )
-    samples = steps * spec.batch_size * spec.accumulation
     measured = {
         "tokens_per_s": seen["tokens"] / seen["seconds"],
-        "samples_per_s": samples / seen["seconds"],
+        "samples_per_s": len(train) / seen["seconds"],
         "padding_share": 1 - seen["tokens"] / seen["positions"],
         "peak_memory_gb": peak_memory_gb(),
-        "samples": samples,
-        "loss": validation_loss(trainer.model, prepared),
+        "samples": len(train),
+        "loss": validation_loss(trainer.model, held_out),
     }
     shutil.rmtree(scratch)
     return measured

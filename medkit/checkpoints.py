@@ -137,17 +137,9 @@ def _rename(written: Path, folder: Path) -> None:
     """In place of an earlier folder of that name, and on the disk when this returns."""
     shutil.rmtree(folder, ignore_errors=True)
     written.rename(folder)
-    _sync(folder.parent)
+    results.sync(folder.parent)
 
 
 def _flush(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        results.sync(path)

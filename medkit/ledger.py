@@ -91,7 +91,7 @@ KNOBS = (
     *_stages("warmup_steps", 10, 10),
     *_stages("weight_decay", 0.01, 0.01),
     *_stages("optimizer", "adamw_8bit", "adamw_8bit", small="8-bit optimizer states are for GPUs"),
-    *_stages("batch_size", 4, 4, small="the same four rows a step in two passes, to stay under 4 GB"),
+    *_stages("batch_size", 4, 4),
     *_stages("accumulation", 1, 4, words="a batch size of 4, with no word of accumulation"),
     *_stages("epochs", 1.0, 1.0),
     *_stages("loss_on", SILENT, "text", why="the prompt is not to be learnt, and is most of the tokens"),
@@ -102,7 +102,12 @@ KNOBS = (
         why="wrapped packing cuts samples anywhere and lets them attend to one another",
         small="Unsloth's CPU backend does not pack",
     ),
-    *_stages("group_by_length", SILENT, False, small="nothing is packed on a CPU, and stage 2's rows differ"),
+    *_stages(
+        "group_by_length",
+        SILENT,
+        False,
+        small="replayed questions in updates of their own; among consultations their two tokens hardly count",
+    ),
     *_stages(
         "gradient_checkpointing",
         SILENT,
@@ -151,6 +156,10 @@ OURS = {
     "model.revision": "which commit of the base model; the one it stood for is in run.json",
     **dict.fromkeys(("stage1.max_steps", "stage2.max_steps"), "stop early; 0 is the whole epoch"),
     **dict.fromkeys(("stage1.save_every", "stage2.save_every"), "how much a crash can cost"),
+    **dict.fromkeys(
+        ("stage1.micro_batch_tokens", "stage2.micro_batch_tokens"),
+        "memory: the rows of a step in several passes, the update is the same",
+    ),
     "mcq.generated_rows": "questions answered in words too, to compare the protocols",
     "mcq.prefix_cache": "speed; the predictions are the same",
     "mcq.max_batch_tokens": "speed; the predictions are the same",

@@ -57,14 +57,19 @@ def hardware() -> dict:
     }
 
 
+def cache_dir() -> Path:
+    """Where prepared data and converted models are kept: $MEDKIT_CACHE, else ~/.cache/medkit."""
+    return Path(os.environ.get("MEDKIT_CACHE") or Path.home() / ".cache" / "medkit")
+
+
 def peak_memory() -> dict[str, float]:
-    """The most memory this process, or a child it waited for, has held, and the GPU's share; GiB."""
+    """The most memory this process, or a child it waited for, has held, and the GPU's share; 10^9 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB on Linux
     held = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    peak = {"peak_memory_gb": round(held * unit / 2**30, 3)}
+    peak = {"peak_memory_gb": round(held * unit / 1e9, 3)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        peak["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
     return peak
 
 

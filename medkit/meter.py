@@ -38,22 +38,23 @@ class Meter:
 
     def __init__(self, model):
         self.flops = flops_per_token(model)
-        self.tokens, self.positions, self.samples, self.seconds = 0, 0, 0, 0.0
+        self.tokens, self.positions, self.undivided, self.samples, self.seconds = 0, 0, 0, 0, 0.0
         self.begin_step()
 
     def begin_step(self) -> None:
-        self.began, self.step = time.perf_counter(), [0, 0, 0, 0]
+        self.began, self.step = time.perf_counter(), [0] * 5
 
-    def count(self, inputs) -> None:
-        """One forward pass; packed rows carry no padding and so no mask."""
+    def count(self, batch: dict, parts: list[dict]) -> None:
+        """A batch, computed in `parts`; packed rows carry no padding and so no mask."""
         ids, mask, lengths = (
-            inputs["input_ids"],
-            inputs.get("attention_mask"),
-            inputs.get("packed_seq_lengths"),
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            batch.get("packed_seq_lengths"),
         )
         digest = int.from_bytes(hashlib.sha256(ids.cpu().numpy().tobytes()).digest()[:6])
         seen = (
             ids.numel() if mask is None else int(mask.sum()),
+            sum(part["input_ids"].numel() for part in parts),
             ids.numel(),
             len(ids) if lengths is None else len(lengths),
             digest,
@@ -62,11 +63,11 @@ class Meter:
 
     def end_step(self) -> dict:
         """What the step just done adds to its line of loss.csv."""
-        tokens, positions, samples, digest = _over_processes(self.step)
+        tokens, positions, undivided, samples, digest = _over_processes(self.step)
         seconds = time.perf_counter() - self.began
         self.seconds += seconds
         self.tokens, self.positions = self.tokens + tokens, self.positions + positions
-        self.samples += samples
+        self.undivided, self.samples = self.undivided + undivided, self.samples + samples
         return {
             "tokens": self.tokens,
             "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
@@ -77,7 +78,8 @@ class Meter:
         }
 
     def state(self) -> dict:
-        return {name: getattr(self, name) for name in ("tokens", "positions", "samples", "seconds")}
+        counts = ("tokens", "positions", "undivided", "samples", "seconds")
+        return {name: getattr(self, name) for name in counts}
 
     def restore(self, state: dict) -> None:
         for name in self.state():
@@ -92,6 +94,7 @@ class Meter:
             "tokens_per_s": speed,
             "samples_per_s": self.samples / max(self.seconds, 1e-9),
             "padding_share": 1 - self.tokens / max(self.positions, 1),
+            "padding_share_undivided": 1 - self.tokens / max(self.undivided, 1),
             "peak_memory_gb": peak_memory_gb(),
             "mfu": speed * self.flops / peak / processes() if peak else None,
         }

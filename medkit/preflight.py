@@ -31,7 +31,6 @@ __all__ = [
     "text",
 ]
 
-EXAMS = ("medqa", "medmcqa", "pubmedqa")
 LARGE = 1e9  # parameters from which a model is trained on a GPU only
 SAMPLE = 400  # rows of each stage tokenized by `check`
 
@@ -164,7 +163,7 @@ def _disk(recipe, shape) -> Check:
     rows = (recipe.data.rows_medqa or 10_178) + (recipe.data.rows_medmcqa or 182_822)
     rows += recipe.data.rows_pubmedqa or 211_269
     tokens = rows * 320 + (recipe.dmt.notechat_train + recipe.dmt.notechat_validation) * 800
-    places = {preparation.cache_dir(), Path.cwd()}
+    places = {this_machine.cache_dir(), Path.cwd()}
     free = min(shutil.disk_usage(_existing(place)).free for place in places) / 1e9
     mend = "make room, or set MEDKIT_CACHE to a larger disk"
     return _against("disk", costs.disk(shape, recipe, tokens), free, "disk", mend)
@@ -222,7 +221,7 @@ def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
 
         where = demo.write(scratch / "corpus")
     checks, loaded = [], {}
-    parts = [(name, part) for name in EXAMS for part in ("train", "eval")]
+    parts = [(name, part) for name in sources.EXAMS for part in ("train", "eval")]
     for name, part in [*parts, ("notechat", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
         limit = getattr(recipe.data, f"rows_{name}", 0) if part == "train" else 0
         try:
@@ -240,7 +239,7 @@ def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
 def _stages(recipe, loaded: dict, data_dir: str):
     """(stage, sample of its training rows, training rows in all, validation rows) of both stages."""
     data, dmt = recipe.data, recipe.dmt
-    exams = {name: loaded[name, "train"] for name in EXAMS}
+    exams = {name: loaded[name, "train"] for name in sources.EXAMS}
     first = mixture.stage1(exams, data.validation_share, data.seed)
     talks = mixture.dialogues(
         loaded["notechat", "train"],
@@ -253,7 +252,7 @@ def _stages(recipe, loaded: dict, data_dir: str):
     train, validation = len(first.train), len(first.validation)
     consultations, held_out = len(talks.train), len(talks.validation)
     if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
-        sizes = {name: sources.SOURCES[name].parts["train"].rows for name in EXAMS}
+        sizes = {name: sources.SOURCES[name].parts["train"].rows for name in sources.EXAMS}
         total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
         validation = round(total * data.validation_share)
         train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation

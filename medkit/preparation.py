@@ -3,7 +3,6 @@
 import hashlib
 import json
 import marshal
-import os
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow
 from pyarrow import int32, list_
 
-from medkit import prompts
+from medkit import machine, prompts
 from medkit.checkpoints import appears_whole
 from medkit.records import Dialogue, MCQItem
 
@@ -22,11 +21,6 @@ SCHEMA = pyarrow.schema(
     [("input_ids", list_(int32())), ("labels", list_(int32()))]
     + [(name, int32()) for name in ("length", "cut", "supervised")]
 )
-
-
-def cache_dir() -> Path:
-    """Where prepared data and converted models are kept: $MEDKIT_CACHE, else ~/.cache/medkit."""
-    return Path(os.environ.get("MEDKIT_CACHE") or Path.home() / ".cache" / "medkit")
 
 
 def prepare(
@@ -43,14 +37,15 @@ def prepare(
 
     Columns: input_ids and labels (lists of int32, cut at `max_length` tokens), length (tokens kept),
     cut (tokens lost to `max_length`), supervised (labels that count). `cache`: folder for the finished
-    dataset, named by the hash of records, tokenizer, template and settings; None takes cache_dir().
+    dataset, named by the hash of records, tokenizer, template and settings; None takes
+    machine.cache_dir().
     """
     from datasets import Dataset
     from datasets.table import MemoryMappedTable
 
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
     key = _key(records, tokenizer, chat, target, loss_on, max_length)
-    folder = (cache or cache_dir()) / "prepared" / key
+    folder = (cache or machine.cache_dir()) / "prepared" / key
     if not (folder / ROWS).is_file():
         _write(folder, records, tokenizer, chat, target, loss_on, max_length, progress)
     # The key as fingerprint: what datasets derives from these rows is then cached under it too.

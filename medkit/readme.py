@@ -5,9 +5,10 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from medkit import MedkitError, machine, results
+from medkit import MedkitError, costs, machine, recipes, results, sources
 from medkit.page import with_interval
 
 README = machine.CHECKOUT / "README.md"
@@ -37,6 +38,21 @@ def headline(run: Path) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
+def untrained(run: Path) -> str:
+    """The same for the untrained model on the real benchmarks, a row a benchmark."""
+    summary = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))
+    rows = []
+    for dataset, of in summary["datasets"].items():
+        own = of["models"]["base"]
+        cell = with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
+        rows.append(
+            {"benchmark": dataset, "n": f"{own['n']:,}", "accuracy, %": cell}
+            | {"chance": f"{100 * of['chance']:.1f}"}
+            | {"most frequent answer": f"{100 * of['majority']['share']:.1f}"}
+        )
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
 def cost(run: Path) -> str:
     """Seconds and peak memory of each notebook of a run."""
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -44,16 +60,63 @@ def cost(run: Path) -> str:
         {
             "notebook": name,
             "seconds": f"{one['seconds']:.0f}",
-            "peak memory, GiB": f"{one['peak_memory_gb']:.2f}",
+            "peak memory, GB": f"{one['peak_memory_gb']:.2f}",
         }
         for name, one in info["notebooks"].items()
     ]
     total = sum(one["seconds"] for one in info["notebooks"].values())
-    rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GiB": ""})
+    rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GB": ""})
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-BLOCKS = {"headline": (headline, "cpu"), "cost": (cost, "cpu")}
+def full(_: Path) -> str:
+    """Hours, GPU memory and disk of the 8B recipes on an H100, by the arithmetic of `medkit check`."""
+    h100 = {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cores": 1}
+    lengths = json.loads((machine.CHECKOUT / "benchmarks" / "token_lengths.json").read_text(encoding="utf-8"))
+    exams = {name: sources.SOURCES[name].parts["train"].rows for name in sources.EXAMS}
+    rows = []
+    for recipe in map(recipes.get, ("recommended", "paper", "as_released")):
+        of = {
+            name: np.mean([pair[0] for pair in lengths[recipe.model.chat_template][name]])
+            for name in lengths["own"]
+        }
+        stage1 = sum(exams.values())
+        mean = sum(of[name] * count for name, count in exams.items()) / stage1
+        held_out, replay = recipe.data.validation_share, recipe.dmt.replay_share
+        talks = recipe.dmt.notechat_train
+        tokens = {
+            "stage1": (1 - held_out) * stage1 * mean,
+            "stage2": talks * (of["notechat"] + replay * mean),
+        }
+        counts = {
+            "stage1": ((1 - held_out) * stage1, held_out * stage1),
+            "stage2": (talks * (1 + replay), recipe.dmt.notechat_validation * (1 + replay)),
+        }
+        disk = sum(costs.disk(costs.LLAMA_8B, recipe, 1.1 * sum(tokens.values())).values())
+        for stage, (train, validation) in counts.items():
+            made = costs.plan(
+                recipe, stage, costs.LLAMA_8B, round(train), tokens[stage], round(validation), h100
+            )
+            memory = sum(costs.memory(costs.LLAMA_8B, recipe, getattr(recipe, stage), gpu=True).values())
+            rows.append(
+                {
+                    "recipe": recipe.name,
+                    "stage": stage[-1],
+                    "rows": f"{train:,.0f}",
+                    "steps": f"{made.steps:,}",
+                }
+                | {
+                    "tokens": f"{made.tokens / 1e6:.0f}M",
+                    "hours": f"{made.hours:.1f}",
+                    "hours rest on": made.basis,
+                }
+                | {"GPU memory, at most": f"{memory:.0f} GB", "disk": f"{disk:.0f} GB"}
+            )
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}
+BLOCKS |= {"full": (full, "")}
 
 
 def rendered(text: str, folder: Path) -> str:
@@ -62,7 +125,7 @@ def rendered(text: str, folder: Path) -> str:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ReadmeError(f"README.md has no block {name}; put its two marks in")
-        if not (folder / run / "run.json").is_file():
+        if run and not (folder / run / "run.json").is_file():
             raise ReadmeError(f"results/{run} is not there; make it, then run python -m medkit.readme")
         table = block(folder / run)
         text = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)

@@ -93,15 +93,16 @@ class TrainSpec:
     warmup_steps: int = 10  # optimizer steps
     weight_decay: float = 0.01
     optimizer: str = "adamw_8bit"
-    batch_size: int = 4  # rows per device and forward pass
-    accumulation: int = 4  # forward passes per optimizer step
+    batch_size: int = 4  # rows per device and batch
+    accumulation: int = 4  # batches per optimizer step
+    micro_batch_tokens: int = 0  # of a forward pass, where rows are not packed; 0 = the whole batch
     epochs: float = 1.0
     max_steps: int = 0  # optimizer steps; 0 = as many as the epochs take
     loss_on: str = "answer"  # "answer": the assistant's turns; "text": the whole row, prompt included
     packing: str = (
         "isolated"  # "isolated": best fit, samples blind to each other; "wrapped": cut at length; "off"
     )
-    group_by_length: bool = False  # without packing: rows of like length share a batch
+    group_by_length: bool = False  # where rows are not packed: rows of like length share an optimizer step
     gradient_checkpointing: bool = False
     eval_rows: int = 1000  # validation rows scored at each evaluation, drawn by seed; 0 = all
     eval_every: int = 360  # optimizer steps
@@ -120,7 +121,14 @@ class TrainSpec:
         for name in ("learning_rate", "batch_size", "accumulation", "eval_every", "save_every"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_steps", "max_steps", "eval_rows", "weight_decay", "epochs"):
+        for name in (
+            "warmup_steps",
+            "max_steps",
+            "micro_batch_tokens",
+            "eval_rows",
+            "weight_decay",
+            "epochs",
+        ):
             _at_least(name, getattr(self, name), 0)
 
 
@@ -185,21 +193,17 @@ class Recipe:
     mcq: McqSpec = field(default_factory=McqSpec)
     consumer: ConsumerSpec = field(default_factory=ConsumerSpec)
 
-    @property
-    def private(self) -> bool:
-        """True where neither model, scorer nor (without --data-dir) rows come from a hub."""
-        return self.model.base == "smollm2" and self.consumer.scorer == "minilm"
-
 
 _RELEASED_STAGE = TrainSpec(loss_on="text", packing="wrapped", gradient_checkpointing=True, eval_rows=0)
 _PAPER_STAGE = replace(_RELEASED_STAGE, accumulation=1)
 _CPU_STAGE = TrainSpec(
     optimizer="adamw_torch",
     accumulation=1,
+    micro_batch_tokens=768,
     packing="off",
-    eval_rows=24,
-    eval_every=25,
-    save_every=25,
+    eval_rows=16,
+    eval_every=35,
+    save_every=35,
 )
 
 PRESETS = {
@@ -211,11 +215,9 @@ PRESETS = {
             model=ModelSpec(base="smollm2", max_length=512),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
-            stage2=replace(
-                _CPU_STAGE, learning_rate=6e-4, group_by_length=True, batch_size=2, accumulation=2
-            ),
-            dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
-            mcq=McqSpec(rows=150, generated_rows=12, max_new_tokens=8, max_batch_tokens=768),
+            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True),
+            dmt=DmtSpec(notechat_train=72, notechat_validation=24, replay_share=1.0),
+            mcq=McqSpec(rows=100, generated_rows=12, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(
                 cases=16, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=16
             ),

@@ -115,8 +115,8 @@ def costs(run: Run) -> pd.DataFrame:
     rows = {
         name: {
             "minutes": f"{entry['seconds'] / 60:.1f}" if entry.get("seconds") is not None else "",
-            "peak memory, GiB": entry.get("peak_memory_gb", ""),
-            "peak GPU memory, GiB": entry.get("peak_gpu_memory_gb", ""),
+            "peak memory, GB": entry.get("peak_memory_gb", ""),
+            "peak GPU memory, GB": entry.get("peak_gpu_memory_gb", ""),
         }
         for name, entry in run.info["notebooks"].items()
         if entry["status"] == "complete"

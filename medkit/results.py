@@ -53,7 +53,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         except BaseException:
             Path(aside).unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror}; what it held before is kept") from error
     return path
@@ -115,8 +115,9 @@ def _whole_lines(file) -> int:
     return file.read().rfind(b"\n") + 1
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

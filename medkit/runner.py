@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medkit import MedkitError, execution, inputs, machine, recipes, results, runs
+from medkit import MedkitError, execution, inputs, machine, recipes, results, runs, sources
 from medkit.status import Status
 
 NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
@@ -42,9 +42,8 @@ class Step:
 _TRAINING = ("recipe", "run_dir", "data_dir", "settings")
 _EVALUATION = ("run_dir", "data_dir")
 _ADAPTERS = ("stage1/adapter", "stage2/adapter", "stage2_noreplay/adapter")
-_EXAMS = ("medqa", "medmcqa", "pubmedqa")
-_EXAMS_TRAIN = tuple(f"{name} train" for name in _EXAMS)
-_EXAMS_EVAL = tuple(f"{name} eval" for name in _EXAMS)
+_EXAMS_TRAIN = tuple(f"{name} train" for name in sources.EXAMS)
+_EXAMS_EVAL = tuple(f"{name} eval" for name in sources.EXAMS)
 _STAGE2 = {"takes": _TRAINING, "needs": _ADAPTERS[:1], "reads": (*_EXAMS_TRAIN, "notechat train")}
 
 NOTEBOOKS = (
@@ -152,7 +151,7 @@ def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, 
         )
     opened.note(step.name, status="complete", seconds=seconds)
     peak = opened.info["notebooks"][step.name].get("peak_memory_gb")
-    status.end("complete" + (f"  peak {peak:.2f} GiB" if peak else ""))
+    status.end("complete" + (f"  peak {peak:.2f} GB" if peak else ""))
 
 
 def _chosen(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -235,8 +234,8 @@ def _environment(offline: bool):
             # tqdm draws its bars as text in Spyder's kernels, told by such a name; in all others as
             # widgets, which neither a terminal nor a log can show.
             "SPYDER_TEXT_BARS": "1",
-            # glibc otherwise keeps freed tensors of ever new sizes: a fifth of a CPU run's memory.
-            "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+            # glibc otherwise keeps freed tensors of ever new sizes; a lower one costs time in page faults.
+            "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
         }
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

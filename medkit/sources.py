@@ -179,6 +179,7 @@ HEALTHCAREMAGIC = Source(
 SOURCES: dict[str, Source] = {
     source.name: source for source in (MEDQA, MEDMCQA, PUBMEDQA, NOTECHAT, ICLINIQ, HEALTHCAREMAGIC)
 }
+EXAMS = ("medqa", "medmcqa", "pubmedqa")  # stage 1 trains on them, notebook 03 evaluates on them
 
 
 @dataclass

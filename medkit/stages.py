@@ -12,8 +12,6 @@ import pandas as pd
 from medkit import demo, mixture, overlap, preparation, recipes, results, sources, training
 from medkit.runs import Run
 
-EXAMS = ("medqa", "medmcqa", "pubmedqa")
-
 
 @functools.cache
 def _builtin() -> tuple[Path, tempfile.TemporaryDirectory]:
@@ -35,7 +33,7 @@ def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loade
 
 
 def load_exams(run: Run, part: str) -> dict[str, sources.Loaded]:
-    return {name: load(run, name, part) for name in EXAMS}
+    return {name: load(run, name, part) for name in sources.EXAMS}
 
 
 def stage1_mixture(run: Run, loaded: dict[str, sources.Loaded]) -> mixture.Stage1:

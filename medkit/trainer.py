@@ -1,5 +1,6 @@
 """The trainer behind training.fit: TRL's SFTTrainer with whole checkpoints, a meter and loss.csv."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,13 +14,17 @@ from medkit import checkpoints
 from medkit.meter import LossLog, Meter, TrainerError, any_process
 from medkit.recipes import TrainSpec
 
+# A forward and backward pass costs a CPU about as much as that many tokens, besides its own: a row that
+# would be padded by more goes into another pass.
+PASS_TOKENS = 128
+
 
 def row_order(lengths, stage: TrainSpec) -> np.ndarray:
     """The order in which rows are trained on, all epochs after one another, from the stage's seed alone.
 
-    With `group_by_length` rows of like length share a batch (sorted within random blocks of 50 batches,
-    batches then shuffled). Drawn up front rather than by a sampler, so that a resumed run has nothing to
-    restore.
+    With `group_by_length` rows of like length share an optimizer step (sorted within random blocks of 50
+    steps, steps then shuffled). Drawn up front rather than by a sampler, so that a resumed run has nothing
+    to restore.
     """
     lengths, rng = np.asarray(lengths), np.random.default_rng(stage.seed)
     batch = stage.batch_size * stage.accumulation
@@ -57,6 +62,20 @@ def subsample(dataset, rows: int, seed: int):
     if rows == 0 or rows >= len(dataset):
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
+
+
+def micro_batches(inputs: dict, most: int) -> list[dict]:
+    """A batch, padded on the right, as forward passes of at most `most` tokens, padding included; a longer
+    row is one by itself. Rows of like length come together, each pass as wide as its longest row."""
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    parts = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        widest = lengths[parts[-1][0]] if parts else 0
+        if parts and (len(parts[-1]) + 1) * widest <= most and widest - lengths[row] < PASS_TOKENS:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return [{name: one[rows, : lengths[rows[0]]] for name, one in inputs.items()} for rows in parts]
 
 
 class Stop:
@@ -119,9 +138,18 @@ def make_trainer(
         earlier = (start / "loss.csv").read_text(encoding="utf-8")
 
     class Trainer(SFTTrainer):
-        def training_step(self, net, inputs, *args, **kwargs):
-            meter.count(inputs)
-            return super().training_step(net, inputs, *args, **kwargs)
+        def training_step(self, net, inputs, num_items_in_batch=None):
+            """The loss is a sum over the optimizer step's supervised tokens, divided by their number, so
+            that it adds up over the parts."""
+            divide = stage.micro_batch_tokens and not packed
+            parts = micro_batches(inputs, stage.micro_batch_tokens) if divide else [inputs]
+            meter.count(inputs, parts)
+            loss = 0
+            for part in parts:
+                last = part is parts[-1]  # the processes' gradients are exchanged once
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(net):
+                    loss += super().training_step(net, part, num_items_in_batch)
+            return loss
 
         def _get_output_dir(self, trial):
             return str(saved / ".writing")

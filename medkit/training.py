@@ -84,6 +84,10 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
         raise TrainingError(
             f"model {model.base} cannot be loaded ({first}); check the name and the network, or give a folder"
         ) from None
+    if (
+        not on_gpu()
+    ):  # PyTorch's fused attention takes twice as long there, forwards and back, as plain products
+        net.set_attn_implementation("eager")
     if model.chat_template == "chatml":
         tokenizer.chat_template = prompts.CHATML
     set_pad_token(tokenizer)
@@ -247,6 +251,7 @@ class Fit:
     tokens_per_s: float
     samples_per_s: float
     padding_share: float  # of the positions computed
+    padding_share_undivided: float  # the same, had every batch been one forward pass
     peak_memory_gb: float  # of the GPU, else of the process
     mfu: float | None
     samples: int
@@ -303,9 +308,13 @@ def fit(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            if stage.micro_batch_tokens:
+                at_once, mend = f"{stage.micro_batch_tokens} tokens", "halve micro_batch_tokens"
+            else:
+                at_once = f"{stage.batch_size} rows of up to {max_length} tokens"
+                mend = "halve batch_size and double accumulation"
             raise TrainerError(
-                f"out of memory at step {trainer.state.global_step + 1}: {stage.batch_size} rows of up to "
-                f"{max_length} tokens at once; halve batch_size and double accumulation (the same "
+                f"out of memory at step {trainer.state.global_step + 1}: {at_once} at once; {mend} (the same "
                 "updates), or set gradient_checkpointing=true"
             ) from error
     if stop.asked:

@@ -16,6 +16,7 @@ STEPS = 4
 def train(folder: Path, base: Path, launcher: list[str]) -> tuple[list[dict], list[dict]]:
     """loss.csv of a run in processes of its own, and the Fit that each of them prints."""
     command = [*launcher, tiny_run.__file__, str(folder), str(base), "--set", f"max_steps={STEPS}"]
+    command += ["--set", "micro_batch_tokens=60"]  # most steps take several passes a process
     environment = os.environ | {"OMP_NUM_THREADS": "1", "UNSLOTH_COMPILE_LOCATION": str(base / "compiled")}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr[-2000:]

@@ -5,7 +5,7 @@ import os
 import pytest
 from conftest import make_tokenizer
 
-from medkit import preparation, prompts
+from medkit import machine, preparation, prompts
 from medkit.records import Dialogue, MCQItem, Turn
 
 SETTINGS = {"target": "letter", "loss_on": "answer", "max_length": 2048, "progress": False}
@@ -126,7 +126,7 @@ def test_no_rows(tokenizer, tmp_path):
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDKIT_CACHE", str(tmp_path))
-    assert preparation.cache_dir() == tmp_path
+    assert machine.cache_dir() == tmp_path
     monkeypatch.delenv("MEDKIT_CACHE")
-    assert preparation.cache_dir().parts[-2:] == (".cache", "medkit")
-    assert os.path.isabs(preparation.cache_dir())
+    assert machine.cache_dir().parts[-2:] == (".cache", "medkit")
+    assert os.path.isabs(machine.cache_dir())

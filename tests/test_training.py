@@ -17,7 +17,7 @@ from medkit import checkpoints, training
 from medkit.meter import TrainerError
 from medkit.prompts import IGNORED
 from medkit.recipes import LoraSpec, TrainSpec
-from medkit.trainer import row_order, subsample
+from medkit.trainer import PASS_TOKENS, micro_batches, row_order, subsample
 
 # Everything of a line of loss.csv that does not depend on the clock or the machine.
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
@@ -300,6 +300,48 @@ def test_grouping_by_length_lowers_the_padding_share():
     # Four draws from 10..500 have a mean of 255 and a longest of about 402: 37% padding.
     assert padding(row_order(lengths, stage)) == pytest.approx(0.37, abs=0.03)
     assert padding(row_order(lengths, replace(stage, group_by_length=True))) < 0.03
+
+
+def padded(lengths) -> dict:
+    """A batch as the collator makes it: row i holds the token i + 1, padding 0."""
+    import torch
+
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    ids = mask * torch.arange(1, len(lengths) + 1)[:, None]
+    return {"input_ids": ids, "labels": ids, "attention_mask": mask.long()}
+
+
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9), most=st.integers(1, 2000))
+@settings(max_examples=60, deadline=None)
+def test_micro_batches_hold_every_token_once_within_the_budget(lengths, most):
+    parts = micro_batches(padded(lengths), most)
+    seen = {}
+    for part in parts:
+        ids, held = part["input_ids"], part["attention_mask"].sum(dim=1)
+        assert len(ids) == 1 or ids.numel() <= most
+        assert ids.shape[1] == held.max() and ids.shape[1] - held.min() < PASS_TOKENS
+        seen |= {int(row[0]): int(n) for row, n in zip(ids, held, strict=True)}
+        assert (part["labels"] == ids).all() and ((ids > 0) == part["attention_mask"].bool()).all()
+    assert seen == {i + 1: length for i, length in enumerate(lengths)}
+
+
+def test_micro_batches_of_four_rows():
+    # 400 leads; 380 beside it makes 2 x 400 = 800 > 768. 380 leads; 180 would be padded by 200 >= 128.
+    parts = micro_batches(padded([180, 400, 170, 380]), 768)
+    assert [tuple(part["input_ids"].shape) for part in parts] == [(1, 400), (1, 380), (2, 180)]
+
+
+def test_an_update_in_several_passes_is_the_same_update(base, tmp_path, unbroken):
+    """10 tokens hold no two rows: every row is a pass of its own, in float32 products of another shape."""
+    divided, _ = tiny_run.train(tmp_path, base, replace(tiny_run.STAGE, micro_batch_tokens=10))
+    assert divided.padding_share == 0 < divided.padding_share_undivided
+    for ours, theirs in zip(lines(tmp_path), lines(unbroken[0]), strict=True):
+        for name in ("step", "tokens", "learning_rate", "batch"):
+            assert ours[name] == theirs[name]
+        for name in ("train_loss", "eval_loss"):
+            assert bool(ours[name]) == bool(theirs[name])
+            if ours[name]:
+                assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=5e-3)
 
 
 def test_a_subsample_is_drawn_by_seed():
