@@ -201,7 +201,7 @@ _CPU_STAGE = TrainSpec(
     accumulation=1,
     micro_batch_tokens=768,
     packing="off",
-    eval_rows=16,
+    eval_rows=12,
     eval_every=35,
     save_every=35,
 )
@@ -216,10 +216,10 @@ PRESETS = {
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
             stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True),
-            dmt=DmtSpec(notechat_train=72, notechat_validation=24, replay_share=1.0),
-            mcq=McqSpec(rows=100, generated_rows=12, max_new_tokens=8, max_batch_tokens=768),
+            dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
+            mcq=McqSpec(rows=50, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(
-                cases=16, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=16
+                cases=12, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=16
             ),
         ),
         Recipe(

@@ -22,9 +22,10 @@ PASS_TOKENS = 128
 def row_order(lengths, stage: TrainSpec) -> np.ndarray:
     """The order in which rows are trained on, all epochs after one another, from the stage's seed alone.
 
-    With `group_by_length` rows of like length share an optimizer step (sorted within random blocks of 50
-    steps, steps then shuffled). Drawn up front rather than by a sampler, so that a resumed run has nothing
-    to restore.
+    With `group_by_length` rows of like length share an optimizer step: sorted by length within random blocks
+    of 50 steps, steps then shuffled. Sorted no finer than a pass costs, since rows of just one length are of
+    one kind, and questions of one kind have one answer. Drawn up front rather than by a sampler, so that a
+    resumed run has nothing to restore.
     """
     lengths, rng = np.asarray(lengths), np.random.default_rng(stage.seed)
     batch = stage.batch_size * stage.accumulation
@@ -33,7 +34,8 @@ def row_order(lengths, stage: TrainSpec) -> np.ndarray:
         order = rng.permutation(len(lengths))
         if stage.group_by_length:
             blocks = [order[i : i + 50 * batch] for i in range(0, len(order), 50 * batch)]
-            order = np.concatenate([block[np.argsort(-lengths[block], kind="stable")] for block in blocks])
+            coarse = lengths // PASS_TOKENS
+            order = np.concatenate([block[np.argsort(-coarse[block], kind="stable")] for block in blocks])
             whole = len(order) // batch * batch  # a short last batch stays last
             order = np.concatenate([rng.permutation(order[:whole].reshape(-1, batch)).ravel(), order[whole:]])
         epochs.append(order)
