@@ -17,6 +17,7 @@ from collections import Counter
 
 import numpy as np
 
+from medkit import machine
 from medkit.overlap import METHODS, NGRAM, find, normalize, text_of
 from medkit.records import PUBMEDQA_OPTIONS, MCQItem
 from medkit.sources import SOURCES
@@ -106,6 +107,7 @@ def main() -> None:
         "found": {method: len(keys) for method, keys in hits.items()},
         "missed": {method: len(must[method] - hits[method]) for method in METHODS},
         "not_planted": dict(Counter({method: len(hits[method] - must[method]) for method in METHODS})),
+        "hardware": machine.hardware(),
     }
     print(json.dumps(result))
 

@@ -28,6 +28,8 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
 import tiny_run  # noqa: E402
 
+from medkit import machine  # noqa: E402
+
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
 STEPS = 10
 AT_ONCE = 2  # faults
@@ -389,6 +391,7 @@ def main() -> int:
         "save_every": tiny_run.STAGE.save_every,
         "seconds": round(time.monotonic() - began, 1),
         "not_survived": [row["fault"] for row in rows if row not in survived],
+        "hardware": machine.hardware(),
     }
     print(json.dumps(summary))
     return 0 if len(survived) == len(rows) else 1

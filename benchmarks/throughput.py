@@ -339,7 +339,7 @@ def small(args) -> dict:
 
     arms = ("medkit", "trl") if args.against else ("medkit",)
     found = in_turn(arms, args.rounds)
-    keys = ("tokens_per_s", "samples_per_s", "padding_share", "peak_memory_gb", "loss")
+    keys = ("tokens_per_s", "samples_per_s", "padding_share", "peak_memory_gb", "samples", "loss")
     line = {key: statistics.median(run[key] for run in found["medkit"]) for key in keys}
     line |= {"mfu": None, "projected_hours_stage1": None, "projected_hours_stage2": None}
     if args.against:
@@ -391,7 +391,7 @@ def main():
     if args.against and args.shape != "smollm2-135m":
         parser.error("--against goes with --shape smollm2-135m")
 
-    from medkit import recipes
+    from medkit import machine, recipes
 
     recipe = recipes.get(args.recipe, recipes.parse_settings(";".join(args.set)))
     if args.stage:
@@ -403,6 +403,7 @@ def main():
 
         line = small(args) if args.shape == "smollm2-135m" else large(args, recipe)
         about = {"recipe": args.recipe, "set": args.set, "shape": args.shape, "steps": args.steps}
+        about |= {"hardware": machine.hardware()}
         print(json.dumps(line | about | {"torch": torch.__version__}))
 
 

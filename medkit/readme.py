@@ -115,7 +115,7 @@ def full(_: Path) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}
+BLOCKS = {"headline": (headline, "cpu"), "cost": (cost, "cpu")}
 BLOCKS |= {"full": (full, "")}
 
 
