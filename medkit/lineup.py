@@ -21,6 +21,11 @@ from medkit.runs import Run
 ARMS = {"base": "", "med-mix": "stage1", "med-nirvana": "stage2", "control": "stage2_noreplay"}
 
 
+def has_control(run: Run) -> bool:
+    """Whether stage 2 has been trained without the replay too (notebook 02 with replay=False)."""
+    return (run.folder / ARMS["control"] / "adapter" / "adapter_model.safetensors").is_file()
+
+
 class LineupError(MedkitError):
     """A model that is not among those of the comparison."""
 
@@ -105,8 +110,11 @@ class Lineup:
 
 
 def of_run(run: Run, names: Sequence[str] = tuple(ARMS)) -> Lineup:
-    """The run's base and trained arms; ResultsError, naming the notebook to run, where one is missing."""
-    arms = {name: ARMS[name] for name in names}
+    """The run's base and trained arms; ResultsError, naming the notebook to run, where one is missing.
+
+    The control arm is in it where it has been trained: without it there is less to compare, not nothing.
+    """
+    arms = {name: ARMS[name] for name in names if name != "control" or has_control(run)}
     needed = [f"{arm}/adapter/adapter_model.safetensors" for arm in arms.values() if arm]
     merged = run.recipe.dmt.handover == "merge"
     if merged and any(arm.startswith("stage2") for arm in arms.values()):

@@ -10,7 +10,8 @@ import pandas as pd
 from medkit import MedkitError, outcomes, page
 from medkit.runs import Run
 
-STAGES = ("01_stage1", "02_stage2", "02_stage2_noreplay")
+STAGES = ("01_stage1", "02_stage2")
+CONTROL = "02_stage2_noreplay"
 EVALUATIONS = ("03_mcq_eval", "04_consumer_eval")
 CURVES = {"med-mix": "stage1", "med-nirvana": "stage2", "control": "stage2_noreplay"}
 
@@ -25,20 +26,32 @@ def check(run: Run) -> str:
     return "\n".join(f"- {checked(run)}" for checked in checks)
 
 
+def _stages(run: Run) -> tuple[str, ...]:
+    """The training notebooks of the run, the control arm's where it was begun."""
+    return (*STAGES, CONTROL) if CONTROL in run.info["notebooks"] else STAGES
+
+
+def arms(run: Run) -> tuple[str, ...]:
+    """The models of stage 2."""
+    return ("med-nirvana", "control") if CONTROL in run.info["notebooks"] else ("med-nirvana",)
+
+
 def _finished(run: Run) -> str:
-    entries = run.info["notebooks"]
-    for name in (*STAGES, *EVALUATIONS):
+    entries, wanted = run.info["notebooks"], (*_stages(run), *EVALUATIONS)
+    for name in wanted:
         status = entries.get(name, {}).get("status", "missing")
         if status != "complete":
             raise ReportError(f"notebook {name} is {status}; run it before the report")
-    return f"{len(STAGES) + len(EVALUATIONS)} notebooks are complete."
+    told = f"{len(wanted)} notebooks are complete."
+    return told if CONTROL in wanted else f"{told} No control arm: notebook 02 with replay=False trains it."
 
 
 def _in_order(run: Run) -> str:
     """Trained again after it was evaluated, a model is another one than the one that was scored."""
-    started = {name: run.info["notebooks"][name]["started"] for name in (*STAGES, *EVALUATIONS)}
-    later = [(stage, evaluation) for stage in STAGES for evaluation in EVALUATIONS]
-    later += [("01_stage1", "02_stage2"), ("01_stage1", "02_stage2_noreplay")]
+    first_stage, *second_stages = stages = _stages(run)
+    started = {name: run.info["notebooks"][name]["started"] for name in (*stages, *EVALUATIONS)}
+    later = [(stage, evaluation) for stage in stages for evaluation in EVALUATIONS]
+    later += [(first_stage, second) for second in second_stages]
     for first, second in later:
         if started[first] > started[second]:
             raise ReportError(f"{first} was run again after {second}; run {second} again too")
@@ -58,7 +71,7 @@ def _same_outcomes(run: Run) -> str:
     """The summary is that of the outcomes beside it, and of all of this run's models."""
     summary = page.load(run.folder, "mcq/summary.json", ("models", "datasets"))
     items = outcomes.read_items(run.folder)
-    if missing := set(outcomes.MODELS) - set(summary["models"]):
+    if missing := {"base", "med-mix", *arms(run)} - set(summary["models"]):
         raise ReportError(f"mcq/summary.json lacks {', '.join(sorted(missing))}; run 03_mcq_eval again")
     for (dataset, model), rows in items.groupby(["dataset", "model"]):
         own = summary["datasets"].get(dataset, {}).get("models", {}).get(model, {})

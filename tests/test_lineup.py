@@ -111,6 +111,15 @@ def test_a_missing_arm_names_the_notebook(run, tmp_path, monkeypatch):
     lineup.of_run(empty, ["base"])
 
 
+def test_a_run_without_the_control_arm_compares_the_others(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    results.write_json(tmp_path / "three" / "run.json", runs.describe("cpu"))
+    three = runs.begin("three", "03_mcq_eval")
+    for arm in ("stage1", "stage2"):
+        results.write_text(three.folder / arm / "adapter" / "adapter_model.safetensors", "")
+    assert list(lineup.of_run(three).members) == ["base", "med-mix", "med-nirvana"]
+
+
 def test_merged_arms_stand_on_a_base_of_their_own(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
     results.write_json(tmp_path / "merged" / "run.json", runs.describe("cpu", "dmt.handover=merge"))

@@ -39,7 +39,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
     monkeypatch.setenv("MEDKIT_RUNNER", "1")  # no lock to hold
     info = runs.describe("cpu")
-    names = (*report.STAGES, *report.EVALUATIONS)
+    names = (*report.STAGES, report.CONTROL, *report.EVALUATIONS)
     for hour, name in enumerate(names):
         entry = {"status": "complete", "started": f"2026-01-01T0{hour}:00:00+00:00", "seconds": 90}
         info["notebooks"][name] = entry | {"peak_memory_gb": 1.5}
@@ -69,12 +69,20 @@ def test_parts_that_fit_are_told_one_by_one(run):
     assert told[4] == "- stage2/replay.csv holds the 2 training rows of data/manifest.json."
 
 
+def test_a_run_without_the_control_arm_is_whole(run):
+    del run.info["notebooks"]["02_stage2_noreplay"]
+    one_model_less(run)
+    told = report.check(run).splitlines()
+    assert told[0].startswith("- 4 notebooks are complete. No control arm: notebook 02")
+    assert report.arms(run) == ("med-nirvana",)
+
+
 def failed(run):
     run.info["notebooks"]["04_consumer_eval"]["status"] = "failed"
 
 
 def missing(run):
-    del run.info["notebooks"]["02_stage2_noreplay"]
+    del run.info["notebooks"]["02_stage2"]
 
 
 def trained_again(run):
@@ -113,7 +121,7 @@ def other_replay(run):
     ("spoil", "said"),
     [
         (failed, "notebook 04_consumer_eval is failed; run it before the report"),
-        (missing, "notebook 02_stage2_noreplay is missing"),
+        (missing, "notebook 02_stage2 is missing"),
         (trained_again, "02_stage2 was run again after 03_mcq_eval; run 03_mcq_eval again too"),
         (first_stage_again, "01_stage1 was run again after 02_stage2; run 02_stage2 again too"),
         (other_weights, "base is not one model in 03_mcq_eval and 04_consumer_eval"),
