@@ -212,7 +212,7 @@ PRESETS = {
         Recipe(
             name="cpu",
             about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus, 15 minutes",
-            model=ModelSpec(base="smollm2", max_length=512),
+            model=ModelSpec(base="smollm2"),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
             stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True),
