@@ -43,7 +43,7 @@ def untrained(run: Path) -> str:
     summary = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))
     rows = []
     for dataset, of in summary["datasets"].items():
-        own = of["models"]["base"]
+        (own,) = of["models"].values()
         cell = with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
         rows.append(
             {"benchmark": dataset, "n": f"{own['n']:,}", "accuracy, %": cell}
@@ -115,7 +115,7 @@ def full(_: Path) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-BLOCKS = {"headline": (headline, "cpu"), "cost": (cost, "cpu")}
+BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}
 BLOCKS |= {"full": (full, "")}
 
 
