@@ -215,9 +215,9 @@ PRESETS = {
             model=ModelSpec(base="smollm2"),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
-            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True),
+            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True, micro_batch_tokens=512),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
-            mcq=McqSpec(rows=50, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
+            mcq=McqSpec(rows=60, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(
                 cases=12, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=16
             ),
