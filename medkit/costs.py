@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from medkit import results
 from medkit.meter import PEAK_FLOPS
 from medkit.recipes import Recipe, TrainSpec
 
@@ -160,7 +161,7 @@ def plan(
 def _speed(recipe: Recipe, name: str, flops: float, hardware: dict) -> tuple[float | None, str]:
     """(tokens/s, where it is from)."""
     device = hardware["gpus"][0]["name"] if hardware["gpus"] else None
-    for path in sorted(Path("results/benchmarks").glob("*.json")):
+    for path in sorted((results.root() / "benchmarks").glob("*.json")):
         try:
             found = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
             same = found["recipe"] == recipe.name and not found.get("set") and found["device"] == device

@@ -234,8 +234,6 @@ def _environment(offline: bool):
             # tqdm draws its bars as text in Spyder's kernels, told by such a name; in all others as
             # widgets, which neither a terminal nor a log can show.
             "SPYDER_TEXT_BARS": "1",
-            # glibc otherwise keeps freed tensors of ever new sizes; a lower one costs time in page faults.
-            "MALLOC_MMAP_THRESHOLD_": str(12 * 2**20),
         }
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
