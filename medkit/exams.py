@@ -49,32 +49,13 @@ def first_of_each(items: Iterable[MCQItem], rows: int) -> list[MCQItem]:
     return kept
 
 
-def letter_place(tokenizer, target: str) -> dict:
-    """Where the letter stands in what was trained, as mcq.score's `encode` and `letter_tokens`.
-
-    "letter": it comes first. "letter_and_text": after `Answer:`, where it is another token (" C").
-    """
-    if target == "letter":
-        return {}
-    chat = prompts.ChatFormat.from_tokenizer(tokenizer)
-    lead = tokenizer.encode("Answer:", add_special_tokens=False)
-    answers = [tokenizer.encode(f"Answer: {letter})", add_special_tokens=False) for letter in LETTERS]
-    tokens = [answer[len(lead)] for answer in answers]
-    if len(set(tokens)) < len(LETTERS) or any(answer[: len(lead)] != lead for answer in answers):
-        raise prompts.PromptError("`Answer: A)` does not give each letter a token; take mcq_target letter")
-    return {
-        "encode": lambda item: prompts.prompt_ids(tokenizer, chat, item) + lead,
-        "letter_tokens": tokens,
-    }
-
-
 def score(run: Run, active: Active, items: Sequence[MCQItem]) -> mcq.Scored:
     """The letters of one model, kept as they come, so that a killed evaluation goes on."""
     return mcq.score(
         active.model,
         active.tokenizer,
         items,
-        **letter_place(active.tokenizer, run.recipe.data.mcq_target),
+        **prompts.letter_place(active.tokenizer, run.recipe.data.mcq_target),
         max_batch_tokens=run.recipe.mcq.max_batch_tokens,
         prefix_cache=run.recipe.mcq.prefix_cache,
         store=run.folder / ".cache" / "letters.jsonl",

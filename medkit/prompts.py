@@ -253,3 +253,24 @@ def letter_ids(tokenizer, letters: str = LETTERS) -> list[int]:
                 f"the letter {letter} is {len(tokens)} tokens for this tokenizer; it cannot be scored"
             )
     return [tokens[0] for tokens in ids]
+
+
+def letter_place(tokenizer, target: str) -> dict:
+    """Where the letter stands in what was trained, as mcq.score takes it: `encode` gives an item's token ids
+    up to there, `letter_tokens` has the token of each letter.
+
+    target "letter": it comes first. "letter_and_text": after `Answer:`, where it is another token (" C").
+    Raises PromptError where a letter is not one token there.
+    """
+    chat, lead, letters = ChatFormat.from_tokenizer(tokenizer), [], []
+    if target == "letter":
+        letters = letter_ids(tokenizer)
+    else:
+        lead = tokenizer.encode("Answer:", add_special_tokens=False)
+        answers = [tokenizer.encode(f"Answer: {letter})", add_special_tokens=False) for letter in LETTERS]
+        letters = [answer[len(lead)] for answer in answers]
+        if len(set(letters)) < len(LETTERS) or any(answer[: len(lead)] != lead for answer in answers):
+            raise PromptError(
+                "`Answer: A)` does not give each letter a token of its own; set data.mcq_target=letter"
+            )
+    return {"encode": lambda item: prompt_ids(tokenizer, chat, item) + lead, "letter_tokens": letters}

@@ -7,7 +7,7 @@ import numpy as np
 
 from medkit import prompts, recipes
 from medkit.findings import Check
-from medkit.records import Dialogue, MCQItem
+from medkit.records import LETTERS, Dialogue, MCQItem
 
 SAMPLE = 256  # rows looked at token by token
 # Relative, between losses or log-probabilities that are to be equal; bfloat16 keeps 8 bits of a number.
@@ -34,6 +34,7 @@ def rows(recipe: recipes.Recipe, tokenizer, records: Sequence[MCQItem | Dialogue
         _supervised(prepared, ids, labels, loss_on),
         _cut(prepared, recipe.model.max_length),
         _same_prompt(tokenizer, chat, [records[i] for i in chosen], ids, labels, loss_on),
+        _letters(tokenizer, chat, [records[i] for i in chosen], ids, recipe.data.mcq_target),
     ]
     return [dataclasses.replace(c, name=f"{stage}: {c.name}") for c in checks]
 
@@ -133,6 +134,31 @@ def _same_prompt(tokenizer, chat, records, ids, labels, loss_on) -> Check:
         mend = "render both with the same tokenizer and chat template"
         return Check(name, "fail", f"{len(wrong)} of {exams} questions differ, first {wrong[0]}", mend)
     return Check(name, "pass", f"{exams} questions" if exams else "no question in the sample")
+
+
+def _letters(tokenizer, chat, records, ids, target) -> Check:
+    """The letter is to be learned as the token that is scored, at the place where it is scored."""
+    name, exams, wrong = "letters", 0, []
+    try:
+        place = prompts.letter_place(tokenizer, target)
+    except prompts.PromptError as error:
+        message, _, mend = str(error).rpartition("; ")
+        return Check(name, "fail", message, mend)
+    for record, row in zip(records, ids, strict=True):
+        if not isinstance(record, MCQItem):
+            continue
+        exams += 1
+        prompt = prompts.prompt_ids(tokenizer, chat, record)
+        wanted = [*place["encode"](record), place["letter_tokens"][LETTERS.index(record.answer)]]
+        # Another prompt is told above; a row that was cut may end before its letter.
+        if row[: len(prompt)] == prompt and row[: len(wanted)] != wanted[: len(row)]:
+            wrong.append(f"{record.source}/{record.id}")
+    if wrong:
+        mend = "prepare the rows with the data.mcq_target that is scored"
+        return Check(
+            name, "fail", f"{len(wrong)} of {exams} answers are other tokens, first {wrong[0]}", mend
+        )
+    return Check(name, "pass", f"one token each, {' '.join(map(str, place['letter_tokens']))}")
 
 
 def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:

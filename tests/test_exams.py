@@ -75,30 +75,6 @@ def test_no_question_answered_in_words_is_no_protocol(monkeypatch, tmp_path, tin
     assert (run.folder / "mcq" / "answers.jsonl").read_text() == ""
 
 
-def test_the_letter_is_scored_where_it_was_trained(tiny_llama):
-    """`Answer: C) text`: not where every letter begins with one token, as with bytes."""
-    _, tokenizer = tiny_llama
-    with pytest.raises(exams.prompts.PromptError, match="does not give each letter a token"):
-        exams.letter_place(tokenizer, "letter_and_text")  # bytes: the next token is the blank, for all four
-    assert exams.letter_place(tokenizer, "letter") == {}
-
-
-def test_the_letter_after_answer_with_a_real_tokenizer():
-    from transformers import AutoTokenizer
-
-    from medkit import smollm2
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())
-    except smollm2.ModelNotInstalled as error:
-        pytest.skip(str(error))
-    place = exams.letter_place(tokenizer, "letter_and_text")
-    prompt, trained = place["encode"](item(1)), tokenizer.encode("Answer: C) three", add_special_tokens=False)
-    lead = tokenizer.encode("Answer:", add_special_tokens=False)
-    assert prompt[-len(lead) :] == lead == trained[: len(lead)]
-    assert place["letter_tokens"][2] == trained[len(lead)] and tokenizer.decode(trained[len(lead)]) == " C"
-
-
 def test_released_prompts_end_their_question_with_answer(run, tiny_llama):
     chat = exams.prompts.ChatFormat.from_tokenizer(tiny_llama[1])
     plain, released = (exams._question(chat, item(1), kind) for kind in (False, True))

@@ -1,6 +1,7 @@
 """Preflight: a sound mixture passes; one broken in each known way is named, with the mend."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -192,6 +193,19 @@ def test_an_evaluation_prompt_that_differs(tokenizer, tmp_path):
     chatml = make_tokenizer()
     chatml.chat_template = prompts.CHATML  # trained with one template, scored with another
     assert "40 of 40 questions differ" in look(records, chatml, rows)[name].message
+
+
+def test_a_letter_that_is_not_the_token_that_is_scored(tokenizer, tmp_path):
+    records = exams()
+    rows = prepare(records, tokenizer, tmp_path)
+    other = [dataclasses.replace(r, answer="A" if r.id == "6" else r.answer) for r in records]  # 6 is C
+    said = only_failure(look(other, tokenizer, rows), "letters")
+    assert said == "1 of 40 answers are other tokens, first medqa/6"
+    # `Answer: C) text` with a token a byte: behind the colon all four letters begin with the same blank.
+    with_text = recipes.get("recommended", {"data.mcq_target": "letter_and_text"})
+    rows = prepare(records, tokenizer, tmp_path, target="letter_and_text")
+    said = only_failure(look(records, tokenizer, rows, with_text), "letters")
+    assert said == "`Answer: A)` does not give each letter a token of its own"
 
 
 class Wrapped:

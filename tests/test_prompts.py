@@ -166,6 +166,20 @@ def test_letters_are_the_tokens_that_training_shows(chat):
         assert tokenizer.decode([token]) == letter
 
 
+@pytest.mark.parametrize("target", ["letter", "letter_and_text"])
+def test_the_letter_is_scored_where_it_was_trained(chat, target):
+    """Prompt and letter are the beginning of the training row, as "Answer: C) three" too."""
+    tokenizer, form = chat
+    if target == "letter_and_text" and len(tokenizer.encode(" C", add_special_tokens=False)) > 1:
+        with pytest.raises(prompts.PromptError, match="does not give each letter a token"):
+            prompts.letter_place(tokenizer, target)
+        return
+    place = prompts.letter_place(tokenizer, target)
+    (row,), _ = prompts.training_ids(tokenizer, form, [prompts.messages(ITEM, target)])
+    scored = [*place["encode"](ITEM), place["letter_tokens"][2]]
+    assert row[: len(scored)] == scored
+
+
 def test_the_exam_prompt():
     assert prompts.mcq_user(ITEM) == (
         "Question:\nWhich is it?\n\nOptions:\nA) one\nB) two\nC) three\nD) four"
