@@ -195,7 +195,7 @@ def accuracy(ax: Axes, summary: dict) -> Axes:
     ticks = [f"{TITLES.get(name, name)}\nn = {d['n']:,}" for name, d in datasets.items()]
     ax.set_xticks(range(len(datasets)), ticks)
     ax.set_xlim(-0.6, len(datasets) - 0.4)
-    ax.set_ylim(0, 1)
+    ax.set_ylim(-0.03, 1.03)  # a mark at 0 or 100% is seen whole
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_ylabel("accuracy, 95% interval\n(higher is better)")
     ax.grid(axis="x", visible=False)
