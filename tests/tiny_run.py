@@ -208,7 +208,8 @@ def main() -> int:
     except MedkitError as error:
         print(f"medkit: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(dataclasses.asdict(done)))
+    # In one piece: two processes write to the same pipe, and print would send the line's end by itself.
+    sys.stdout.write(json.dumps(dataclasses.asdict(done)) + "\n")
     return 0
 
 
