@@ -153,6 +153,11 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     }
 
 
+def small_stage(recipe):
+    """Stage 2 as both programs train it: rows in random order, so that their updates are the same ones."""
+    return replace(recipe.stage2, group_by_length=False)
+
+
 def small_rows(recipe, steps: int, tokenizer, cache: Path):
     """(training, validation) rows of the recipe's stage 2 on the built-in corpus, prepared once for both
     programs: consultations and replayed exam questions, a fifth as long."""
@@ -202,7 +207,7 @@ def measure_medkit(recipe, steps: int) -> dict:
     """Stage 2 of a small recipe through medkit, on the CPU, from a fresh adapter."""
     from medkit import training
 
-    spec = replace(recipe.stage2, max_steps=steps, eval_every=10**6, save_every=10**6, eval_rows=1)
+    spec = replace(small_stage(recipe), max_steps=steps, eval_every=10**6, save_every=10**6, eval_rows=1)
     model, tokenizer = training.load(recipe.model)
     model = training.attach_lora(model, recipe.lora, seed=spec.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -235,8 +240,8 @@ class PlainHead:
 
 
 def measure_trl(recipe, steps: int) -> dict:
-    """The same rows, recipe and number of samples through a plain TRL + PEFT script, without Unsloth: rows
-    in random order, the rows of an update in one padded batch."""
+    """The same updates of the same recipe through a plain TRL + PEFT script, without Unsloth: the rows of an
+    update in one padded batch."""
     import torch
     import trl.trainer.utils
     from peft import LoraConfig
@@ -245,9 +250,10 @@ def measure_trl(recipe, steps: int) -> dict:
 
     from medkit import smollm2
     from medkit.meter import peak_memory_gb
+    from medkit.trainer import row_order
 
     trl.trainer.utils._ChunkedLogProbFunction = trl.trainer.utils._ChunkedLogProbFunction or PlainHead
-    spec, folder = recipe.stage2, smollm2.folder()
+    spec, folder = small_stage(recipe), smollm2.folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     quantized = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -287,12 +293,13 @@ def measure_trl(recipe, steps: int) -> dict:
             gradient_checkpointing=spec.gradient_checkpointing,
             max_length=recipe.model.max_length,
             seed=spec.seed,
+            train_sampling_strategy="sequential",
             use_cpu=True,
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
         ),
-        train_dataset=train.select_columns(["input_ids", "labels"]),
+        train_dataset=train.select(row_order(train["length"], spec)).select_columns(["input_ids", "labels"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.lora.r,

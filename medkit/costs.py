@@ -89,7 +89,7 @@ def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool) -> dict[st
     """10^9 bytes at the largest batch, by part; upper estimates, as rows are taken at full length."""
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
     tokens = stage.batch_size * recipe.model.max_length
-    if stage.micro_batch_tokens:
+    if stage.micro_batch_tokens and not gpu:
         tokens = min(tokens, max(stage.micro_batch_tokens, recipe.model.max_length))
     wide = 2 if gpu else 4  # bytes of an activation: bfloat16 on a GPU, float32 on a CPU
     c, kv = shape, shape.linears["k_proj"][1]

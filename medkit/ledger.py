@@ -158,7 +158,7 @@ OURS = {
     **dict.fromkeys(("stage1.save_every", "stage2.save_every"), "how much a crash can cost"),
     **dict.fromkeys(
         ("stage1.micro_batch_tokens", "stage2.micro_batch_tokens"),
-        "memory: the rows of a step in several passes, the update is the same",
+        "memory: on a CPU the rows of a step in several passes, the update is the same",
     ),
     "mcq.generated_rows": "questions answered in words too, to compare the protocols",
     "mcq.prefix_cache": "speed; the predictions are the same",

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from medkit import MedkitError, results
+from medkit.cpu_passes import row_lengths
 
 # Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
 PEAK_FLOPS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -38,36 +39,32 @@ class Meter:
 
     def __init__(self, model):
         self.flops = flops_per_token(model)
-        self.tokens, self.positions, self.undivided, self.samples, self.seconds = 0, 0, 0, 0, 0.0
+        self.tokens, self.positions, self.padded, self.samples, self.seconds = 0, 0, 0, 0, 0.0
         self.begin_step()
 
     def begin_step(self) -> None:
         self.began, self.step = time.perf_counter(), [0] * 5
 
-    def count(self, batch: dict, parts: list[dict]) -> None:
-        """A batch, computed in `parts`; packed rows carry no padding and so no mask."""
-        ids, mask, lengths = (
-            batch["input_ids"],
-            batch.get("attention_mask"),
-            batch.get("packed_seq_lengths"),
-        )
+    def count(self, batch: dict) -> None:
+        """A batch before its pass or passes: padded, or rows laid end to end without padding."""
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        if mask is not None:
+            lengths = mask.sum(dim=1).tolist()
+        elif (packed := batch.get("packed_seq_lengths")) is not None:
+            lengths = packed.tolist()
+        else:
+            lengths = row_lengths(batch["position_ids"])
         digest = int.from_bytes(hashlib.sha256(ids.cpu().numpy().tobytes()).digest()[:6])
-        seen = (
-            ids.numel() if mask is None else int(mask.sum()),
-            sum(part["input_ids"].numel() for part in parts),
-            ids.numel(),
-            len(ids) if lengths is None else len(lengths),
-            digest,
-        )
+        seen = (sum(lengths), ids.numel(), len(lengths) * max(lengths), len(lengths), digest)
         self.step = [one + more for one, more in zip(self.step, seen, strict=True)]
 
     def end_step(self) -> dict:
         """What the step just done adds to its line of loss.csv."""
-        tokens, positions, undivided, samples, digest = _over_processes(self.step)
+        tokens, positions, padded, samples, digest = _over_processes(self.step)
         seconds = time.perf_counter() - self.began
         self.seconds += seconds
         self.tokens, self.positions = self.tokens + tokens, self.positions + positions
-        self.undivided, self.samples = self.undivided + undivided, self.samples + samples
+        self.padded, self.samples = self.padded + padded, self.samples + samples
         return {
             "tokens": self.tokens,
             "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
@@ -78,7 +75,7 @@ class Meter:
         }
 
     def state(self) -> dict:
-        counts = ("tokens", "positions", "undivided", "samples", "seconds")
+        counts = ("tokens", "positions", "padded", "samples", "seconds")
         return {name: getattr(self, name) for name in counts}
 
     def restore(self, state: dict) -> None:
@@ -94,7 +91,7 @@ class Meter:
             "tokens_per_s": speed,
             "samples_per_s": self.samples / max(self.seconds, 1e-9),
             "padding_share": 1 - self.tokens / max(self.positions, 1),
-            "padding_share_undivided": 1 - self.tokens / max(self.undivided, 1),
+            "padding_share_padded": 1 - self.tokens / max(self.padded, 1),
             "peak_memory_gb": peak_memory_gb(),
             "mfu": speed * self.flops / peak / processes() if peak else None,
         }

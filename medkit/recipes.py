@@ -95,7 +95,7 @@ class TrainSpec:
     optimizer: str = "adamw_8bit"
     batch_size: int = 4  # rows per device and batch
     accumulation: int = 4  # batches per optimizer step
-    micro_batch_tokens: int = 0  # of a forward pass, where rows are not packed; 0 = the whole batch
+    micro_batch_tokens: int = 0  # of a CPU's forward pass, rows laid end to end; 0 = the whole batch
     epochs: float = 1.0
     max_steps: int = 0  # optimizer steps; 0 = as many as the epochs take
     loss_on: str = "answer"  # "answer": the assistant's turns; "text": the whole row, prompt included
@@ -199,7 +199,7 @@ _PAPER_STAGE = replace(_RELEASED_STAGE, accumulation=1)
 _CPU_STAGE = TrainSpec(
     optimizer="adamw_torch",
     accumulation=1,
-    micro_batch_tokens=768,
+    micro_batch_tokens=1024,
     packing="off",
     eval_rows=12,
     eval_every=35,
@@ -215,7 +215,7 @@ PRESETS = {
             model=ModelSpec(base="smollm2"),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
-            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True, micro_batch_tokens=512),
+            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
             mcq=McqSpec(rows=60, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(

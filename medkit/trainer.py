@@ -1,7 +1,6 @@
 """The trainer behind training.fit: TRL's SFTTrainer with whole checkpoints, a meter and loss.csv."""
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -12,21 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from medkit import checkpoints
+from medkit.cpu_passes import passes
 from medkit.meter import LossLog, Meter, TrainerError, any_process
 from medkit.recipes import TrainSpec
 
-# A forward and backward pass costs a CPU about as much as that many tokens, besides its own: a row that
-# would be padded by more goes into another pass.
-PASS_TOKENS = 128
+# Rows are sorted by length no finer than this many tokens: rows of just one length are of one kind, and
+# questions of one kind have one answer.
+LENGTH_STEP = 128
 
 
 def row_order(lengths, stage: TrainSpec) -> np.ndarray:
     """The order in which rows are trained on, all epochs after one another, from the stage's seed alone.
 
     With `group_by_length` rows of like length share an optimizer step: sorted by length within random blocks
-    of 50 steps, steps then shuffled. Sorted no finer than a pass costs, since rows of just one length are of
-    one kind, and questions of one kind have one answer. Drawn up front rather than by a sampler, so that a
-    resumed run has nothing to restore.
+    of 50 steps, steps then shuffled. Drawn up front rather than by a sampler, so that a resumed run has
+    nothing to restore.
     """
     lengths, rng = np.asarray(lengths), np.random.default_rng(stage.seed)
     batch = stage.batch_size * stage.accumulation
@@ -35,7 +34,7 @@ def row_order(lengths, stage: TrainSpec) -> np.ndarray:
         order = rng.permutation(len(lengths))
         if stage.group_by_length:
             blocks = [order[i : i + 50 * batch] for i in range(0, len(order), 50 * batch)]
-            coarse = lengths // PASS_TOKENS
+            coarse = lengths // LENGTH_STEP
             order = np.concatenate([block[np.argsort(-coarse[block], kind="stable")] for block in blocks])
             whole = len(order) // batch * batch  # a short last batch stays last
             order = np.concatenate([rng.permutation(order[:whole].reshape(-1, batch)).ravel(), order[whole:]])
@@ -65,26 +64,6 @@ def subsample(dataset, rows: int, seed: int):
     if rows == 0 or rows >= len(dataset):
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
-
-
-def micro_batches(inputs: dict, most: int) -> list[dict]:
-    """A batch, padded on the right, as forward passes of at most `most` tokens, padding included; a longer
-    row is one by itself. Rows of like length come together, each pass as wide as its longest row."""
-    lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    parts = []
-    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        widest = lengths[parts[-1][0]] if parts else 0
-        if parts and (len(parts[-1]) + 1) * widest <= most and widest - lengths[row] < PASS_TOKENS:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return [{name: one[rows, : lengths[rows[0]]] for name, one in inputs.items()} for rows in parts]
-
-
-def return_freed_memory() -> None:
-    """To the system: steps are of ever new sizes, and glibc keeps up to a gigabyte of what they freed."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Stop:
@@ -149,10 +128,9 @@ def make_trainer(
     class Trainer(SFTTrainer):
         def training_step(self, net, inputs, num_items_in_batch=None):
             """The loss is a sum over the optimizer step's supervised tokens, divided by their number, so
-            that it adds up over the parts."""
-            divide = stage.micro_batch_tokens and not packed
-            parts = micro_batches(inputs, stage.micro_batch_tokens) if divide else [inputs]
-            meter.count(inputs, parts)
+            that it adds up over the passes."""
+            parts = [inputs] if gpu else passes(inputs, stage.micro_batch_tokens)
+            meter.count(inputs)
             loss = 0
             for part in parts:
                 last = part is parts[-1]  # the processes' gradients are exchanged once
@@ -202,8 +180,6 @@ def make_trainer(
         def on_step_end(self, args, state, control, **kwargs):
             if gpu:
                 torch.cuda.synchronize()
-            else:
-                return_freed_memory()
             log.measured = meter.end_step()
             control.should_evaluate |= state.global_step >= state.max_steps
             if any_process(stop.asked):  # all of them have to end at the same step
@@ -271,6 +247,8 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if packed and not (trainer.args.packing and trainer.data_collator.padding_free):
         raise TrainerError("packing was asked for and the libraries turned it off; set packing=off")
+    if not gpu:  # Unsloth turned it off, for want of an attention that keeps rows apart (cpu_passes has it)
+        trainer.data_collator.padding_free = True
     return trainer, meter
 
 

@@ -160,29 +160,6 @@ def adapter_spec(folder: Path) -> LoraSpec:
 
 
 @contextmanager
-def as_trained_on_cpu(model):
-    """What makes training faster on a CPU; on a GPU, nothing.
-
-    Attention as plain products: PyTorch's fused kernel takes up to twice as long, forwards and backwards.
-    Forwards only it is as fast, and rounds less, so that it answers. And LoRA's input is left in bfloat16:
-    PEFT would cast it to the adapter's float32, and autocast straight back.
-    """
-    if on_gpu():
-        yield
-        return
-    from peft.helpers import disable_input_dtype_casting
-
-    base = model.get_base_model()
-    fused = base.config._attn_implementation
-    base.set_attn_implementation("eager")
-    try:
-        with disable_input_dtype_casting(model):
-            yield
-    finally:
-        base.set_attn_implementation(fused)
-
-
-@contextmanager
 def for_inference(model):
     """The model as it answers: evaluation mode and a key-value cache, put back afterwards."""
     fast = unsloth().FastLanguageModel
@@ -270,7 +247,7 @@ class Fit:
     tokens_per_s: float
     samples_per_s: float
     padding_share: float  # of the positions computed
-    padding_share_undivided: float  # the same, had every batch been one forward pass
+    padding_share_padded: float  # the same, had every batch been padded to its longest row
     peak_memory_gb: float  # of the GPU, else of the process
     mfu: float | None
     samples: int
@@ -298,6 +275,7 @@ def fit(
     checkpoint is saved, after SIGTERM.
     """
     from medkit import checkpoints
+    from medkit.cpu_passes import as_trained_on_cpu
     from medkit.trainer import Stop, TrainerError, make_trainer, out_of_memory
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -327,7 +305,7 @@ def fit(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if stage.micro_batch_tokens:
+            if stage.micro_batch_tokens and not on_gpu():
                 at_once, mend = f"{stage.micro_batch_tokens} tokens", "halve micro_batch_tokens"
             else:
                 at_once = f"{stage.batch_size} rows of up to {max_length} tokens"

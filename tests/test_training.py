@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medkit import checkpoints, training
+from medkit.cpu_passes import ROW_BY_ROW, as_trained_on_cpu, passes, row_lengths
 from medkit.meter import TrainerError
 from medkit.prompts import IGNORED
 from medkit.recipes import LoraSpec, TrainSpec
-from medkit.trainer import PASS_TOKENS, micro_batches, row_order, subsample
+from medkit.trainer import row_order, subsample
 
 # Everything of a line of loss.csv that does not depend on the clock or the machine.
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
@@ -304,39 +305,82 @@ def test_grouping_by_length_lowers_the_padding_share():
     assert padding(row_order(lengths, replace(stage, group_by_length=True))) == pytest.approx(0.13, abs=0.02)
 
 
-def padded(lengths) -> dict:
-    """A batch as the collator makes it: row i holds the token i + 1, padding 0."""
+def laid_end_to_end(lengths) -> dict:
+    """A batch as the collator makes it: row i holds the token i + 1."""
     import torch
 
-    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-    ids = mask * torch.arange(1, len(lengths) + 1)[:, None]
-    return {"input_ids": ids, "labels": ids, "attention_mask": mask.long()}
+    ids = torch.cat([torch.full((length,), i) for i, length in enumerate(lengths, 1)])[None]
+    places = torch.cat([torch.arange(length) for length in lengths])[None]
+    return {"input_ids": ids, "labels": ids, "position_ids": places}
 
 
-@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9), most=st.integers(1, 2000))
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9), most=st.integers(0, 2000))
 @settings(max_examples=60, deadline=None)
-def test_micro_batches_hold_every_token_once_within_the_budget(lengths, most):
-    parts = micro_batches(padded(lengths), most)
-    seen = {}
+def test_passes_hold_every_row_once_and_whole_within_the_budget(lengths, most):
+    batch = laid_end_to_end(lengths)
+    parts = passes(batch, most)
+    assert [n for part in parts for n in row_lengths(part["position_ids"])] == lengths
+    assert [i for part in parts for i in part["input_ids"][0].tolist()] == batch["input_ids"][0].tolist()
+    assert all((part["labels"] == part["input_ids"]).all() for part in parts)
+    if most == 0:
+        assert len(parts) == 1
     for part in parts:
-        ids, held = part["input_ids"], part["attention_mask"].sum(dim=1)
-        assert len(ids) == 1 or ids.numel() <= most
-        assert ids.shape[1] == held.max() and ids.shape[1] - held.min() < PASS_TOKENS
-        seen |= {int(row[0]): int(n) for row, n in zip(ids, held, strict=True)}
-        assert (part["labels"] == ids).all() and ((ids > 0) == part["attention_mask"].bool()).all()
-    assert seen == {i + 1: length for i, length in enumerate(lengths)}
+        assert not most or part["input_ids"].numel() <= most or len(row_lengths(part["position_ids"])) == 1
 
 
-def test_micro_batches_of_four_rows():
-    # 400 leads; 380 beside it makes 2 x 400 = 800 > 768. 380 leads; 180 would be padded by 200 >= 128.
-    parts = micro_batches(padded([180, 400, 170, 380]), 768)
-    assert [tuple(part["input_ids"].shape) for part in parts] == [(1, 400), (1, 380), (2, 180)]
+def test_passes_of_four_rows():
+    # 180 + 400 = 580; + 170 = 750; + 380 would be 1,130 > 768
+    parts = passes(laid_end_to_end([180, 400, 170, 380]), 768)
+    assert [row_lengths(part["position_ids"]) for part in parts] == [[180, 400, 170], [380]]
+
+
+def test_rows_end_to_end_give_the_losses_and_gradients_of_rows_alone(base):
+    """Three rows of 20, 7 and 31 tokens, in float32: every logit, and the gradient of their summed loss."""
+    import torch
+
+    model, tokenizer, *_ = tiny_run.model_and_rows(base, four_bit=False)
+    rows = [torch.randint(3, len(tokenizer), (1, n), generator=torch.manual_seed(n)) for n in (20, 7, 31)]
+    model.float().train()
+
+    def gradient(logits) -> torch.Tensor:
+        losses = (
+            torch.nn.functional.cross_entropy(one[0, :-1], row[0, 1:], reduction="sum")
+            for one, row in zip(logits, rows, strict=True)
+        )
+        model.zero_grad()
+        sum(losses).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    for name, weight in model.named_parameters():  # B begins as zero, and A would get no gradient
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, generator=torch.manual_seed(1))
+    alone = [model(input_ids=row).logits for row in rows]
+    expected = gradient(alone)
+    places = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+    with as_trained_on_cpu(model):
+        assert model.get_base_model().config._attn_implementation == ROW_BY_ROW
+        laid = model(input_ids=torch.cat(rows, dim=1), position_ids=places).logits
+        together = laid.split([20, 7, 31], dim=1)
+        found = gradient(together)
+    assert model.get_base_model().config._attn_implementation != ROW_BY_ROW
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert expected.abs().max() > 0.01  # else nothing was compared
+
+
+def test_a_model_with_a_window_keeps_transformers_own_attention(base):
+    """Its layers do not attend to all tokens before, which row_by_row would have them do."""
+    model, *_ = tiny_run.model_and_rows(base, four_bit=False)
+    model.get_base_model().config.sliding_window = 4
+    with as_trained_on_cpu(model):
+        assert model.get_base_model().config._attn_implementation == "eager"
 
 
 def test_an_update_in_several_passes_is_the_same_update(base, tmp_path, unbroken):
     """10 tokens hold no two rows: every row is a pass of its own, in float32 products of another shape."""
     divided, _ = tiny_run.train(tmp_path, base, replace(tiny_run.STAGE, micro_batch_tokens=10))
-    assert divided.padding_share == 0 < divided.padding_share_undivided
+    assert divided.padding_share == 0 < divided.padding_share_padded
     for ours, theirs in zip(lines(tmp_path), lines(unbroken[0]), strict=True):
         for name in ("step", "tokens", "learning_rate", "batch"):
             assert ours[name] == theirs[name]

@@ -1,0 +1,111 @@
+"""How a CPU trains: the rows of a batch laid end to end, without padding, each attending to itself alone.
+
+On a GPU, Unsloth's packing does the same. Its CPU backend turns that off, since no attention that PyTorch
+has for a CPU keeps rows apart without computing every pair of them; the one below does, row after row.
+DECISIONS.md ("Batches and attention on a CPU") has the figures.
+"""
+
+from contextlib import contextmanager
+from types import MethodType
+
+ROW_BY_ROW = "row_by_row"  # as Transformers' table of attention functions knows it
+
+
+def passes(batch: dict, most: int) -> list[dict]:
+    """A padding-free batch (each entry of shape (1, tokens), `position_ids` from 0 in every row) as forward
+    passes of whole rows and at most `most` tokens, in their order; a longer row is one by itself; 0 = one
+    pass."""
+    lengths = row_lengths(batch["position_ids"])
+    sizes = [0]
+    for length in lengths:
+        if most and sizes[-1] and sizes[-1] + length > most:
+            sizes.append(0)
+        sizes[-1] += length
+    split = {name: one.split(sizes, dim=1) for name, one in batch.items()}
+    return [{name: parts[i] for name, parts in split.items()} for i in range(len(sizes))]
+
+
+def row_lengths(position_ids) -> list[int]:
+    """Tokens of each row that is laid into position_ids of shape (1, tokens)."""
+    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+    return [end - start for start, end in zip(starts, [*starts[1:], position_ids.shape[1]], strict=True)]
+
+
+def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=None, **_):
+    """Causal attention within each row: query of shape (1, heads, tokens, head size), output of (1, tokens,
+    heads, head size).
+
+    As plain products: forwards and backwards PyTorch's fused kernel takes up to twice as long on a CPU.
+    """
+    import torch
+
+    if query.shape[0] != 1:
+        raise ValueError(f"rows laid end to end are one sequence, not {query.shape[0]}")
+    groups = query.shape[1] // key.shape[1]
+    key, value = (one[0].repeat_interleave(groups, dim=0) for one in (key, value))
+    lengths = row_lengths(position_ids) if position_ids is not None else [query.shape[2]]
+    rows = zip(*(one.split(lengths, dim=1) for one in (query[0] * scaling, key, value)), strict=True)
+    answers = []
+    for q, k, v in rows:
+        ahead = torch.full((q.shape[1], q.shape[1]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+        answers.append(torch.baddbmm(ahead, q, k.transpose(1, 2)).softmax(-1) @ v)
+    return torch.cat(answers, dim=1).transpose(0, 1)[None], None
+
+
+def lora_in_one_product(self, x, *_, **__):
+    """PEFT's base + scale * B(A x), summed up by the product with B itself. PEFT copies the base's output,
+    scales, converts and adds one after another, each time over activations of the layer's full width."""
+    import torch
+
+    name = self.active_adapters[0]
+    base = self.base_layer(x)
+    down, up = (lora[name].weight.to(x.dtype) for lora in (self.lora_A, self.lora_B))
+    low = torch.nn.functional.linear(x, down)
+    wide = torch.addmm(base.flatten(0, 1), low.flatten(0, 1), up.t(), alpha=self.scaling[name])
+    return wide.view_as(base)
+
+
+@contextmanager
+def as_trained_on_cpu(model):
+    """The PEFT model as it takes rows laid end to end, its adapter as above; on a GPU, as it is."""
+    import torch
+
+    if torch.cuda.is_available():
+        yield
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ROW_BY_ROW, row_by_row)
+    AttentionMaskInterface.register(ROW_BY_ROW, lambda *args, **kwargs: None)
+    base = model.get_base_model()
+    answers_with = base.config._attn_implementation
+    base.set_attn_implementation(ROW_BY_ROW if _plainly_causal(base.config) else "eager")
+    layers = [layer for layer in model.modules() if _plain_lora(layer)]
+    for layer in layers:
+        layer.forward = MethodType(lora_in_one_product, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+        base.set_attn_implementation(answers_with)
+
+
+def _plain_lora(layer) -> bool:
+    """Whether it is a linear layer with one adapter, without dropout or a variant such as DoRA."""
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), nn.Linear):
+        return False
+    (dropout,) = layer.lora_dropout.values()
+    return isinstance(dropout, nn.Identity) and not layer.lora_variant
+
+
+def _plainly_causal(config) -> bool:
+    """Whether every layer attends to all tokens before. Where not, Transformers' own attention computes every
+    pair of rows, and masks: slower, and right for any model."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    capped = getattr(config, "attn_logit_softcapping", None)
+    return kinds == {"full_attention"} and not (windowed or capped)
