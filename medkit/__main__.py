@@ -91,7 +91,8 @@ def _mcq(options) -> None:
     from medkit import runner
 
     model = options.model
-    slug = re.sub(r"[^a-z0-9._-]+", "-", Path(model).name.lower()).strip("-._")
+    name = "-".join(Path(part).name for part in (model, options.adapter) if part)
+    slug = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")
     place = runner.run(
         "recommended",
         name=options.run or f"mcq-{slug}"[:64],
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("mcq", _mcq, "score a model, or a model with an adapter, on the benchmarks")
     sub.add_argument("model", help="hub id, folder, or smollm2")
     sub.add_argument("--adapter", default="", metavar="DIR")
-    sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL")
+    sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL[-ADAPTER]")
     data_and_settings(sub)
     again(sub)
     return parser

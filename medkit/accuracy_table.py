@@ -6,9 +6,10 @@ import pandas as pd
 
 from medkit import published
 from medkit.outcomes import CHANCE, MODELS
-from medkit.page import Table, load, with_interval
+from medkit.page import Table, load, origin_note, with_interval
 
 ALPHA = 0.05
+NEARLY_ALWAYS = 0.9  # share of a model's answers that are one letter
 
 
 def table3(run_dir: str | Path) -> Table:
@@ -17,7 +18,12 @@ def table3(run_dir: str | Path) -> Table:
     figures = pd.DataFrame(_our_figures(summary) + _published_figures())
     figures = figures.astype({"n": "Int64", "correct": "Int64"})
     return Table(
-        "table3", "Table 3: multiple-choice accuracy, percent", figures, _page3(figures), _text3(summary)
+        "table3",
+        "Table 3: multiple-choice accuracy, percent",
+        figures,
+        _page3(figures),
+        _text3(summary),
+        origin_note(run_dir),
     )
 
 
@@ -81,9 +87,15 @@ def _page3(figures: pd.DataFrame) -> pd.DataFrame:
         name = f"**{MODELS.get(model, model)}**" if whose == "this run" else model
         read = "" if whose == "this run" else "first-hand" if about["first_hand"] else "transcribed"
         page.append(
-            {"model": name, **cells, "read": read, "protocol": about["protocol"], "source": about["source"]}
+            {
+                "model": name,
+                **cells,
+                "how read": read,
+                "protocol": about["protocol"],
+                "source": about["source"],
+            }
         )
-    frame = pd.DataFrame(page, columns=["model", *columns, "read", "protocol", "source"]).fillna("")
+    frame = pd.DataFrame(page, columns=["model", *columns, "how read", "protocol", "source"]).fillna("")
     return frame.rename(columns=titles)
 
 
@@ -98,13 +110,29 @@ def _text3(summary: dict) -> str:
         "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average. † no whole "
         "count of Table 1's questions gives this figure (`medkit audit` shows the arithmetic).",
         blind(summary),
+        one_letter(summary),
         told_apart(summary["comparisons"]),
     ]
     if lost := forgetting(summary["comparisons"]):
         paragraphs.append(lost)
     if summary.get("seeds"):
         paragraphs.append(_seeds(summary["seeds"]))
-    return "\n\n".join(paragraphs)
+    return "\n\n".join(filter(None, paragraphs))
+
+
+def one_letter(summary: dict) -> str:
+    """Which models give one letter to nearly every question: such an accuracy is that letter's share of the
+    right answers, whatever the model knows."""
+    found = []
+    for name, dataset in summary["datasets"].items():
+        constant = [
+            f"{MODELS.get(model, model)} ({own['usual']['letter']}, {own['usual']['share']:.0%})"
+            for model, own in dataset["models"].items()
+            if (own.get("usual") or {}).get("share", 0) >= NEARLY_ALWAYS
+        ]
+        if constant:
+            found.append(f"{published.TITLES[name]}: {', '.join(constant)}")
+    return f"Nearly always one letter, and its share of the answers. {'; '.join(found)}." if found else ""
 
 
 def blind(summary: dict) -> str:

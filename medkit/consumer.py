@@ -163,7 +163,8 @@ def _of_model(rows: pd.DataFrame, scorer: Scorer, seed: int) -> dict:
 def _differences(first: pd.DataFrame, second: pd.DataFrame, first_name: str, seed: int) -> dict:
     parts = (*SCORES, "words")
     paired = {part: statistics.paired_difference(first[part], second[part], seed) for part in parts}
-    return {"minus": first_name} | {part: _interval(result) for part, result in paired.items()}
+    p = {part: statistics.sign_flip_p(first[part], second[part], seed) for part in parts}
+    return {"minus": first_name} | {part: _interval(paired[part], p[part]) for part in parts}
 
 
 def _length_matched(cases, first: Sequence[Answer], second: Sequence[Answer], scorer, seed: int) -> dict:
@@ -180,7 +181,8 @@ def _length_matched(cases, first: Sequence[Answer], second: Sequence[Answer], sc
     ]
     references = [reference for _, _, reference in pairs]
     ours, theirs = (scorer.score([pair[k] for pair in pairs], references)["f1"] for k in (1, 0))
-    return {"n": len(pairs), "f1": _interval(statistics.paired_difference(theirs, ours, seed))}
+    p = statistics.sign_flip_p(theirs, ours, seed)
+    return {"n": len(pairs), "f1": _interval(statistics.paired_difference(theirs, ours, seed), p)}
 
 
 def _cut_alike(one: str, other: str) -> tuple[str, str]:
@@ -220,7 +222,8 @@ def _sampling(scores: pd.DataFrame, models: list[str], sampled: list[str], seed:
     """Greedy, the mean over the sampled answers, and the best of them, all in F1.
 
     The best is the one with the highest F1 against the reference: an upper bound that needs to know the
-    physician's answer, as picking by hand does. `gain_of_best` is best minus mean.
+    physician's answer, as picking by hand does. `gain_of_best` is best minus mean, `best_minus_greedy` what
+    the answer that counts would have gained.
     """
     if not sampled:
         return None
@@ -237,7 +240,10 @@ def _sampling(scores: pd.DataFrame, models: list[str], sampled: list[str], seed:
         "samples": int(scores["sample"].max()),
         "models": {
             model: {how: _interval(statistics.bootstrap_mean(f1, seed)) for how, f1 in kinds.items()}
-            | {"gain_of_best": _interval(statistics.paired_difference(kinds["mean"], kinds["best"], seed))}
+            | {
+                name: _interval(statistics.paired_difference(kinds[other], kinds["best"], seed))
+                for name, other in (("gain_of_best", "mean"), ("best_minus_greedy", "greedy"))
+            }
             for model, kinds in per_case.items()
         },
         "differences": {
@@ -268,7 +274,8 @@ def _of(scores: pd.DataFrame, **wanted) -> pd.DataFrame:
     return scores
 
 
-def _interval(result: statistics.Mean) -> dict[str, float | None]:
-    """JSON has no NaN: an interval of fewer than two cases is null."""
+def _interval(result: statistics.Mean, p: float | None = None) -> dict[str, float | None]:
+    """JSON has no NaN: an interval of fewer than two cases is null. `p`: of a difference."""
     found = {"mean": result.mean, "low": result.low, "high": result.high}
+    found |= {} if p is None else {"p": p}
     return {name: None if math.isnan(value) else value for name, value in found.items()}

@@ -62,13 +62,14 @@ def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
             matches = overlap.find(mixed.records, items)
             stages.update_manifest(run, stages.describe_stage1(loaded, evaluation, mixed, matches))
         return train, validation
-    conversations = stages.load(run, "notechat", "train").records
-    split, drawn = stages.stage2_rows(run, mixed, conversations, arm == "stage2")
+    conversations = stages.load(run, "notechat", "train")
+    split, drawn = stages.stage2_rows(run, mixed, conversations.records, arm == "stage2")
     train = stages.tokenize(run, "stage2", tokenizer, split.train + drawn.train)
     validation = stages.tokenize(run, "stage2", tokenizer, split.validation + drawn.validation)
     if writes:
         if arm == "stage2":
-            stages.update_manifest(run, {"stage2": stages.describe_stage2(split, drawn, mixed, train)})
+            described = stages.describe_stage2(conversations, split, drawn, mixed, train)
+            stages.update_manifest(run, {"stage2": described})
         stages.write_replay(run, arm, drawn)
     return train, validation
 

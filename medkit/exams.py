@@ -3,10 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
-from medkit import generation, mcq, outcomes, parsing, prompts, results, runs, stages, views
+from medkit import generation, mcq, outcomes, parsing, prompts, results, runs, stages, training, views
 from medkit.lineup import Active
 from medkit.records import LETTERS, MCQItem
 from medkit.results import ResultsError
@@ -16,19 +17,26 @@ NOTEBOOK = "03_mcq_eval"
 ALONE = "recommended"  # the recipe of a model that is evaluated by itself
 
 
-def begin(run_dir: str, data_dir: str, model: str = "") -> Run:
+def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Run:
     """The run to evaluate; for a `model` alone a run of its own, begun here where there is none.
 
     Raises ResultsError where a model alone would write over a run's own results, or over another model's.
     """
     place = results.folder(run_dir)
     info = runs.read(place)
+    if adapter:
+        training.adapter_spec(Path(adapter).expanduser())
     if not model or info is None:
         recipe, settings = (ALONE, f"model.base={model}") if model else ("", "")
-        return runs.begin(run_dir, NOTEBOOK, recipe, settings, data_dir)
+        return runs.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
         raise ResultsError(f"{results.shown(place)} is a run of {base}; give {model} a run_dir of its own")
+    if runs.adapter_hash(adapter) != info.get("adapter", ""):
+        raise ResultsError(
+            f"{results.shown(place)} is a run of {model} with another adapter, or none; give this one a "
+            "run_dir of its own"
+        )
     return runs.begin(run_dir, NOTEBOOK, data_dir=data_dir)
 
 
@@ -86,6 +94,7 @@ def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.Da
         ids,
         max_new_tokens=spec.max_new_tokens,
         temperature=spec.temperature,
+        top_p=spec.top_p,
         batch_size=max(1, spec.max_batch_tokens // max(map(len, ids), default=1)),
         store=run.folder / ".cache" / "words.jsonl",
         key=active.identity,

@@ -5,6 +5,7 @@ Nothing is saved but by `save`, whose files are the same for the same data. Colo
 """
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,8 +61,13 @@ def new(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tuple[Figu
     return figure, axes
 
 
-def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
-    """Write a PNG, the same to the byte for the same figure and matplotlib; whole or not at all."""
+def save(figure: Figure, path: str | Path, note: str = "", dpi: int = 120) -> Path:
+    """Write a PNG, the same to the byte for the same figure and matplotlib; whole or not at all.
+
+    `note` goes under the figure: what it must not be taken for.
+    """
+    if note:
+        figure.supxlabel(textwrap.fill(note, 90), fontsize="small", color=GREY)
     return results.write_bytes(path, _png(figure, dpi))
 
 
@@ -250,11 +256,14 @@ def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: s
     f1 = greedy.pivot(index=["source", "case"], columns="model", values="f1")
     gains = (f1[second] - f1[first]).sort_values(ascending=False).to_numpy()
     ranks = np.arange(1, len(gains) + 1)
-    ax.bar(ranks, gains, color=np.where(gains > 0, BLUE, VERMILION), width=0.8)
+    nearer = np.where(gains > 0, COLOURS.get(second, BLUE), COLOURS.get(first, GREY))
+    ax.bar(ranks, gains, color=nearer, width=0.8)
     mean = statistics.bootstrap_mean(gains)
     label = f"mean {mean.mean:+.4f}"
     if not np.isnan(mean.low):
-        ax.axhspan(mean.low, mean.high, color=GREY, alpha=0.25, linewidth=0, label="95% interval of the mean")
+        ax.axhspan(
+            mean.low, mean.high, color=SKY, alpha=0.3, linewidth=0, zorder=0, label="95% interval of the mean"
+        )
     ax.axhline(mean.mean, color="black", linestyle="--", linewidth=1.2, label=label)
     ax.axhline(0, color="black", linewidth=0.8)
     better = int((gains > 0).sum())

@@ -75,7 +75,7 @@ def _check_hub(name: str, revision: str, mend: str) -> None:
     try:
         hf_hub_download(name, "config.json", revision=revision)
     except Exception as error:  # the libraries below raise dozens of kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        reason = type(error).__name__
         raise InputError(
             f"{name} cannot be had from the hub ({reason}); check the name, the connection and HF_TOKEN, "
             f"or name a folder with {mend}"

@@ -146,6 +146,7 @@ KNOBS = (
         release_words="the model's default sampling, unseeded",
         why="greedy: the same answer every time",
     ),
+    Knob("mcq.top_p", release=0.9, release_words="the model's default sampling", why="greedy, or all tokens"),
     Knob("consumer.cases", 50, NOT_RELEASED, small="as many as the built-in corpus and the time allow"),
     Knob("consumer.samples", SILENT, NOT_RELEASED, words="several answers, the best picked by hand"),
     Knob("consumer.scorer", SILENT, NOT_RELEASED, words="BERTScore; the encoder is not named"),

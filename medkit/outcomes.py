@@ -53,17 +53,17 @@ def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
     """What mcq/summary.json holds, from the rows of mcq/items.csv; accuracies are fractions.
 
     "datasets": per benchmark n, chance, majority answer, and per model n, correct, accuracy, low, high,
-    unparsed. "average": per model the unweighted mean over the benchmarks. "comparisons": PAIRS per
-    benchmark, paired, with McNemar's exact p and Holm's adjustment over all of them. "pubmedqa": per model
-    the panel on "all" rows and on the official "fold" (None without such rows). "groups": accuracy by
-    subject or step. "seeds": where a column `seed` holds several, the seeds folded in; all else is then of
-    the first seed.
+    unparsed, and usual: the letter it gives most often, and how often. "average": per model the unweighted
+    mean over the benchmarks. "comparisons": PAIRS per benchmark, paired, with McNemar's exact p and Holm's
+    adjustment over all of them. "pubmedqa": per model the panel on "all" rows and on the official "fold"
+    (None without such rows). "groups": accuracy by subject or step. "seeds": where a column `seed` holds
+    several, the seeds folded in; all else is then of each model's first seed.
     Raises OutcomeError where models cannot be paired.
     """
     folded = []
     if "seed" in items and items["seed"].nunique() > 1:
         folded = fold_seeds(items, seed).to_dict("records")
-        items = items[items["seed"] == items["seed"].min()]
+        items = items[items["seed"] == items.groupby("model")["seed"].transform("min")]
     models = [model for model in MODELS if model in set(items["model"])]
     models += sorted(set(items["model"]) - set(models))
     datasets = [name for name in published.SIZES if name in set(items["dataset"])]
@@ -88,7 +88,11 @@ def _of_dataset(name: str, rows: pd.DataFrame, models: list[str]) -> dict:
     for model in models:
         if len(own := rows[rows["model"] == model]):
             unparsed = int(own["predicted"].fillna("").eq("").sum())
-            per_model[model] = results.plain(accuracy(own)) | {"unparsed": unparsed}
+            usual, often = majority(own["predicted"].fillna(""))
+            per_model[model] = results.plain(accuracy(own)) | {
+                "unparsed": unparsed,
+                "usual": {"letter": usual, "share": often},
+            }
     return {
         "n": len(questions),
         "chance": CHANCE[name],

@@ -9,6 +9,11 @@ import pandas as pd
 
 from medkit import MedkitError, results
 
+BUILT_IN = (
+    "This run read the built-in corpus in the data sets' place: its figures do not speak of medicine, and "
+    "none may be set beside a published one."
+)
+
 
 class TableError(MedkitError):
     """A table's input that is missing or malformed; one line names the file and the notebook behind it."""
@@ -21,10 +26,12 @@ class Table:
     figures: pd.DataFrame  # tidy: one figure with its n and interval a row, or one source a row
     page: pd.DataFrame  # the same as strings, laid out for reading
     text: str  # computed: what the table shows, and what it cannot tell apart
+    note: str = ""  # above the table: what its figures must not be taken for
 
     def markdown(self) -> str:
         grid = self.page.to_markdown(index=False, disable_numparse=True)
-        return f"# {self.title}\n\n{grid}\n\n{self.text}\n"
+        above = f"**{self.note}**\n\n" if self.note else ""
+        return f"# {self.title}\n\n{above}{grid}\n\n{self.text}\n"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, digits: int) -> str:
@@ -34,6 +41,13 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
     if low is None or low != low:
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def origin_note(run_dir: str | Path) -> str:
+    """What a table or figure of a run on the built-in corpus has to say of itself; "" for any other run."""
+    path = Path(run_dir) / "run.json"
+    origin = json.loads(path.read_text(encoding="utf-8"))["data"]["origin"] if path.is_file() else ""
+    return BUILT_IN if origin == "builtin" else ""
 
 
 def inside(markdown: str) -> str:

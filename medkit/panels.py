@@ -8,7 +8,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from medkit import figures, outcomes, prompts, sources, views
+from medkit import figures, outcomes, prompts, results, sources, statistics, views
 from medkit.figures import TITLES
 from medkit.outcomes import MODELS
 from medkit.page import with_interval
@@ -85,11 +85,17 @@ def groups(summary: dict, dataset: str) -> pd.DataFrame:
 
 
 def confusions(summary: dict) -> Figure:
-    """PubMedQA's answers, expected by predicted, on all rows; a panel a model."""
-    found = summary["pubmedqa"]
+    """PubMedQA's answers, expected by predicted; a panel a model, on all rows and, where the official fold is
+    among them, beside it on the fold."""
+    found = [
+        (folds[fold], f"{MODELS.get(model, model)}{', official fold' if fold == 'fold' else ''}")
+        for model, folds in summary["pubmedqa"].items()
+        for fold in ("all", "fold")
+        if folds[fold]
+    ]
     figure, axes = figures.new(width=3.3 * len(found), height=3.4, columns=len(found))
-    for ax, (model, folds) in zip(np.ravel(axes), found.items(), strict=True):
-        figures.confusion(ax, folds["all"], MODELS.get(model, model))
+    for ax, (panel, title) in zip(np.ravel(axes), found, strict=True):
+        figures.confusion(ax, panel, title)
     return figure
 
 
@@ -110,13 +116,16 @@ def protocols(found: Sequence[dict]) -> pd.DataFrame:
     rows = []
     for one in found:
         row = {"model": MODELS.get(one["model"], one["model"]), "benchmark": TITLES[one["dataset"]]}
-        row |= {"n": one["n"], "most likely letter": f"{one['accuracy']['scored']:.1%}"}
-        row |= {"answer in words": f"{one['accuracy']['generated']:.1%}"}
-        row |= {"released rule": f"{one['accuracy']['released']:.1%}"}
+        row |= {"n": one["n"]}
+        for title, protocol in _PROTOCOLS.items():
+            row[title] = percent(results.plain(statistics.wilson(one["correct"][protocol], one["n"])))
         row |= {tier: f"{share['share']:.1%}" for tier, share in one["tiers"].items()}
         row |= {"first and last letter differ": f"{one['first_last_disagree']:.1%}"}
         rows.append(row | {"agrees with the letter": f"{one['agreement_with_scored']['generated']:.1%}"})
     return pd.DataFrame(rows)
+
+
+_PROTOCOLS = {"most likely letter": "scored", "answer in words": "generated", "released rule": "released"}
 
 
 def errors(run: Run, wrong: pd.DataFrame, items: Sequence[MCQItem], show_text: bool) -> pd.DataFrame:
@@ -191,21 +200,26 @@ def sampling(summary: dict) -> pd.DataFrame:
     rows = {}
     for model, own in found["models"].items():
         row = {title: _mean(own[kind]) for kind, title in titles.items()}
-        rows[MODELS.get(model, model)] = row | {"gain of picking": _mean(own["gain_of_best"])}
+        row |= {"best minus mean": _mean(own["gain_of_best"])}
+        rows[MODELS.get(model, model)] = row | {"best minus greedy": _mean(own["best_minus_greedy"])}
     for model, own in found["differences"].items():
         rows[f"{MODELS.get(model, model)}, difference"] = {t: _mean(own[kind]) for kind, t in titles.items()}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def styles(summary: dict) -> pd.DataFrame:
-    """Share of answers that show each marker, the physicians' last."""
+    """Percent of answers that show each marker, with Wilson's 95% interval; the physicians' last."""
     sides = [*summary["models"].items(), ("physicians", summary["reference"])]
     rows = {
         name: {"means": meaning}
-        | {MODELS.get(model, model): f"{own['style'][name]:.0%}" for model, own in sides}
+        | {MODELS.get(model, model): _share(own["style"][name], summary["n"]) for model, own in sides}
         for name, (meaning, _) in MARKERS.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _share(share: float, n: int) -> str:
+    return percent(results.plain(statistics.wilson(round(share * n), n)))
 
 
 def _mean(found: dict, digits: int = 4) -> str:

@@ -40,19 +40,38 @@ _BARE = re.compile(
     rf"{_OPEN}(?:(?:option|choice|letter)\s+)?\\?(?:boxed|text)?{_OPEN}([A-Za-z])[\s*_~\"'”’`$)\]}}>.,:;!]*",
     re.IGNORECASE,
 )
-_LEADING = re.compile(rf"{_OPEN}([A-Za-z])[*_]*([)\].:])[*_]*(?!\w)\s*")
+_LEADING = re.compile(
+    rf"{_OPEN}(?:(?:option|choice)\s+)?([A-Za-z])[*_]*([)\].:]|\s[-–—](?=\s))[*_]*(?!\w)\s*", re.IGNORECASE
+)
+# Of a letter or an option that the text goes on to reject: "(C) is incorrect", "Heparin is not right"
+_REJECTED = re.compile(
+    r"^[^.;\n]{0,200}?(?:\b(?:is|are|was|were|seems|looks|would be)\b(?: \w+)? "
+    r"(?:not|incorrect|wrong|false|unlikely|inappropriate|contraindicated)\b|\b(?:is|are|was|were)n['’]t\b)",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"[^.;:!]{1,200}\?|[^.;!?]{1,200}: no\b", re.IGNORECASE)  # "Aspirin?", "Heparin: no"
+_NO_ANSWER = re.compile(
+    r"\b(?:cannot|can not|can['’]t|unable to|not able to|won['’]t|will not)\s+"
+    r"(?:\w+ly )?(?:answer|say|tell|determine|decide|choose)\b",
+    re.IGNORECASE,
+)
 # "answer", then nothing but words that still lead to the letter: "answer: X", "correct answer is option (X)"
 _FILLER = (
     r"is|are|was|would be|should be|must be|will be|to this question|to the question|option|choice|letter|"
     r"key|the|most likely|likely|probably|therefore|thus|clearly|boxed|text|mathrm|correct|best|final"
 )
 _PHRASE = re.compile(
-    rf"\b(?:answer|(?:correct|right|best) (?:option|choice)|i (?:choose|select|pick)|<answer>)"
+    rf"\b(?:answer|ans|(?:correct|right|best) (?:option|choice)|i (?:choose|select|pick)|<answer>)"
     rf"(?:[^\w\n]{{0,6}}\b(?:{_FILLER})\b){{0,6}}[^\w]{{0,12}}(?=\w)",
     re.IGNORECASE,
 )
+# What stands before "answer" where the answer is denied, doubted or asked for: "I don't think the answer",
+# "it is false that the answer", "Is the answer"
 _DENIED = re.compile(
-    r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless)|n['’]t)(?: an?| the)?\s*$", re.IGNORECASE
+    r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless)|n['’]t)(?: an?| the)?\s*$"
+    r"|(?:\b(?:not|never|cannot|doubt|deny|unsure|whether|false|unlikely|incorrect)|n['’]t)\b[^.;:!?\n]{0,25}$"
+    r"|(?:^|[.;:!?\n])\s*(?:is|was|could|would|might|may|what|which)\b[^.;:!?\n]{0,12}$",
+    re.IGNORECASE,
 )
 _IS_CORRECT = re.compile(
     r"(?:^|[.;:,!?]\s+|\b(?i:option|choice|letter|thus|so|hence|therefore)[\s,]+)"
@@ -70,20 +89,21 @@ _AND_ANOTHER = re.compile(
 )
 _LINE_END = re.compile(r"[^\w\n]*(?:\n|$)")
 _GENUS = re.compile(r"\.\s+(?=[a-z])")
-_ALONE = re.compile(r"(?<![\w'’-])(?!A [a-z])([A-Z])(?![\w'’-])")  # "A patient": an article, no letter
+# "A patient": an article, no letter; "A is wrong": a letter
+_ALONE = re.compile(r"(?<![\w'’-])(?!A (?!(?:is|was|and|or|because) )[a-z])([A-Z])(?![\w'’-])")
 
 
 def parse(text: str, item: MCQItem) -> Parsed:
     """The option that `text`, a model's whole answer, names. Never raises, never guesses."""
     text = _plain(text)
     disagree = _first_last_disagree(text, item)
-    for tier, claims in (("letter", _letters(text, item)), ("option", _options(text, item))):
+    for claims in (_letters(text, item), _options(text, item)):
         if claims:
             letters = {letter for letter, _ in claims}
-            letter = letters.pop()
-            if letters or letter not in item.letters:
+            if len(letters) > 1:
                 break
-            return Parsed(letter, claims[0][1] if tier == "letter" else tier, disagree)
+            if claims[0][0] in item.letters:  # else it may be an option's text: blood group O
+                return Parsed(*claims[0], disagree)
     return Parsed("", "unparsed", disagree)
 
 
@@ -147,9 +167,10 @@ def _plain(text: str) -> str:
 def _letters(text: str, item: MCQItem) -> list[tuple[str, str]]:
     """(letter, tier) of each claim of a letter, that of the strongest tier first."""
     claims = []
-    first_line = text.split("\n", 1)[0]
-    if len(first_line) < 80 and (bare := _BARE.fullmatch(first_line)):
-        claims.append((bare[1].upper(), "letter"))
+    lines = [line for line in text.split("\n") if len(line) < 80]
+    bare = [match[1].upper() for line in lines if (match := _BARE.fullmatch(line))]
+    if bare and _BARE.fullmatch(text.split("\n", 1)[0][:80]):
+        claims += [(letter, "letter") for letter in bare]  # each line that is but a letter claims it
     elif opening := _opening_letter(text, item):
         claims.append((opening, "letter"))
     return claims + [(letter, "answer") for letter in _phrased(text, item)]
@@ -163,7 +184,7 @@ def _opening_letter(text: str, item: MCQItem) -> str:
     letter, rest = opening[1].upper(), text[opening.end() :]
     lettered = (_LEADING.match(line) for line in text.split("\n"))
     others = {match[1].upper() for match in lettered if match} | set(re.findall(r"\s([A-Z])\)", rest))
-    if others - {letter}:
+    if others - {letter} or _REJECTED.match(rest):
         return ""
     own = _key(_option(letter, item))
     sentence = opening[2] == "." and opening[1].isupper() and rest[:1].isupper()
@@ -207,19 +228,29 @@ def _options(text: str, item: MCQItem) -> list[tuple[str, str]]:
     reach = 2 * max(map(len, item.options)) + 100  # more text than that is not an option's
     found = []
     for start in [0, *(phrase.end() for phrase in _affirmed(text))]:
-        line = text[start : start + reach].split("\n", 1)[0]
+        said = text[start : start + reach]
+        line = said.split("\n", 1)[0]
         pieces = [key for part in re.split(r"[.,;:!?()]|\s[-–—]\s", line) if (key := _key(part))]
         opening = pieces[:2] if pieces[:1] and pieces[0] in keys else []  # two, to see "Aspirin, heparin"
+        further = [_key(other) for other in said.split("\n")[1:]]  # "yes", and "no" on the next line
         for named in (
-            [_key(text[start : start + reach])],
-            [_key(line)],
+            [_key(said)],
+            [_key(line), *further],
+            [*opening, *further],
             [_key(line.split(". ")[0])],
-            opening,
         ):
             if letters := [LETTERS[i] for i, key in enumerate(keys) if key and key in named]:
-                found += [(letter, "option") for letter in letters]
+                if _key(said) in keys or not _doubtful(line):
+                    found += [(letter, "option") for letter in letters]
                 break
     return found
+
+
+def _doubtful(line: str) -> bool:
+    """Whether a line that opens with an option rejects it, asks for it, or gives no answer."""
+    return bool(
+        _REJECTED.match(line) or _NO_ANSWER.search(line) or re.match(r"[^.;:!]{1,200}\?|[^.;!?]+: no\b", line)
+    )
 
 
 def _affirmed(text: str) -> Iterator[re.Match]:

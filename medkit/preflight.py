@@ -23,6 +23,7 @@ __all__ = [
     "PreflightError",
     "as_dict",
     "check",
+    "course",
     "failed",
     "machine",
     "model",
@@ -268,6 +269,12 @@ def _course(recipe, stage, shape, total, tokens, validation) -> Check:
     hours = "hours unknown" if made.hours is None else f"{made.hours:.2g} h"
     message = f"{total:,} rows, {made.steps:,} steps, {made.tokens / 1e6:.3g}M tokens, {hours} ({made.basis})"
     return Check(f"{stage}: course", "pass", message)
+
+
+def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]:
+    """Steps, tokens and hours of a stage's prepared rows, by arithmetic."""
+    shape = base_shape(recipe.model.base) or costs.LLAMA_8B
+    return [_course(recipe, stage, shape, len(train), sum(train["length"]), len(validation))]
 
 
 def _model_runs(recipe, shape, tokenizer, prepared) -> list[Check]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medkit import MedkitError, costs, machine, recipes, results, sources
+from medkit import MedkitError, costs, machine, outcomes, published, recipes, results, sources
 from medkit.page import with_interval
 
 README = machine.CHECKOUT / "README.md"
@@ -23,34 +23,42 @@ class ReadmeError(MedkitError):
 
 def headline(run: Path) -> str:
     """Accuracy in percent of a run's models, with n and Wilson 95% intervals, as a Markdown table."""
-    summary = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))
+    summary = outcomes.mcq_summary(outcomes.read_items(run))
+    blind = {
+        "chance": lambda of: of["chance"],
+        "always the most frequent answer": lambda of: of["majority"]["share"],
+    }
     rows = []
     for model in summary["models"]:
         row = {"model": NAMES[model]}
         for dataset, title in COLUMNS.items():
             own = summary["datasets"][dataset]["models"][model]
-            cell = with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
-            row[f"{title} (n = {own['n']})"] = cell
+            row[f"{title} (n = {own['n']})"] = percent(own)
         rows.append(row)
-    rows.append({"model": "chance"})
-    for dataset, column in zip(COLUMNS, list(rows[0])[1:], strict=True):
-        rows[-1][column] = f"{100 * summary['datasets'][dataset]['chance']:.1f}"
+    titles = list(rows[0])[1:]
+    for name, share in blind.items():
+        shares = (f"{100 * share(summary['datasets'][dataset]):.1f}" for dataset in COLUMNS)
+        rows.append({"model": name, **dict(zip(titles, shares, strict=True))})
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def untrained(run: Path) -> str:
-    """The same for the untrained model on the real benchmarks, a row a benchmark."""
-    summary = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))
+    """The same for the untrained model on the real benchmarks, a row a benchmark, and what it mostly says."""
+    summary = outcomes.mcq_summary(outcomes.read_items(run))
     rows = []
     for dataset, of in summary["datasets"].items():
         (own,) = of["models"].values()
-        cell = with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
         rows.append(
-            {"benchmark": dataset, "n": f"{own['n']:,}", "accuracy, %": cell}
+            {"benchmark": published.TITLES[dataset], "n": f"{own['n']:,}", "accuracy, %": percent(own)}
             | {"chance": f"{100 * of['chance']:.1f}"}
-            | {"most frequent answer": f"{100 * of['majority']['share']:.1f}"}
+            | {"always the most frequent answer": f"{100 * of['majority']['share']:.1f}"}
+            | {"the model says": f"{own['usual']['letter']} in {own['usual']['share']:.1%}"}
         )
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def percent(own: dict) -> str:
+    return with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
 
 
 def cost(run: Path) -> str:
@@ -65,8 +73,72 @@ def cost(run: Path) -> str:
         for name, one in info["notebooks"].items()
     ]
     total = sum(one["seconds"] for one in info["notebooks"].values())
-    rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GB": ""})
+    peak = max(one["peak_memory_gb"] for one in info["notebooks"].values())
+    rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GB": f"{peak:.2f}"})
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return f"{table}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
+
+
+def measured(folder: Path) -> str:
+    """What each benchmark printed, in a line a benchmark: results/benchmarks/*.json."""
+    rows = []
+    for name, (what, tell) in MEASURED.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            line = json.loads(path.read_text(encoding="utf-8"))
+            machine_name = (line["hardware"]["gpus"] or [{"name": line["hardware"]["processor"]}])[0]["name"]
+            rows.append({"what": what, "found": tell(line), "machine": machine_name})
+        else:
+            rows.append({"what": what, "found": "not measured", "machine": ""})
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+MEASURED = {
+    "mcq_vs_lm_eval": (
+        "letter scoring beside lm-evaluation-harness, same model and prompts",
+        lambda b: (
+            f"{b['speed_ratio']:.2f} times as fast on the kit's prompts, "
+            f"{b['speed_ratio_harness_prompts']:.2f} on the harness's; agreement {b['agreement']:.3f} "
+            f"({b['n']} rows each, {b['dtype']}, {b['threads']} threads)"
+        ),
+    ),
+    "throughput_cpu": (
+        "training beside plain TRL + PEFT, same updates",
+        lambda b: (
+            f"{b['ratio']:.2f} times the useful tokens a second ({b['tokens_per_s']:.0f} and "
+            f"{b['trl']['tokens_per_s']:.0f}); loss after {b['samples']:.0f} samples {b['loss']:.3f} and "
+            f"{b['trl']['loss']:.3f}; {b['peak_memory_gb']:.1f} and {b['trl']['peak_memory_gb']:.1f} GB"
+        ),
+    ),
+    "prepare": (
+        "preparing stage 1's rows, at real lengths",
+        lambda b: (
+            f"{b['rows']:,} rows in {b['seconds']:.0f} s, {b['peak_memory_gb']:.1f} GB; "
+            f"{b['ratio_vs_trl']:.1f} times as fast as SFTTrainer's own"
+        ),
+    ),
+    "contamination": (
+        "searching them for the evaluation items",
+        lambda b: f"{b['rows']:,} x {b['items']:,} in {b['seconds']:.0f} s, {b['peak_memory_gb']:.1f} GB",
+    ),
+    "faults": (
+        "crashes, full disks and broken files survived",
+        lambda b: (
+            f"{b['survived']} of {b['faults']}; at most {b['lost_steps_max']} steps lost, with a "
+            f"checkpoint every {b['save_every']}"
+        ),
+    ),
+    **{
+        f"throughput_{name}": (
+            f"Llama 3.1 8B, `{name}`, on one GPU",
+            lambda b: (
+                f"{b['tokens_per_s']:,.0f} tokens/s, MFU {b['mfu']:.0%}, {b['peak_memory_gb']:.0f} GB; "
+                f"stage 1 {b['projected_hours_stage1']:.1f} h, stage 2 {b['projected_hours_stage2']:.1f} h"
+            ),
+        )
+        for name in ("recommended", "paper", "as_released")
+    },
+}
 
 
 def full(_: Path) -> str:
@@ -116,7 +188,7 @@ def full(_: Path) -> str:
 
 
 BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}
-BLOCKS |= {"full": (full, "")}
+BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, "")}
 
 
 def rendered(text: str, folder: Path) -> str:
@@ -125,7 +197,7 @@ def rendered(text: str, folder: Path) -> str:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ReadmeError(f"README.md has no block {name}; put its two marks in")
-        if run and not (folder / run / "run.json").is_file():
+        if run and not (folder / run).is_dir():
             raise ReadmeError(f"results/{run} is not there; make it, then run python -m medkit.readme")
         table = block(folder / run)
         text = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)

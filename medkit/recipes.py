@@ -77,11 +77,14 @@ class LoraSpec:
     target_modules: tuple[str, ...] = LINEAR_MODULES
 
     def __post_init__(self):
-        _at_least("lora.r", self.r, 1)
+        for name in ("r", "alpha"):
+            _at_least(f"lora.{name}", getattr(self, name), 1)
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"lora.dropout is {self.dropout}; it must lie in [0, 1)")
         if not self.target_modules:
             raise RecipeError("lora.target_modules is empty; name at least one linear module")
+        for module in self.target_modules:
+            _one_of("lora.target_modules", module, LINEAR_MODULES)
 
 
 @dataclass(frozen=True)
@@ -154,13 +157,17 @@ class McqSpec:
     generated_rows: int = 200  # questions per benchmark that are answered in words too; 0 = none
     max_new_tokens: int = 32
     temperature: float = 0.0  # 0 = greedy; the released notebooks sample at the model's default
+    top_p: float = 1.0  # of sampled answers: the most likely tokens that together have this probability
     prefix_cache: bool = True  # compute the shared instruction once
     max_batch_tokens: int = 8192
 
     def __post_init__(self):
         for name in ("rows", "generated_rows", "temperature"):
             _at_least(f"mcq.{name}", getattr(self, name), 0)
-        _at_least("mcq.max_new_tokens", self.max_new_tokens, 1)
+        for name in ("max_new_tokens", "max_batch_tokens"):
+            _at_least(f"mcq.{name}", getattr(self, name), 1)
+        if not 0 < self.top_p <= 1:
+            raise RecipeError(f"mcq.top_p is {self.top_p}; it must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -175,9 +182,14 @@ class ConsumerSpec:
     scorer_layers: int = 17  # hidden layer whose states are compared
 
     def __post_init__(self):
-        _at_least("consumer.cases", self.cases, 1)
-        _at_least("consumer.samples", self.samples, 0)
-        _at_least("consumer.max_new_tokens", self.max_new_tokens, 1)
+        for name in ("cases", "max_new_tokens", "batch_size", "scorer_layers"):
+            _at_least(f"consumer.{name}", getattr(self, name), 1)
+        for name in ("samples", "temperature"):
+            _at_least(f"consumer.{name}", getattr(self, name), 0)
+        if self.samples and not self.temperature:
+            raise RecipeError(
+                "consumer.samples goes with a consumer.temperature above 0; greedy has one answer"
+            )
 
 
 @dataclass(frozen=True)
@@ -241,7 +253,7 @@ PRESETS = {
             stage2=_RELEASED_STAGE,
             dmt=DmtSpec(handover="merge"),
             # every question of every benchmark in words: the letter was not what they scored by
-            mcq=McqSpec(generated_rows=4183, max_new_tokens=128, temperature=0.6),
+            mcq=McqSpec(generated_rows=4183, max_new_tokens=128, temperature=0.6, top_p=0.9),
         ),
         Recipe(
             name="recommended",
@@ -258,10 +270,22 @@ def get(name: str, overrides: dict[str, str] | None = None) -> Recipe:
     """
     if name not in PRESETS:
         raise RecipeError(f"unknown recipe {name!r}; the recipes are {', '.join(PRESETS)}")
-    recipe = PRESETS[name]
-    for path, text in (overrides or {}).items():
-        recipe = _override(recipe, path, text)
-    return recipe
+    return _overridden(PRESETS[name], overrides or {})
+
+
+def from_dict(fields: dict) -> Recipe:
+    """The recipe that run.json holds, whatever its preset has become since. RecipeError where it is none."""
+    hints = typing.get_type_hints(Recipe)
+    try:
+        parts = {
+            name: hints[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+            if isinstance(value, dict)
+            else value
+            for name, value in fields.items()
+        }
+        return Recipe(**parts)
+    except (TypeError, KeyError) as error:
+        raise RecipeError(f"the recipe in run.json is not one of this version's ({error})") from None
 
 
 def parse_settings(text: str) -> dict[str, str]:
@@ -288,23 +312,30 @@ def flat(recipe: Recipe) -> dict[str, typing.Any]:
     return fields
 
 
-def _override(recipe: Recipe, path: str, text: str) -> Recipe:
+def _overridden(recipe: Recipe, overrides: dict[str, str]) -> Recipe:
+    """All fields of a part are put in together: two that only go together may come in either order."""
     known = [name for name in flat(recipe) if "." in name]
-    if path not in known:
-        import difflib
+    parts: dict[str, dict] = {}
+    for path, text in overrides.items():
+        if path not in known:
+            import difflib
 
-        near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`medkit recipes` lists them"
-        raise RecipeError(f"unknown field {path!r}; {hint}")
-    part, name = path.split(".")
-    spec = getattr(recipe, part)
-    wanted = typing.get_type_hints(type(spec))[name]
-    try:
-        return replace(recipe, **{part: replace(spec, **{name: _parse(wanted, text)})})
-    except RecipeError as error:
-        raise RecipeError(f"{path}={text}: {error}") from None
-    except (ValueError, ZeroDivisionError):
-        raise RecipeError(f"{path}={text}: a value of type {_type_name(wanted)} was expected") from None
+            near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "`medkit recipes` lists them"
+            raise RecipeError(f"unknown field {path!r}; {hint}")
+        part, name = path.split(".")
+        wanted = typing.get_type_hints(type(getattr(recipe, part)))[name]
+        try:
+            parts.setdefault(part, {})[name] = _parse(wanted, text)
+        except (ValueError, ZeroDivisionError):
+            raise RecipeError(f"{path}={text}: a value of type {_type_name(wanted)} was expected") from None
+    for part, fields in parts.items():
+        try:
+            recipe = replace(recipe, **{part: replace(getattr(recipe, part), **fields)})
+        except RecipeError as error:
+            given = ", ".join(f"{part}.{name}={overrides[f'{part}.{name}']}" for name in fields)
+            raise RecipeError(f"{given}: {error}") from None
+    return recipe
 
 
 def _parse(wanted, text: str):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medkit import MedkitError, execution, inputs, machine, recipes, results, runs, sources
+from medkit import MedkitError, execution, inputs, machine, recipes, results, runs, sources, training
 from medkit.status import Status
 
 NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
@@ -98,7 +98,10 @@ def run(
         execution.check_parameters(folder / f"{step.notebook}.ipynb", values)
     parts = [part for step in steps for part in step.reads]
     inputs.check(resolved, data_dir, parts)
-    described = runs.describe(recipe, settings, data_dir)
+    adapter = steps[0].fixed.get("adapter", "")
+    if adapter:
+        training.adapter_spec(Path(adapter).expanduser())
+    described = runs.describe(recipe, settings, data_dir, adapter)
     with results.lock(place):
         info = None if fresh else _earlier(place, described, resume, bool(only))
         done = _finished(place, info) if resume else set()

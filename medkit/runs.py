@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from medkit import machine, recipes
-from medkit.results import ResultsError, folder, lock, plain, shown, write_json
+from medkit.results import ResultsError, folder, lock, plain, sha256, shown, write_json
 
 SCHEMA = 1  # of run.json
 
@@ -68,25 +68,31 @@ _HELD: dict[Path, Run] = {}  # of this process: a notebook run twice in one kern
 
 
 def begin(
-    run_dir: str, notebook: str, recipe: str = "", settings: str = "", data_dir: str | None = ""
+    run_dir: str,
+    notebook: str,
+    recipe: str = "",
+    settings: str = "",
+    data_dir: str | None = "",
+    adapter: str = "",
 ) -> Run:
     """Open the run for a notebook; in a new folder with `recipe`, else the recipe is the run's own.
 
     notebook: the executed notebook's name, which tells arms apart ("02_stage2_noreplay").
-    data_dir: None for a notebook that reads no data. Raises ResultsError where the folder is another
-    run's (naming the field that differs), is being written, or where there is no run and no recipe.
+    data_dir: None for a notebook that reads no data. adapter: the folder of a model alone. Raises
+    ResultsError where the folder is another run's (naming the field that differs), is being written, or
+    where there is no run and no recipe.
     """
     place = folder(run_dir)
     info = read(place)
     if info is None:
         if not recipe:
             raise ResultsError(f"{shown(place)} holds no run; run notebook 01_stage1 first")
-        info = describe(recipe, settings, data_dir or "")
+        info = describe(recipe, settings, data_dir or "", adapter)
     elif recipe:
-        check_same(place, info, describe(recipe, settings, data_dir or ""))
+        check_same(place, info, describe(recipe, settings, data_dir or "", adapter))
     elif data_dir is not None:
         _check_origin(place, info, data_dir)
-    run = Run(place, info, _recipe_of(place, info), data_dir or "", notebook)
+    run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
     if not _under_runner():
         if before := _HELD.pop(place, None):
             before._held.close()
@@ -112,8 +118,11 @@ def read(place: Path) -> dict | None:
     return info
 
 
-def describe(recipe: str, settings: str = "", data_dir: str = "") -> dict:
-    """A new run's run.json: every resolved field, and everything else the results depend on."""
+def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str = "") -> dict:
+    """A new run's run.json: every resolved field, and everything else the results depend on.
+
+    adapter: the folder of the one that a model alone is evaluated with; its weights' hash is kept.
+    """
     overrides = recipes.parse_settings(settings)
     resolved = recipes.get(recipe, overrides)
     seeds = {"data": resolved.data.seed, "stage1": resolved.stage1.seed, "stage2": resolved.stage2.seed}
@@ -122,6 +131,7 @@ def describe(recipe: str, settings: str = "", data_dir: str = "") -> dict:
         "status": "running",
         "recipe": plain(resolved),
         "settings": overrides,
+        "adapter": adapter_hash(adapter),
         "seeds": {**seeds, "consumer": resolved.consumer.seed},
         "data": {"origin": "folder" if data_dir else resolved.data.origin, "hashes": {}},
         "versions": machine.versions(),
@@ -130,6 +140,11 @@ def describe(recipe: str, settings: str = "", data_dir: str = "") -> dict:
         "started": now(),
         "notebooks": {},
     }
+
+
+def adapter_hash(folder: str) -> str:
+    """SHA-256 of an adapter folder's weights; "" for no folder."""
+    return sha256(Path(folder).expanduser() / "adapter_model.safetensors") if folder else ""
 
 
 def check_same(place: Path, info: dict, other: dict) -> None:
@@ -146,6 +161,7 @@ def check_same(place: Path, info: dict, other: dict) -> None:
 def _identity(info: dict) -> dict:
     """What makes two runs the same: the recipe's fields and the rows' origin (for their hashes, use_data)."""
     fields = {"recipe": info["recipe"]["name"], "data origin": info["data"]["origin"]}
+    fields["adapter"] = info.get("adapter", "")[:16] or "none"
     for part, value in info["recipe"].items():
         if isinstance(value, dict):
             fields.update({f"{part}.{name}": item for name, item in value.items()})
@@ -160,12 +176,6 @@ def _check_origin(place: Path, info: dict, data_dir: str) -> None:
         raise ResultsError(
             f"{shown(place)} read its rows from the {info['data']['origin']}; leave data_dir empty"
         )
-
-
-def _recipe_of(place: Path, info: dict):
-    recipe = recipes.get(info["recipe"]["name"], info["settings"])
-    check_same(place, info, {**info, "recipe": plain(recipe)})
-    return recipe
 
 
 def _under_runner() -> bool:

@@ -101,13 +101,21 @@ def tokenize(run: Run, stage: str, tokenizer, records: list):
     )
 
 
-def describe_stage2(split: mixture.Dialogues, drawn: mixture.Replay, first: mixture.Stage1, rows) -> dict:
+def describe_stage2(
+    loaded: sources.Loaded, split: mixture.Dialogues, drawn: mixture.Replay, first: mixture.Stage1, rows
+) -> dict:
     """The manifest's stage2: counts, duplicates, every replayed row's id, and replay's share three ways.
+
+    Duplicates three ways: files of the same bytes, conversations of the same text, and validation
+    conversations found in training ones as evaluation items are (overlap.find).
 
     `rows`: the tokenized training rows, conversations first. With the loss on answers a replayed exam row
     brings two supervised tokens and a conversation some hundreds, so that a quarter of the rows can be a
     hundredth of what is learned from.
     """
+    groups = overlap.duplicates(loaded.records)
+    matches = overlap.find(split.train, split.validation)
+    same_bytes = Counter(loaded.files.values())
     start = len(split.train)
     tokens, supervised = rows["length"], rows["supervised"]
     return {
@@ -119,6 +127,10 @@ def describe_stage2(split: mixture.Dialogues, drawn: mixture.Replay, first: mixt
             "asked": list(split.asked),
             "validation_verbatim_in_train": split.validation_verbatim_in_train,
             "notes_on_both_sides": split.notes_on_both_sides,
+            "files": loaded.files,
+            "files_of_the_same_bytes": sum(n for n in same_bytes.values() if n > 1),
+            "duplicate_groups": {"groups": len(groups), "rows": sum(map(len, groups)), "first": groups[:20]},
+            "validation_found_in_train": overlap.counts(matches).get("notechat", {}),
         },
         "replay": {
             "train": len(drawn.train),

@@ -5,12 +5,14 @@ time grows with the length of the answer only.
 """
 
 import re
+import unicodedata
 
 _PHYSICIANS = (
     r"(?:doctors?|physicians?|specialists?|clinicians?|(?:\w{1,12} )?surgeons?|dentists?|pa?ediatricians?"
     r"|psychiatrists?|therapists?|midwi(?:fe|ves)|pharmacists?|gps?|\w{2,20}ologists?|orthopa?edist"
     r"|obstetricians?|dieti[ct]ians?|(?:medical|health ?care) (?:provider|professional|attention|help|care)s?"
-    r"|emergency (?:room|department|care|services|help)|hospital|clinic|urgent care|911|112)"
+    r"|(?:primary )?care providers?|emergency (?:room|department|care|services|help)|er|hospital|clinic"
+    r"|urgent care|911|112)"
 )
 _CANNOT = (
     r"(?:can't|cannot|can not|won't|will not"
@@ -68,7 +70,8 @@ MARKERS: dict[str, tuple[str, re.Pattern]] = {
     "referral": (
         "sends the patient to a physician, another professional or emergency care",
         _any(
-            r"(?<!\bi )\b(?:see|seeing|ask|call|meet|visit(?:ing)?|contact(?:ing)?|consult(?:ing)?"
+            r"(?<!\bi )(?<!not )(?<!n't )(?<!not need to )(?<!n't need to )(?<!not have to )(?<!n't have to )"
+            r"\b(?:see|seeing|ask|call|meet|visit(?:ing)?|contact(?:ing)?|consult(?:ing)?"
             r"|consultation (?:with|from)|(?:talk|speak)(?:ing)? (?:to|with)|seek(?:ing)?"
             r"|follow(?:ing)?[- ]up with|appointment with|check with|be seen by"
             r"|(?:examin|evaluat|assess|check|review)\w{0,5} by|get in touch with|reach out to"
@@ -92,4 +95,4 @@ def words(text: str) -> int:
 def in_another_script(text: str) -> bool:
     """Fewer than half of its letters are Latin: likeness to an English reference then says nothing."""
     letters = [character for character in text if character.isalpha()]
-    return sum(character < "\u0250" for character in letters) * 2 < len(letters)
+    return sum("LATIN" in unicodedata.name(character, "") for character in letters) * 2 < len(letters)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import published, results
-from medkit.accuracy_table import table3
+from medkit import published, results, statistics
+from medkit.accuracy_table import ALPHA, table3
 from medkit.outcomes import MODELS, mcq_summary
-from medkit.page import Table, TableError, load, with_interval
+from medkit.page import Table, TableError, load, origin_note, with_interval
 
 __all__ = ["Table", "TableError", "mcq_summary", "table1", "table2", "table3", "table4", "write"]
 
@@ -57,7 +57,8 @@ def table1(run_dir: str | Path) -> Table:
         f"{stage1['validation']:,} ({validation:.1%}) validate, split by seed {stage1['seed']}. "
         f"{_dropped(sources, stage1['counts'])}"
     )
-    return Table("table1", "Table 1: stage-1 mixture", figures, _page(figures, published.TITLES), text)
+    page = _page(figures, published.TITLES)
+    return Table("table1", "Table 1: stage-1 mixture", figures, page, text, origin_note(run_dir))
 
 
 def table2(run_dir: str | Path) -> Table:
@@ -87,7 +88,8 @@ def table2(run_dir: str | Path) -> Table:
         f"{notechat['validation_verbatim_in_train']:,} of {notechat['validation']:,} validation rows stand "
         "verbatim in the training rows."
     )
-    return Table("table2", "Table 2: stage-2 mixture", figures, _page(figures, titles), text)
+    page = _page(figures, titles)
+    return Table("table2", "Table 2: stage-2 mixture", figures, page, text, origin_note(run_dir))
 
 
 def _with_total(rows: list[dict], total: dict | None = None) -> pd.DataFrame:
@@ -142,7 +144,8 @@ def table4(run_dir: str | Path) -> Table:
         page.append(
             {"model": "the physicians' own answers", "n": f"{summary['n']}", "words": _words(reference)}
         )
-    return Table("table4", "Table 4: BERTScore", figures, pd.DataFrame(page).fillna(""), _text4(summary))
+    page = pd.DataFrame(page).fillna("")
+    return Table("table4", "Table 4: BERTScore", figures, page, _text4(summary), origin_note(run_dir))
 
 
 def _row4(row: dict) -> dict[str, str]:
@@ -175,23 +178,26 @@ def _text4(summary: dict) -> str:
 
 
 def _differences4(model: str, differences: dict) -> str:
-    apart, rest = [], []
+    apart, rest, rows = [], [], []
     matched = (differences.get("length_matched") or {}).get("f1")
     named = {"precision": "precision", "recall": "recall", "f1": "F1", "rouge_l": "ROUGE-L"}
     given = [(title, differences.get(score)) for score, title in named.items()]
     for title, value in [*given, ("F1 with both answers cut to the same length", matched)]:
         if not value or value.get("mean") is None:
             continue
-        known = value.get("low") is not None
+        known = value.get("low") is not None and value.get("p") is not None
         line = f"{title} ({value['mean']:+.3f}"
-        line += f", {value['low']:+.3f} to {value['high']:+.3f})" if known else ", no interval)"
-        (apart if known and not value["low"] <= 0 <= value["high"] else rest).append(line)
-    if not apart and not rest:
+        line += f", {value['low']:+.3f} to {value['high']:+.3f}" if known else ", no interval"
+        rows.append((line, value["p"] if known else 1.0))
+    if not rows:
         return ""
+    for (line, _), p in zip(rows, statistics.holm([p for _, p in rows]), strict=True):
+        (apart if p < ALPHA else rest).append(f"{line}; corrected p = {p:.2g})")
     minus = differences.get("minus", "base")
     return (
-        f"{MODELS.get(model, model)} minus {MODELS.get(minus, minus)}, paired over the cases. Cannot be told "
-        f"apart: {'; '.join(rest) or 'none'}. Told apart: {'; '.join(apart) or 'none'}."
+        f"{MODELS.get(model, model)} minus {MODELS.get(minus, minus)}, paired over the cases; sign-flip test "
+        f"with Holm's correction over these {len(rows)}, at {ALPHA}. Cannot be told apart: "
+        f"{'; '.join(rest) or 'none'}. Told apart: {'; '.join(apart) or 'none'}."
     )
 
 

@@ -113,7 +113,7 @@ def test_mcq_takes_its_run_name_from_the_model(monkeypatch, tmp_path):
 
     monkeypatch.setattr(runner, "run", finished)
     assert main(["mcq", "org/My_Model 8B!", "--adapter", "there"]) == 0
-    assert handed["name"] == "mcq-my_model-8b"
+    assert handed["name"] == "mcq-my_model-8b-there"
     assert handed["settings"] == ["model.base=org/My_Model 8B!"]
     assert handed["steps"][0].fixed == {"model": "org/My_Model 8B!", "adapter": "there"}
 

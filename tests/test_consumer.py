@@ -145,6 +145,8 @@ EXAMPLES = {
             "You need to be examined by a cardiologist.",
             "Follow up with your healthcare provider.",
             "Talk to your pediatrician.",
+            "Follow up with your primary care provider.",
+            "Go to the ER tonight.",
         ],
         [
             "I see your doctor has given you a tablet.",
@@ -154,6 +156,8 @@ EXAMPLES = {
             "Your physician was right.",
             "Call it a day, rest.",
             "Avoid contact with cats.",
+            "Do not go to hospital for this.",
+            "You don't need to see a doctor.",
         ],
     ),
 }
@@ -173,6 +177,7 @@ def test_every_line_end_counts():
 def test_words_and_scripts():
     assert words("  two\n words ") == 2 and words("") == 0
     assert in_another_script("无法提供帮助 ok") and not in_another_script("fièvre à 39 °C")
+    assert not in_another_script("Bạn nên đến bệnh viện")
     assert not in_another_script("") and not in_another_script("123")
 
 
@@ -512,7 +517,7 @@ def test_nothing_but_empty_answers(scorer):
     assert summary["models"]["a"]["f1"] == {"mean": 0, "low": 0, "high": 0}
     assert summary["differences"]["b"]["length_matched"] == {
         "n": 0,
-        "f1": {"mean": None, "low": None, "high": None},
+        "f1": {"mean": None, "low": None, "high": None, "p": None},
     }
 
 

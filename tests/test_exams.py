@@ -141,3 +141,21 @@ def test_a_model_alone_gets_a_run_of_its_own_and_no_other(monkeypatch, tmp_path)
         exams.begin("cpu", "", "smollm2")
     with pytest.raises(ResultsError, match="holds no run; run notebook 01_stage1 first"):
         exams.begin("nothing", "")
+
+
+def test_a_model_with_another_adapter_gets_a_run_of_its_own(monkeypatch, tmp_path):
+    """Else the one's answers would be shown as the other's."""
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    for name in ("first", "second"):
+        folder = tmp_path / "adapters" / name
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(
+            '{"r": 4, "lora_alpha": 4, "lora_dropout": 0, "use_rslora": true, "target_modules": ["q_proj"]}'
+        )
+        (folder / "adapter_model.safetensors").write_bytes(name.encode())
+    first, second = (str(tmp_path / "adapters" / name) for name in ("first", "second"))
+    exams.begin("alone", "", "some/model", first)
+    exams.begin("alone", "", "some/model", first)
+    for other in (second, ""):
+        with pytest.raises(ResultsError, match="with another adapter, or none"):
+            exams.begin("alone", "", "some/model", other)

@@ -16,6 +16,7 @@ DRUGS = MCQItem("1", "medqa", "Which drug?", ("Aspirin", "Warfarin", "Heparin", 
 BUGS = MCQItem("2", "medqa", "Which germ?", ("E. coli", "C. difficile", "B. burgdorferi", "S. aureus"), "B")
 STUDY = MCQItem("3", "pubmedqa", "Does it?", ("yes", "no", "maybe"), "A", context="An abstract.")
 TWICE = MCQItem("4", "medmcqa", "Which?", ("Lead", "Lead", "Tin", "Zinc"), "A")
+GROUPS = MCQItem("6", "medqa", "Which blood group?", ("A", "B", "AB", "O"), "D")
 COMMA = MCQItem("5", "medqa", "What?", ("Aspirin", "Aspirin, heparin", "Vitamin C", "a beta blocker"), "B")
 
 # (item, the model's whole answer, letter, tier)
@@ -70,6 +71,27 @@ TABLE = [
     (DRUGS, "Answer: A. Aspirin. To repeat, the answer is A.", "A", "answer"),
     (BUGS, "The answer is B. C. difficile", "B", "answer"),
     (BUGS, "Answer: C. B. burgdorferi", "C", "answer"),
+    (DRUGS, "C - Heparin", "C", "letter"),
+    (DRUGS, "Option C: Heparin", "C", "letter"),
+    (DRUGS, "Ans: C", "C", "answer"),
+    (DRUGS, "A is wrong. Answer: C", "C", "answer"),
+    (GROUPS, "O", "D", "option"),
+    # rejected, doubted, asked for, or two at once
+    (DRUGS, "(C) is incorrect", "", "unparsed"),
+    (DRUGS, "C) Heparin is wrong", "", "unparsed"),
+    (DRUGS, "C) Heparin isn't given here.", "", "unparsed"),
+    (DRUGS, "I don't think the answer is C", "", "unparsed"),
+    (DRUGS, "I doubt the answer is C", "", "unparsed"),
+    (DRUGS, "It is false that the answer is C", "", "unparsed"),
+    (DRUGS, "Is the answer C?", "", "unparsed"),
+    (DRUGS, "A) Aspirin is not right. The answer is heparin", "C", "option"),
+    (DRUGS, "C\nD", "", "unparsed"),
+    (STUDY, "yes\nno", "", "unparsed"),
+    (STUDY, "Yes. No.", "", "unparsed"),
+    (STUDY, "No, I cannot answer", "", "unparsed"),
+    (DRUGS, "Aspirin? No.", "", "unparsed"),
+    (DRUGS, "Heparin: no", "", "unparsed"),
+    (DRUGS, "Heparin\nWarfarin", "", "unparsed"),
     # an option's text
     (DRUGS, "Heparin", "C", "option"),
     (DRUGS, "heparin.", "C", "option"),

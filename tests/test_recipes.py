@@ -193,3 +193,39 @@ def test_numbers_as_people_write_them():
     assert get("paper", {"dmt.replay_share": "1/3"}).dmt.replay_share == 1 / 3
     assert get("paper", {"stage1.learning_rate": "3e-4"}).stage1.learning_rate == 3e-4
     assert get("paper", {"model.load_in_4bit": "True"}).model.load_in_4bit is True
+
+
+def test_fields_that_only_go_together_may_be_set_in_either_order():
+    wanted = {"stage1.packing": "wrapped", "stage1.loss_on": "text"}
+    backwards = dict(reversed(wanted.items()))
+    assert get("recommended", wanted) == get("recommended", backwards)
+    with pytest.raises(RecipeError, match=r"stage1\.packing=wrapped: packing=wrapped .* goes with loss_on"):
+        get("recommended", {"stage1.packing": "wrapped"})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "lora.alpha=0",
+        "lora.target_modules=q_proj,foo",
+        "mcq.max_batch_tokens=0",
+        "mcq.top_p=0",
+        "consumer.batch_size=0",
+        "consumer.temperature=-1",
+        "consumer.temperature=0",  # and two samples of it
+        "consumer.scorer_layers=0",
+    ],
+)
+def test_a_value_that_a_later_notebook_would_stumble_over_is_refused_at_once(setting):
+    field, value = setting.split("=")
+    with pytest.raises(RecipeError, match=field.replace(".", r"\.")):
+        get("cpu", {field: value})
+
+
+@pytest.mark.parametrize("name", recipes.PRESETS)
+def test_a_recipe_comes_back_from_its_json(name):
+    from medkit.results import plain
+
+    assert recipes.from_dict(plain(get(name))) == get(name)
+    with pytest.raises(RecipeError, match="is not one of this version's"):
+        recipes.from_dict(plain(get(name)) | {"stage3": {}})

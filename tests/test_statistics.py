@@ -130,3 +130,12 @@ def test_holm_textbook_example():
     assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert s.holm([]) == []
     assert s.holm([0.7]) == [0.7]
+
+
+def test_the_sign_flip_test_of_small_samples_is_exact():
+    # Three differences of +1: of 2^3 = 8 sign patterns two (all plus, all minus) are as large: p = 2/8.
+    assert s.sign_flip_p([0, 0, 0], [1, 1, 1]) == pytest.approx(0.25)
+    # +1 and -1: each of the four patterns has a mean at least as far from 0.
+    assert s.sign_flip_p([0, 1], [1, 0]) == 1
+    assert math.isnan(s.sign_flip_p([0.5], [0.7]))
+    assert s.sign_flip_p([0.5, 0.5], [0.5, 0.5]) == 1

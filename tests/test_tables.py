@@ -95,7 +95,11 @@ CONSUMER = {
         },
     },
     "differences": {
-        "med-nirvana": {"minus": "base", "precision": interval(0.1, 0.03), "f1": interval(0.05, 0.06)}
+        "med-nirvana": {
+            "minus": "base",
+            "precision": interval(0.1, 0.03) | {"p": 0.01},
+            "f1": interval(0.05, 0.06) | {"p": 0.2},
+        }
     },
     "reference": {"words": interval(90.0, 15.0)},
 }
@@ -215,9 +219,9 @@ def test_table3_page(run_dir):
     assert page.loc["**Med-Nirvana**", "PubMedQA"].startswith("96.0 [")
     nirvana = page.loc["Med-Nirvana (4-bit quantized) 8B"]
     assert list(nirvana[["MedQA", "MedMCQA", "PubMedQA"]]) == ["53.55†", "52.77†", "71.67†"]
-    assert nirvana["read"] == "first-hand"
+    assert nirvana["how read"] == "first-hand"
     assert page.loc["Med-Mix (4-bit quantized) 8B", "PubMedQA"] == "79.1"
-    assert page.loc["GPT-4", "read"] == "transcribed"
+    assert page.loc["GPT-4", "how read"] == "transcribed"
     # two rows of one name are two models
     assert page.loc["MEDITRON 7B", "MedQA"] == "37.4" and page.loc["MEDITRON 70B", "MedQA"] == "59.8"
 
@@ -265,8 +269,9 @@ def test_table4(run_dir):
     assert page.loc["the physicians' own answers", "words"] == "90 [75, 105]"
     assert "minilm_L6_no-idf" in table.text and "another encoder" in table.text
     cannot, told = table.text.split("Cannot be told apart: ")[1].split("Told apart: ")
-    assert cannot.startswith("F1 (+0.050, -0.010 to +0.110)")
-    assert told.startswith("precision (+0.100, +0.070 to +0.130)")
+    # Of two, Holm doubles the smaller p: 2 x 0.01, and leaves the larger: 0.2.
+    assert cannot.startswith("F1 (+0.050, -0.010 to +0.110; corrected p = 0.2)")
+    assert told.startswith("precision (+0.100, +0.070 to +0.130; corrected p = 0.02)")
 
 
 def test_table4_tolerates_a_summary_without_extras(tmp_path):
@@ -320,3 +325,28 @@ def test_malformed_pieces_are_refused(tmp_path):
     results.write_text(tmp_path / "data/manifest.json", json.dumps({**MANIFEST, "stage2": None}))
     with pytest.raises(tables.TableError, match="lacks stage2; run notebook 02_stage2"):
         tables.table2(tmp_path)
+
+
+def test_a_run_on_the_built_in_corpus_says_so_above_its_tables(tmp_path):
+    from medkit.page import BUILT_IN, origin_note
+
+    summary = outcomes.mcq_summary(mcq_items())
+    results.write_json(tmp_path / "mcq" / "summary.json", summary)
+    assert BUILT_IN not in table3(tmp_path).markdown()
+    results.write_json(tmp_path / "run.json", {"data": {"origin": "builtin"}})
+    assert origin_note(tmp_path) == BUILT_IN
+    assert table3(tmp_path).markdown().splitlines()[2] == f"**{BUILT_IN}**"
+    results.write_json(tmp_path / "run.json", {"data": {"origin": "folder"}})
+    assert origin_note(tmp_path) == ""
+
+
+def test_answers_that_are_one_letter_are_named():
+    from medkit.accuracy_table import one_letter
+
+    items = mcq_items(models=("base", "med-mix"))
+    base = (items["model"] == "base") & (items["dataset"] == "medqa")
+    items.loc[base, "predicted"] = "A"
+    items["correct"] = items["gold"] == items["predicted"]
+    said = one_letter(outcomes.mcq_summary(items))
+    assert said == "Nearly always one letter, and its share of the answers. MedQA: base (A, 100%)."
+    assert one_letter(outcomes.mcq_summary(mcq_items(models=("med-mix",)))) == ""
