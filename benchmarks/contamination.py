@@ -102,7 +102,7 @@ def main() -> None:
         "eval_rows": len(evaluation),
         "words": sum(len(text_of(r).split()) for r in train),
         "seconds": round(seconds, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "planted": {method: len(keys) for method, keys in must.items()},
         "found": {method: len(keys) for method, keys in hits.items()},
         "missed": {method: len(must[method] - hits[method]) for method in METHODS},

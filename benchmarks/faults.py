@@ -391,6 +391,7 @@ def main() -> int:
         "save_every": tiny_run.STAGE.save_every,
         "seconds": round(time.monotonic() - began, 1),
         "not_survived": [row["fault"] for row in rows if row not in survived],
+        "outcomes": rows,
         "hardware": machine.hardware(),
     }
     print(json.dumps(summary))

@@ -248,14 +248,12 @@ def _options(text: str, item: MCQItem) -> list[tuple[str, str]]:
 
 def _doubtful(line: str) -> bool:
     """Whether a line that opens with an option rejects it, asks for it, or gives no answer."""
-    return bool(
-        _REJECTED.match(line) or _NO_ANSWER.search(line) or re.match(r"[^.;:!]{1,200}\?|[^.;!?]+: no\b", line)
-    )
+    return bool(_REJECTED.match(line) or _NO_ANSWER.search(line) or _ASKED.match(line))
 
 
 def _affirmed(text: str) -> Iterator[re.Match]:
     for phrase in _PHRASE.finditer(text):
-        if not _DENIED.search(text[max(0, phrase.start() - 20) : phrase.start()]):
+        if not _DENIED.search(text, max(0, phrase.start() - 40), phrase.start()):
             yield phrase
 
 

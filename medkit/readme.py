@@ -119,7 +119,10 @@ MEASURED = {
     ),
     "contamination": (
         "searching them for the evaluation items",
-        lambda b: f"{b['rows']:,} x {b['items']:,} in {b['seconds']:.0f} s, {b['peak_memory_gb']:.1f} GB",
+        lambda b: (
+            f"{b['rows']:,} x {b['eval_rows']:,} in {b['seconds']:.0f} s, {b['peak_memory_gb']:.1f} GB; "
+            f"{sum(b['missed'].values())} of {sum(b['planted'].values()):,} planted matches missed"
+        ),
     ),
     "faults": (
         "crashes, full disks and broken files survived",

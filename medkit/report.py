@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import MedkitError, outcomes, page
+from medkit import MedkitError, outcomes, page, results, runs
 from medkit.runs import Run
 
 STAGES = ("01_stage1", "02_stage2")
@@ -102,6 +102,48 @@ def _versions(run: Run) -> str:
         return f"Made by one version of the code, commit {(origin['git']['commit'] or 'unknown')[:12]}."
     commits = [str(part["git"]["commit"])[:12] for part in [origin, *changed]]
     return f"Made in parts, under different code or libraries: commits {', '.join(commits)}."
+
+
+def with_seeds(run: Run, others: str) -> pd.DataFrame | None:
+    """The run and `others`, run names separated by commas, folded into one row per model and benchmark
+    (outcomes.fold_seeds), in percent; None without others.
+
+    Raises ReportError where another run differs in anything but the stages' seeds, or in none of them.
+    """
+    names = [name.strip() for name in others.split(",") if name.strip()]
+    own, parts = _but_seeds(run.info), [outcomes.read_items(run.folder).assign(seed=0)]
+    seen = {_seeds(run.info)}
+    for number, name in enumerate(names, 1):
+        place = results.folder(name)
+        info = runs.read(place)
+        if info is None or info["status"] != "complete":
+            raise ReportError(f"{results.shown(place)} is no complete run; finish it, or leave it out")
+        other = _but_seeds(info)
+        if different := [field for field in own | other if own.get(field) != other.get(field)]:
+            raise ReportError(
+                f"{results.shown(place)} differs in {different[0]} ({other.get(different[0])}, here "
+                f"{own.get(different[0])}); only runs that differ in their seeds can be folded"
+            )
+        if _seeds(info) in seen:
+            raise ReportError(f"{results.shown(place)} has the seeds of a run that is in already")
+        seen.add(_seeds(info))
+        parts.append(outcomes.read_items(place).assign(seed=number))
+    if not names:
+        return None
+    folded = outcomes.fold_seeds(pd.concat(parts))
+    shares = ["accuracy", "low", "high", "seed_sd", "seed_low", "seed_high"]
+    folded[shares] = (100 * folded[shares]).round(1)
+    return folded
+
+
+def _seeds(info: dict) -> tuple[int, int]:
+    return info["seeds"]["stage1"], info["seeds"]["stage2"]
+
+
+def _but_seeds(info: dict) -> dict:
+    """What two runs have to share to be one study under several training seeds: recipe and rows."""
+    fields = {k: v for k, v in runs.identity(info).items() if k not in ("stage1.seed", "stage2.seed")}
+    return fields | {f"data {file}": digest for file, digest in info["data"]["hashes"].items()}
 
 
 def loss(run: Run, model: str) -> pd.DataFrame:

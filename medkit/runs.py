@@ -149,7 +149,7 @@ def adapter_hash(folder: str) -> str:
 
 def check_same(place: Path, info: dict, other: dict) -> None:
     """ResultsError naming the first field in which the run in `place` and the one described differ."""
-    ours, theirs = _identity(info), _identity(other)
+    ours, theirs = identity(info), identity(other)
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise ResultsError(
@@ -158,7 +158,7 @@ def check_same(place: Path, info: dict, other: dict) -> None:
             )
 
 
-def _identity(info: dict) -> dict:
+def identity(info: dict) -> dict:
     """What makes two runs the same: the recipe's fields and the rows' origin (for their hashes, use_data)."""
     fields = {"recipe": info["recipe"]["name"], "data origin": info["data"]["origin"]}
     fields["adapter"] = info.get("adapter", "")[:16] or "none"

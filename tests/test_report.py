@@ -173,3 +173,38 @@ def test_what_the_report_imports_loads_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def again(run, name, **seeds):
+    """A complete copy of the run under another name, with other seeds."""
+    info = run.info | {"status": "complete", "seeds": run.info["seeds"] | seeds}
+    for stage, seed in seeds.items():
+        info = info | {"recipe": info["recipe"] | {stage: info["recipe"][stage] | {"seed": seed}}}
+    results.write_json(run.folder.parent / name / "run.json", info)
+    wrong = items()
+    wrong.loc[wrong["model"] == "control", ["predicted", "correct"]] = ["B", False]
+    results.write_csv(run.folder.parent / name / "mcq" / "items.csv", wrong)
+
+
+def test_further_runs_of_other_seeds_are_folded_in(run):
+    again(run, "other", stage1=1)
+    folded = report.with_seeds(run, "other").set_index(["model", "dataset"])
+    # The control has 1 of 2 right here and 0 of 2 there: 25 percent, sd of 50 and 0 = 35.4.
+    control = folded.loc["control", "medqa"]
+    assert (control["seeds"], control["accuracy"], control["seed_sd"]) == (2, 25.0, 35.4)
+    assert folded.loc["base", "medqa"]["seed_sd"] == 0
+    assert report.with_seeds(run, "") is None
+
+
+def test_runs_that_are_no_other_seeds_are_not_folded_in(run):
+    again(run, "same")
+    with pytest.raises(ReportError, match="same has the seeds of a run that is in already"):
+        report.with_seeds(run, "same")
+    again(run, "other", stage1=1)
+    info = json.loads((run.folder.parent / "other" / "run.json").read_text())
+    info["recipe"]["lora"]["r"] = 8
+    results.write_json(run.folder.parent / "other" / "run.json", info)
+    with pytest.raises(ReportError, match=r"other differs in lora\.r \(8, here 16\)"):
+        report.with_seeds(run, "other")
+    with pytest.raises(ReportError, match="nothing is no complete run"):
+        report.with_seeds(run, "nothing")
