@@ -93,6 +93,15 @@ def measured(folder: Path) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
+def _beside_trl(b: dict) -> str:
+    return (
+        f"{b['ratio']:.2f} times the useful tokens a second ({b['tokens_per_s']:.0f} and "
+        f"{b['trl']['tokens_per_s']:.0f}); loss after {b['samples']:.0f} samples {b['loss']:.3f} and "
+        f"{b['trl']['loss']:.3f}; {b['peak_memory_gb']:.1f} and {b['trl']['peak_memory_gb']:.1f} GB; "
+        f"{len(b['ratios'])} rounds"
+    )
+
+
 MEASURED = {
     "mcq_vs_lm_eval": (
         "letter scoring beside lm-evaluation-harness, same model and prompts",
@@ -102,14 +111,10 @@ MEASURED = {
             f"({b['n']} rows each, {b['dtype']}, {b['threads']} threads)"
         ),
     ),
-    "throughput_cpu": (
-        "training beside plain TRL + PEFT, same updates",
-        lambda b: (
-            f"{b['ratio']:.2f} times the useful tokens a second ({b['tokens_per_s']:.0f} and "
-            f"{b['trl']['tokens_per_s']:.0f}); loss after {b['samples']:.0f} samples {b['loss']:.3f} and "
-            f"{b['trl']['loss']:.3f}; {b['peak_memory_gb']:.1f} and {b['trl']['peak_memory_gb']:.1f} GB"
-        ),
-    ),
+    **{
+        name: (f"training beside plain TRL + PEFT, same updates; passes of {tokens} tokens", _beside_trl)
+        for name, tokens in (("throughput_cpu", "1,024"), ("throughput_cpu_2048", "2,048"))
+    },
     "prepare": (
         "preparing stage 1's rows, at real lengths",
         lambda b: (
