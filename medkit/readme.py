@@ -98,7 +98,7 @@ def _beside_trl(b: dict) -> str:
         f"{b['ratio']:.2f} times the useful tokens a second ({b['tokens_per_s']:.0f} and "
         f"{b['trl']['tokens_per_s']:.0f}); loss after {b['samples']:.0f} samples {b['loss']:.3f} and "
         f"{b['trl']['loss']:.3f}; {b['peak_memory_gb']:.1f} and {b['trl']['peak_memory_gb']:.1f} GB; "
-        f"{len(b['ratios'])} rounds"
+        f"rounds: {len(b['ratios'])}"
     )
 
 
