@@ -83,8 +83,6 @@ class LoraSpec:
             raise RecipeError(f"lora.dropout is {self.dropout}; it must lie in [0, 1)")
         if not self.target_modules:
             raise RecipeError("lora.target_modules is empty; name at least one linear module")
-        for module in self.target_modules:
-            _one_of("lora.target_modules", module, LINEAR_MODULES)
 
 
 @dataclass(frozen=True)
@@ -204,6 +202,11 @@ class Recipe:
     dmt: DmtSpec = field(default_factory=DmtSpec)
     mcq: McqSpec = field(default_factory=McqSpec)
     consumer: ConsumerSpec = field(default_factory=ConsumerSpec)
+
+    def __post_init__(self):
+        # Of what is trained here only: an adapter from elsewhere may sit on other modules (LoraSpec).
+        for module in self.lora.target_modules:
+            _one_of("lora.target_modules", module, LINEAR_MODULES)
 
 
 _RELEASED_STAGE = TrainSpec(loss_on="text", packing="wrapped", gradient_checkpointing=True, eval_rows=0)

@@ -229,3 +229,9 @@ def test_a_recipe_comes_back_from_its_json(name):
     assert recipes.from_dict(plain(get(name))) == get(name)
     with pytest.raises(RecipeError, match="is not one of this version's"):
         recipes.from_dict(plain(get(name)) | {"stage3": {}})
+
+
+def test_an_adapter_from_elsewhere_may_sit_on_other_modules():
+    from medkit.recipes import LoraSpec
+
+    assert LoraSpec(target_modules=("qkv_proj",)).target_modules == ("qkv_proj",)
