@@ -43,6 +43,11 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def percent(own: dict) -> str:
+    """An accuracy, with low and high, in percent with one decimal."""
+    return with_interval(100 * own["accuracy"], 100 * own["low"], 100 * own["high"], 1)
+
+
 def origin_note(run_dir: str | Path) -> str:
     """What a table or figure of a run on the built-in corpus has to say of itself; "" for any other run."""
     path = Path(run_dir) / "run.json"

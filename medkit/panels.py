@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from medkit import figures, outcomes, prompts, results, sources, statistics, views
 from medkit.figures import TITLES
 from medkit.outcomes import MODELS
-from medkit.page import with_interval
+from medkit.page import percent, with_interval
 from medkit.records import MCQItem
 from medkit.runs import Run
 from medkit.style import MARKERS
@@ -53,10 +53,6 @@ def accuracies(summary: dict) -> pd.DataFrame:
         }
         rows[MODELS.get(model, model)] = cells | {"average": percent(summary["average"][model])}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def percent(own: dict) -> str:
-    return with_interval(100 * own["accuracy"], 100 * own["low"], 100 * own["high"], 1)
 
 
 def comparisons(summary: dict) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medkit import MedkitError, costs, machine, outcomes, published, recipes, results, sources
-from medkit.page import with_interval
+from medkit.page import percent
 
 README = machine.CHECKOUT / "README.md"
 NAMES = {"base": "SmolLM2-135M-Instruct, 4 bit", "med-mix": "Med-Mix (after stage 1)"}
@@ -55,10 +55,6 @@ def untrained(run: Path) -> str:
             | {"the model says": f"{own['usual']['letter']} in {own['usual']['share']:.1%}"}
         )
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-
-
-def percent(own: dict) -> str:
-    return with_interval(*(100 * own[key] for key in ("accuracy", "low", "high")), digits=1)
 
 
 def cost(run: Path) -> str:
