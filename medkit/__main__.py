@@ -105,14 +105,14 @@ def _mcq(options) -> None:
     print((place / "mcq" / "summary.json").read_text(encoding="utf-8"))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message):
         """One line, as for every other refusal; argparse would print the usage before it."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="medkit", description="Two-stage QLoRA of a medical chat model.")
+    parser = Parser(prog="medkit", description="Two-stage QLoRA of a medical chat model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name, function, about):

@@ -6,7 +6,7 @@ import pandas as pd
 
 from medkit import published
 from medkit.outcomes import CHANCE, MODELS
-from medkit.page import Table, load, origin_note, with_interval
+from medkit.page import Table, load, origin_note, percent, with_interval
 
 ALPHA = 0.05
 NEARLY_ALWAYS = 0.9  # share of a model's answers that are one letter
@@ -210,19 +210,18 @@ def pubmedqa_page(summary: dict) -> pd.DataFrame:
         for rows, panel in folds.items():
             if panel is None:
                 continue
-            shares = {
-                "macro-F1": panel["macro_f1"],
-                "recall of maybe": panel["recall_maybe"],
-                "never saying maybe": panel["ceiling_without_maybe"],
-                f"always {panel['majority']['label']}": panel["majority"]["share"],
-            }
+            recall = (panel["recall_maybe"], panel["recall_maybe_low"], panel["recall_maybe_high"])
             cells = {"model": MODELS.get(model, model), "rows": rows, "n": f"{panel['n']:,}"}
-            interval = (100 * panel["accuracy"], 100 * panel["low"], 100 * panel["high"])
-            cells["accuracy"] = with_interval(*interval, 1)
-            cells |= {name: "" if _missing(share) else f"{100 * share:.1f}" for name, share in shares.items()}
-            page.append(cells)
+            cells |= {"accuracy": percent(panel), "macro-F1": _share(panel["macro_f1"])}
+            cells |= {"recall of maybe": with_interval(*_percents(recall), 1)}
+            cells |= {"never saying maybe": _share(panel["ceiling_without_maybe"])}
+            page.append(cells | {f"always {panel['majority']['label']}": _share(panel["majority"]["share"])})
     return pd.DataFrame(page).fillna("")
 
 
-def _missing(share: float | None) -> bool:
-    return share is None or share != share
+def _percents(shares) -> list[float | None]:
+    return [None if share is None else 100 * share for share in shares]
+
+
+def _share(share: float | None) -> str:
+    return with_interval(*_percents([share, None, None]), 1)

@@ -9,13 +9,13 @@ alone writes. Nodes have to share the run's folder and the cache (MEDKIT_CACHE).
 from the newest whole checkpoint; `medkit run RECIPE --run NAME --only 03,04,05` evaluates.
 """
 
-import argparse
 import sys
 import tempfile
 
-from medkit import MedkitError, overlap, recipes, results, runs, stages, training
+from medkit import MedkitError, inputs, overlap, recipes, results, runner, runs, stages, training
+from medkit.__main__ import Parser
 
-NOTEBOOKS = {"stage1": "01_stage1", "stage2": "02_stage2", "stage2_noreplay": "02_stage2_noreplay"}
+STEPS = dict(zip(("stage1", "stage2", "stage2_noreplay"), runner.NOTEBOOKS, strict=False))
 
 
 class _Follower(runs.Run):
@@ -30,15 +30,17 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
     training.unsloth()
     from transformers import TrainingArguments
 
-    stage = arm.partition("_")[0]
+    stage, step = arm.partition("_")[0], STEPS[arm]
+    resolved = recipes.get(recipe, recipes.parse_settings(settings))
     with tempfile.TemporaryDirectory() as scratch:
         processes = TrainingArguments(scratch, report_to="none")
     with processes.main_process_first(local=False):  # which prepares the rows, for the others to read
         if processes.process_index == 0:
-            run = runs.begin(run_dir, NOTEBOOKS[arm], recipe, settings, data_dir)
+            inputs.check_data_dir(data_dir)
+            inputs.check(resolved, data_dir, step.reads)
+            run = runs.begin(run_dir, step.name, recipe, settings, data_dir)
         else:
             place = results.folder(run_dir)
-            resolved = recipes.get(recipe, recipes.parse_settings(settings))
             run = _Follower(place, runs.read(place), resolved, data_dir)
         model, tokenizer = stages.load_for_stage(run, stage)
         rows = _rows(run, arm, tokenizer, writes=processes.process_index == 0)
@@ -75,9 +77,9 @@ def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m medkit.distributed", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m medkit.distributed", description=__doc__.split("\n")[0])
     parser.add_argument("run", help="the run's name")  # no option: torchrun takes --run for one of its own
-    parser.add_argument("arm", choices=NOTEBOOKS)
+    parser.add_argument("arm", choices=STEPS)
     parser.add_argument("--recipe", default="recommended")
     parser.add_argument("--data-dir", default="", metavar="DIR")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")

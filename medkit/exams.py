@@ -129,7 +129,8 @@ def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFra
         ]
         by_letter = scored.loc[pd.MultiIndex.from_frame(rows[index])].tolist()
         summary = parsing.protocol_summary(own, by_letter, parsed, rows["released"].tolist())
-        found.append({"model": model, "dataset": dataset, **summary})
+        cut = float((rows["finish"] == "cut").mean())  # of max_new_tokens
+        found.append({"model": model, "dataset": dataset, **summary, "cut": cut})
     return found
 
 

@@ -114,18 +114,18 @@ def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
 def loss_arms(ax: Axes, arms: Mapping[str, pd.DataFrame], title: str = "") -> Axes:
     """The arms of one stage over each other: training loss thin, validation loss (the one to compare) marked.
 
-    With more than 60 steps the training loss is a running mean over a twentieth of them.
+    Training loss is a dot a step, as steps of unlike rows have unlike losses; with more than 60 steps a line,
+    its running mean over a twentieth of them.
     """
     for i, (name, loss) in enumerate(arms.items()):
         colour, mark = COLOURS.get(name, CYCLE[i % len(CYCLE)]), MARKS.get(name, "osD^v"[i % 5])
         label = MODELS.get(name, name)
         train, evaluated = loss.dropna(subset="train_loss"), loss.dropna(subset="eval_loss")
-        smooth = train["train_loss"]
+        drawn, look = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
         if len(train) > 60:
-            smooth = smooth.rolling(len(train) // 20, center=True, min_periods=1).mean()
-        ax.plot(
-            train["step"], smooth, color=colour, linewidth=1, marker=_mark(train), label=f"{label}, training"
-        )
+            drawn = drawn.rolling(len(train) // 20, center=True, min_periods=1).mean()
+            look = {"linewidth": 1}
+        ax.plot(train["step"], drawn, color=colour, label=f"{label}, training", **look)
         if len(evaluated):
             ax.plot(
                 evaluated["step"],

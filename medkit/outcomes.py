@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import stats
-from sklearn.metrics import confusion_matrix, f1_score, recall_score
+from sklearn.metrics import confusion_matrix, f1_score
 
 from medkit import MedkitError, published, results, statistics
 from medkit.page import require
@@ -216,8 +216,8 @@ def pubmedqa_panel(items: pd.DataFrame) -> dict:
 
     `confusion` has a row per gold label and a column per predicted label (yes, no, maybe); answers that are
     none of the three are in `unparsed` per gold label, and wrong in every score. `macro_f1` is the mean over
-    the three labels, a label that is neither gold nor predicted counting 0; where no gold label is maybe,
-    its recall is NaN.
+    the three labels, a label that is neither gold nor predicted counting 0. The recall of maybe has Wilson's
+    interval; where no gold label is maybe, it is NaN.
     """
     letters = list(PUBMEDQA_LABELS)
     gold = items["gold"].astype(str)
@@ -226,19 +226,21 @@ def pubmedqa_panel(items: pd.DataFrame) -> dict:
         raise OutcomeError(f"PubMedQA's gold answers are A, B or C, found {others}")
     parsed = items["predicted"].fillna("").astype(str)
     predicted = parsed.where(parsed.isin(letters), "none")
-    table = np.zeros((4, 4), dtype=int)
+    table, macro_f1 = np.zeros((4, 4), dtype=int), math.nan
     if len(items):  # scikit-learn refuses empty input
         table = confusion_matrix(gold, predicted, labels=[*letters, "none"])
+        macro_f1 = float(f1_score(gold, predicted, labels=letters, average="macro", zero_division=0))
     letter, share = majority(gold)
+    maybe = statistics.wilson(int(table[2, 2]), int(table[2].sum()))
     return {
         **results.plain(accuracy(items)),
         "labels": list(PUBMEDQA_LABELS.values()),
         "confusion": table[:3, :3].tolist(),
         "unparsed": table[:3, 3].tolist(),
-        "macro_f1": _scored(f1_score, gold, predicted, letters, average="macro", zero_division=0),
-        "recall_maybe": _scored(
-            recall_score, gold, predicted, ["C"], average="macro", zero_division=math.nan
-        ),
+        "macro_f1": macro_f1,
+        "recall_maybe": maybe.accuracy,
+        "recall_maybe_low": maybe.low,
+        "recall_maybe_high": maybe.high,
         "ceiling_without_maybe": float((gold != "C").mean()) if len(items) else math.nan,
         "majority": {"label": PUBMEDQA_LABELS.get(letter, ""), "share": share},
     }
@@ -270,9 +272,3 @@ def fold_seeds(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         row |= {"accuracy": over_items.mean, "low": over_items.low, "high": over_items.high}
         rows.append(row | {"seed_sd": sd, "seed_low": low, "seed_high": high})
     return pd.DataFrame(rows)
-
-
-def _scored(metric, gold, predicted, labels, **kwargs) -> float:
-    if not len(gold):
-        return math.nan
-    return float(metric(gold, predicted, labels=labels, **kwargs))

@@ -50,9 +50,13 @@ def percent(own: dict) -> str:
 
 def origin_note(run_dir: str | Path) -> str:
     """What a table or figure of a run on the built-in corpus has to say of itself; "" for any other run."""
+    return BUILT_IN if info(run_dir).get("data", {}).get("origin") == "builtin" else ""
+
+
+def info(run_dir: str | Path) -> dict:
+    """What run.json says; empty where there is none."""
     path = Path(run_dir) / "run.json"
-    origin = json.loads(path.read_text(encoding="utf-8"))["data"]["origin"] if path.is_file() else ""
-    return BUILT_IN if origin == "builtin" else ""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def inside(markdown: str) -> str:

@@ -116,6 +116,7 @@ def protocols(found: Sequence[dict]) -> pd.DataFrame:
         for title, protocol in _PROTOCOLS.items():
             row[title] = percent(results.plain(statistics.wilson(one["correct"][protocol], one["n"])))
         row |= {tier: f"{share['share']:.1%}" for tier, share in one["tiers"].items()}
+        row |= {"cut at the limit": f"{one['cut']:.1%}"}
         row |= {"first and last letter differ": f"{one['first_last_disagree']:.1%}"}
         rows.append(row | {"agrees with the letter": f"{one['agreement_with_scored']['generated']:.1%}"})
     return pd.DataFrame(rows)

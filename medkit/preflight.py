@@ -1,7 +1,7 @@
 """What is checked before a GPU hour is spent: the machine, the data, and a sample of the rows to train on.
 
-`machine` needs nothing loaded, `rows` the tokenizer and the prepared rows, `model` a loaded model; `check`
-does all of it for a recipe.
+`machine` needs nothing loaded, `rows` and `base_runs` the tokenizer and the prepared rows, `model` a loaded
+model; `check` does all of it for a recipe.
 """
 
 import importlib.metadata
@@ -22,6 +22,7 @@ __all__ = [
     "Check",
     "PreflightError",
     "as_dict",
+    "base_runs",
     "check",
     "course",
     "failed",
@@ -40,9 +41,8 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     """Everything that can be known before a run of `recipe`: reads the data, tokenizes a sample of the real
     mixture, and runs a model that is small and here. Writes nothing but the libraries' and models' caches.
     """
-    checks = [_model_there(recipe)]
     shape = base_shape(recipe.model.base) or costs.LLAMA_8B
-    checks += machine(recipe, shape)
+    checks = machine(recipe, shape)
     with tempfile.TemporaryDirectory() as scratch:
         found, loaded = _data(recipe, data_dir, Path(scratch))
         checks += found
@@ -69,16 +69,18 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
         checks += rows(recipe, tokenizer, records, prepared)
         tokens = total * float(np.mean(prepared["length"]))
         checks.append(_course(recipe, stage, shape, total, tokens, validation))
-    return checks + _model_runs(recipe, shape, tokenizer, prepared)
+    return checks + base_runs(recipe, tokenizer, prepared)
 
 
 def machine(recipe: recipes.Recipe, shape: costs.Shape | None = None) -> list[Check]:
-    """Device, driver, library versions, and free memory and disk against the estimate by parts.
+    """Whether the model can be read; device, driver, library versions; free memory and disk against the
+    estimate by parts.
 
     shape: the base's sizes; by default those of its config.json where it is local, else of Llama 3.1 8B.
     """
     hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model.base) or costs.LLAMA_8B
     return [
+        _model_there(recipe),
         _device(recipe, shape, hardware),
         _versions(),
         *[_memory(recipe, name, shape, hardware) for name in ("stage1", "stage2")],
@@ -277,12 +279,13 @@ def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]
     return [_course(recipe, stage, shape, len(train), sum(train["length"]), len(validation))]
 
 
-def _model_runs(recipe, shape, tokenizer, prepared) -> list[Check]:
-    """Isolation and batch invariance on the base itself, in float32, where it is small and here."""
+def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
+    """Isolation and batch invariance (row_checks.model) on the base itself, in float32, where it is small and
+    here."""
     from medkit import training
 
-    folder = Path(training.base_folder(recipe.model.base))
-    if shape.parameters >= LARGE or not folder.is_dir():
+    shape, folder = base_shape(recipe.model.base), Path(training.base_folder(recipe.model.base))
+    if shape is None or shape.parameters >= LARGE or not folder.is_dir():
         message = f"not run: {recipe.model.base} is large or not here; training asserts that packing stays on"
         return [Check("model run", "warn", message, "call preflight.model on the loaded model")]
     import torch

@@ -95,8 +95,8 @@ def _parse(text: str, name: str, line: int = 0) -> object:
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno}"
         raise SourceError(
-            f"{name}, {place}: expected whole JSON, found {error.msg} at column {error.colno} "
-            "(cut off? fetch the file again)"
+            f"{name}, {place}: expected whole JSON, found {error.msg} (column {error.colno}); "
+            "if it was cut off, fetch it again"
         ) from None
     except RecursionError:
         raise SourceError(

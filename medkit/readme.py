@@ -107,10 +107,7 @@ MEASURED = {
             f"({b['n']} rows each, {b['dtype']}, {b['threads']} threads)"
         ),
     ),
-    **{
-        name: (f"training beside plain TRL + PEFT, same updates; passes of {tokens} tokens", _beside_trl)
-        for name, tokens in (("throughput_cpu", "1,024"), ("throughput_cpu_2048", "2,048"))
-    },
+    "throughput_cpu": ("training beside plain TRL + PEFT, same updates, recipe `cpu`", _beside_trl),
     "prepare": (
         "preparing stage 1's rows, at real lengths",
         lambda b: (

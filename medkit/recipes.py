@@ -118,7 +118,7 @@ class TrainSpec:
         if self.packing == "wrapped" and self.loss_on == "answer":
             raise RecipeError("packing=wrapped cuts samples anywhere and goes with loss_on=text only")
         if self.group_by_length and self.packing != "off":
-            raise RecipeError("group_by_length=true goes with packing=off; packed rows have no padding")
+            raise RecipeError("set packing=off too; packed rows have no padding to spare")
         for name in ("learning_rate", "batch_size", "accumulation", "eval_every", "save_every"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -214,7 +214,7 @@ _PAPER_STAGE = replace(_RELEASED_STAGE, accumulation=1)
 _CPU_STAGE = TrainSpec(
     optimizer="adamw_torch",
     accumulation=1,
-    micro_batch_tokens=1024,
+    micro_batch_tokens=1536,
     packing="off",
     eval_rows=12,
     eval_every=35,
@@ -230,7 +230,7 @@ PRESETS = {
             model=ModelSpec(base="smollm2"),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
-            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True),
+            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True, eval_every=12),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
             mcq=McqSpec(rows=60, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(

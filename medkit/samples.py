@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from medkit.generation import Answer
+from medkit.outcomes import MODELS
 from medkit.records import ConsumerQuery
 from medkit.style import words
 
@@ -38,7 +39,7 @@ def samples(
     gains = [f1.loc[(case.source, case.id), second] - f1.loc[(case.source, case.id), first] for case in cases]
     parts = [
         "# Answers side by side\n",
-        f"Of {len(cases)} cases, by the F1 of {escape(second)} minus that of {escape(first)} (BERTScore "
+        f"Of {len(cases)} cases, by the F1 of {_name(second)} minus that of {_name(first)} (BERTScore "
         "against the physician's answer). Nearer to the physician's wording is neither right nor safe.\n",
     ]
     for title, picked in choose(gains, each).items():
@@ -73,7 +74,7 @@ def escape(text: str) -> str:
 def _texts(case: ConsumerQuery, own: dict[str, Answer], f1: dict[str, float]) -> str:
     """An HTML table without a blank line in it: a Markdown table has no room for paragraphs."""
     width = 100 // (len(own) + 1)
-    heads = ["Physician", *(f"{escape(model)}, F1 {f1[model]:.4f}{_cut(own[model])}" for model in own)]
+    heads = ["Physician", *(f"{_name(model)}, F1 {f1[model]:.4f}{_cut(own[model])}" for model in own)]
     texts = [case.reference, *(answer.text for answer in own.values())]
     lines = [
         "<table>",
@@ -91,8 +92,12 @@ def _numbers(case: ConsumerQuery, own: dict[str, Answer], f1: dict[str, float]) 
     lines = ["| whose | F1 | words |", "|---|---:|---:|"]
     lines.append(f"| physician | | {words(case.reference):,} |")
     for model, answer in own.items():
-        lines.append(f"| {escape(model)}{_cut(answer)} | {f1[model]:.4f} | {words(answer.text):,} |")
+        lines.append(f"| {_name(model)}{_cut(answer)} | {f1[model]:.4f} | {words(answer.text):,} |")
     return "\n".join(lines) + "\n"
+
+
+def _name(model: str) -> str:
+    return escape(MODELS.get(model, model))
 
 
 def _cut(answer: Answer) -> str:

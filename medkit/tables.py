@@ -12,9 +12,9 @@ import pandas as pd
 from medkit import published, results, statistics
 from medkit.accuracy_table import ALPHA, table3
 from medkit.outcomes import MODELS, mcq_summary
-from medkit.page import Table, TableError, load, origin_note, with_interval
+from medkit.page import Table, TableError, info, load, origin_note, with_interval
 
-__all__ = ["Table", "TableError", "mcq_summary", "table1", "table2", "table3", "table4", "write"]
+__all__ = ["Table", "TableError", "mcq_summary", "save", "table1", "table2", "table3", "table4", "write"]
 
 SCORES = ("precision", "recall", "f1")
 
@@ -25,16 +25,16 @@ def write(run_dir: str | Path) -> list[Path]:
     Raises TableError, before anything is written, where one of the inputs is missing.
     """
     tables = [build(run_dir) for build in (table1, table2, table3, table4)]
-    folder = Path(run_dir) / "tables"
-    return list(
-        chain.from_iterable(
-            (
-                results.write_csv(folder / f"{table.name}.csv", table.figures),
-                results.write_text(folder / f"{table.name}.md", table.markdown()),
-            )
-            for table in tables
-        )
-    )
+    return list(chain.from_iterable(save(run_dir, table) for table in tables))
+
+
+def save(run_dir: str | Path, table: Table) -> list[Path]:
+    """Write one table under tables/, as CSV and as Markdown; returns the two paths."""
+    place = Path(run_dir) / "tables" / table.name
+    return [
+        results.write_csv(place.with_suffix(".csv"), table.figures),
+        results.write_text(place.with_suffix(".md"), table.markdown()),
+    ]
 
 
 def table1(run_dir: str | Path) -> Table:
@@ -55,10 +55,16 @@ def table1(run_dir: str | Path) -> Table:
     text = (
         f"Of the mixture's {stage1['total']:,} samples {stage1['train']:,} train and "
         f"{stage1['validation']:,} ({validation:.1%}) validate, split by seed {stage1['seed']}. "
-        f"{_dropped(sources, stage1['counts'])}"
+        f"{_dropped(sources, stage1['counts'])}{_scored(run_dir)}"
     )
     page = _page(figures, published.TITLES)
     return Table("table1", "Table 1: stage-1 mixture", figures, page, text, origin_note(run_dir))
+
+
+def _scored(run_dir: str | Path) -> str:
+    """Where not all evaluation rows are scored, how many of them are."""
+    rows = info(run_dir).get("recipe", {}).get("mcq", {}).get("rows")
+    return f" Of each evaluation set the first {rows:,} rows are scored (Table 3)." if rows else ""
 
 
 def table2(run_dir: str | Path) -> Table:

@@ -1,7 +1,6 @@
 """The trainer behind training.fit: TRL's SFTTrainer with whole checkpoints, a meter and loss.csv."""
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -65,12 +64,6 @@ def subsample(dataset, rows: int, seed: int):
     if rows == 0 or rows >= len(dataset):
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
-
-
-def return_freed_memory() -> None:
-    """To the system: steps are of ever new sizes, and glibc keeps up to a gigabyte of what they freed."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Stop:
@@ -187,11 +180,7 @@ def make_trainer(
         def on_step_end(self, args, state, control, **kwargs):
             if gpu:
                 torch.cuda.synchronize()
-            before, log.measured = log.measured, meter.end_step()
-            # After each step it would cost a sixth of the speed; only a step that took more than any before
-            # says that too much is kept.
-            if not gpu and log.measured["peak_memory_gb"] > before.get("peak_memory_gb", 0):
-                return_freed_memory()
+            log.measured = meter.end_step()
             control.should_evaluate |= state.global_step >= state.max_steps
             if any_process(stop.asked):  # all of them have to end at the same step
                 stop.asked = control.should_save = control.should_training_stop = True
