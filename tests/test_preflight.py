@@ -281,7 +281,7 @@ def machine(monkeypatch, recipe, shape, free=20e9, room=100e9):
 def test_a_laptop_suits_the_laptops_recipe(monkeypatch):
     checks = machine(monkeypatch, CPU, SMALL)
     assert {name: c.status for name, c in checks.items() if name != "versions"} == {
-        name: "pass" for name in ("device", "memory stage1", "memory stage2", "disk")
+        name: "pass" for name in ("model", "device", "memory stage1", "memory stage2", "disk")
     }
     assert "activations" in checks["memory stage1"].message
 
