@@ -77,6 +77,7 @@ TABLE = [
     (DRUGS, "A is wrong. Answer: C", "C", "answer"),
     (GROUPS, "O", "D", "option"),
     # rejected, doubted, asked for, or two at once
+    (DRUGS, "AnswerA", "", "unparsed"),
     (DRUGS, "(C) is incorrect", "", "unparsed"),
     (DRUGS, "C) Heparin is wrong", "", "unparsed"),
     (DRUGS, "C) Heparin isn't given here.", "", "unparsed"),
