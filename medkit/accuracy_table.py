@@ -6,7 +6,7 @@ import pandas as pd
 
 from medkit import published
 from medkit.outcomes import CHANCE, MODELS
-from medkit.page import Table, load, origin_note, percent, with_interval
+from medkit.page import Table, in_percent, load, origin_note, percent, with_interval
 
 ALPHA = 0.05
 NEARLY_ALWAYS = 0.9  # share of a model's answers that are one letter
@@ -191,7 +191,7 @@ def forgetting(comparisons: list[dict]) -> str:
 def _seeds(folded: list[dict]) -> str:
     each = [
         f"{MODELS.get(row['model'], row['model'])} on {published.TITLES[row['dataset']]} "
-        f"{with_interval(100 * row['accuracy'], 100 * row['low'], 100 * row['high'], 1)} over "
+        f"{percent(row)} over "
         f"{row['seeds']} seeds, standard deviation {100 * row['seed_sd']:.1f}"
         for row in folded
         if row["seeds"] > 1
@@ -211,17 +211,10 @@ def pubmedqa_page(summary: dict) -> pd.DataFrame:
             if panel is None:
                 continue
             recall = (panel["recall_maybe"], panel["recall_maybe_low"], panel["recall_maybe_high"])
+            majority = panel["majority"]
             cells = {"model": MODELS.get(model, model), "rows": rows, "n": f"{panel['n']:,}"}
-            cells |= {"accuracy": percent(panel), "macro-F1": _share(panel["macro_f1"])}
-            cells |= {"recall of maybe": with_interval(*_percents(recall), 1)}
-            cells |= {"never saying maybe": _share(panel["ceiling_without_maybe"])}
-            page.append(cells | {f"always {panel['majority']['label']}": _share(panel["majority"]["share"])})
+            cells |= {"accuracy": percent(panel), "macro-F1": in_percent(panel["macro_f1"])}
+            cells |= {"recall of maybe": in_percent(*recall)}
+            cells |= {"never saying maybe": in_percent(panel["ceiling_without_maybe"])}
+            page.append(cells | {f"always {majority['label']}": in_percent(majority["share"])})
     return pd.DataFrame(page).fillna("")
-
-
-def _percents(shares) -> list[float | None]:
-    return [None if share is None else 100 * share for share in shares]
-
-
-def _share(share: float | None) -> str:
-    return with_interval(*_percents([share, None, None]), 1)

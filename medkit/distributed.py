@@ -15,7 +15,12 @@ import tempfile
 from medkit import MedkitError, inputs, overlap, recipes, results, runner, runs, stages, training
 from medkit.__main__ import Parser
 
-STEPS = dict(zip(("stage1", "stage2", "stage2_noreplay"), runner.NOTEBOOKS, strict=False))
+STEPS = {  # the training ones, by arm
+    place.removesuffix("/adapter"): step
+    for step in runner.NOTEBOOKS
+    for place in step.writes
+    if place.endswith("/adapter")
+}
 
 
 class _Follower(runs.Run):

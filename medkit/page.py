@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import MedkitError, results
+from medkit import MedkitError, results, runs
 
 BUILT_IN = (
     "This run read the built-in corpus in the data sets' place: its figures do not speak of medicine, and "
@@ -45,18 +45,18 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
 
 def percent(own: dict) -> str:
     """An accuracy, with low and high, in percent with one decimal."""
-    return with_interval(100 * own["accuracy"], 100 * own["low"], 100 * own["high"], 1)
+    return in_percent(own["accuracy"], own["low"], own["high"])
+
+
+def in_percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A share, with its interval where it has one, in percent with one decimal; "" for no value."""
+    return with_interval(*(None if one is None else 100 * one for one in (share, low, high)), 1)
 
 
 def origin_note(run_dir: str | Path) -> str:
     """What a table or figure of a run on the built-in corpus has to say of itself; "" for any other run."""
-    return BUILT_IN if info(run_dir).get("data", {}).get("origin") == "builtin" else ""
-
-
-def info(run_dir: str | Path) -> dict:
-    """What run.json says; empty where there is none."""
-    path = Path(run_dir) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    info = runs.read(Path(run_dir))
+    return BUILT_IN if info and info["data"]["origin"] == "builtin" else ""
 
 
 def inside(markdown: str) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from medkit import figures, outcomes, prompts, results, sources, statistics, views
 from medkit.figures import TITLES
 from medkit.outcomes import MODELS
-from medkit.page import percent, with_interval
+from medkit.page import in_percent, percent, with_interval
 from medkit.records import MCQItem
 from medkit.runs import Run
 from medkit.style import MARKERS
@@ -60,7 +60,7 @@ def comparisons(summary: dict) -> pd.DataFrame:
     rows = []
     for row in summary["comparisons"]:
         first, second = (MODELS.get(row[side], row[side]) for side in ("first", "second"))
-        points = with_interval(*(100 * row[key] for key in ("difference", "low", "high")), 1)
+        points = in_percent(row["difference"], row["low"], row["high"])
         shown = {"benchmark": TITLES[row["dataset"]], "difference": f"{second} minus {first}"}
         shown |= {"shows": row["shows"], "points": points}
         shown |= {"only the first right": row["first_only"], "only the second": row["second_only"]}
@@ -116,7 +116,7 @@ def protocols(found: Sequence[dict]) -> pd.DataFrame:
         for title, protocol in _PROTOCOLS.items():
             row[title] = percent(results.plain(statistics.wilson(one["correct"][protocol], one["n"])))
         row |= {tier: f"{share['share']:.1%}" for tier, share in one["tiers"].items()}
-        row |= {"cut at the limit": f"{one['cut']:.1%}"}
+        row |= {"cut at the limit": f"{one['cut']:.1%}" if "cut" in one else "not kept"}
         row |= {"first and last letter differ": f"{one['first_last_disagree']:.1%}"}
         rows.append(row | {"agrees with the letter": f"{one['agreement_with_scored']['generated']:.1%}"})
     return pd.DataFrame(rows)

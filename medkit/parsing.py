@@ -61,7 +61,7 @@ _FILLER = (
     r"key|the|most likely|likely|probably|therefore|thus|clearly|boxed|text|mathrm|correct|best|final"
 )
 _PHRASE = re.compile(
-    rf"\b(?:answer|ans|(?:correct|right|best) (?:option|choice)|i (?:choose|select|pick)|<answer>)(?![a-z])"
+    rf"\b(?:answer|ans|(?:correct|right|best) (?:option|choice)|i (?:choose|select|pick))\b"
     rf"(?:[^\w\n]{{0,6}}\b(?:{_FILLER})\b){{0,6}}[^\w]{{0,12}}(?=\w)",
     re.IGNORECASE,
 )

@@ -46,7 +46,7 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     with tempfile.TemporaryDirectory() as scratch:
         found, loaded = _data(recipe, data_dir, Path(scratch))
         checks += found
-        if failed([checks[0], *found]):
+        if failed([*(one for one in checks if one.name == "model"), *found]):
             return [*checks, Check("rows", "warn", "not looked at", "see to the model and the data first")]
         try:
             return checks + _rows_and_model(recipe, shape, loaded, data_dir, Path(scratch))

@@ -118,7 +118,9 @@ class TrainSpec:
         if self.packing == "wrapped" and self.loss_on == "answer":
             raise RecipeError("packing=wrapped cuts samples anywhere and goes with loss_on=text only")
         if self.group_by_length and self.packing != "off":
-            raise RecipeError("set packing=off too; packed rows have no padding to spare")
+            raise RecipeError(
+                "packed rows cannot be grouped by length; set packing=off, or group_by_length=false"
+            )
         for name in ("learning_rate", "batch_size", "accumulation", "eval_every", "save_every"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0")

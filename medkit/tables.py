@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import published, results, statistics
+from medkit import published, results, runs, statistics
 from medkit.accuracy_table import ALPHA, table3
 from medkit.outcomes import MODELS, mcq_summary
-from medkit.page import Table, TableError, info, load, origin_note, with_interval
+from medkit.page import Table, TableError, load, origin_note, with_interval
 
 __all__ = ["Table", "TableError", "mcq_summary", "save", "table1", "table2", "table3", "table4", "write"]
 
@@ -63,7 +63,8 @@ def table1(run_dir: str | Path) -> Table:
 
 def _scored(run_dir: str | Path) -> str:
     """Where not all evaluation rows are scored, how many of them are."""
-    rows = info(run_dir).get("recipe", {}).get("mcq", {}).get("rows")
+    info = runs.read(Path(run_dir))
+    rows = info["recipe"]["mcq"]["rows"] if info else 0
     return f" Of each evaluation set the first {rows:,} rows are scored (Table 3)." if rows else ""
 
 

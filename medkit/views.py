@@ -33,12 +33,12 @@ def settings(run: Run) -> HTML:
 
 def sources(run: Run, train: dict, evaluation: dict) -> pd.DataFrame:
     """Rows read and kept per source and part, and the reasons why others were not."""
-    rows = []
+    rows, builtin = [], run.info["data"]["origin"] == "builtin"
     for part, loaded in (("train", train), ("evaluation", evaluation)):
         for name, one in loaded.items():
             reasons = "; ".join(f"{reason}: {count}" for reason, count in one.dropped.items())
             row = {"source": name, "part": part, "read": one.rows, "kept": len(one.records)}
-            origin = "built-in corpus" if run.info["data"]["origin"] == "builtin" else one.origin
+            origin = "built-in corpus" if builtin else one.origin
             rows.append(row | {"dropped": reasons or "none", "origin": origin})
     return pd.DataFrame(rows).set_index(["source", "part"])
 
