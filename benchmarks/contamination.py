@@ -4,14 +4,14 @@
 
 Rows are words drawn from a Zipf-like vocabulary, as long as the data sets' rows are (mean and standard
 deviation of words a row, measured on real rows of each). Into the training rows go copies of known
-evaluation items: as they are, with one word in thirty replaced, and as a passage of 40 words in another
-row; the last line printed is one JSON object with what was planted and what was found.
+evaluation items: as they are, with one word in thirty replaced, as a passage of 40 words in another row, with
+the options in another order, and with other options; the last line printed is one JSON object with what was
+planted and what was found.
 """
 
 import argparse
 import json
 import random
-import resource
 import time
 from collections import Counter
 
@@ -60,26 +60,34 @@ def plant(train: list, evaluation: list, planted: int, generator: Generator) -> 
     """Put copies of evaluation items over training rows; the (source, id) that each method must find."""
     rng = random.Random(1)
     long_enough = [e for e in evaluation if len(normalize(text_of(e)).split()) >= 60]
-    chosen = rng.sample(long_enough, 3 * planted)
-    places = iter(rng.sample(range(len(train)), 3 * planted))
+    chosen = rng.sample(long_enough, 5 * planted)
+    places = iter(rng.sample(range(len(train)), 5 * planted))
     must = {method: set() for method in METHODS}
     for number, item in enumerate(chosen):
         words = normalize(text_of(item)).split()
         key = item.source, item.id
-        if number % 3 == 0:  # the same
-            for method in METHODS:
+        options, question, context = PUBMEDQA_OPTIONS, "", ""
+        if number % 5 == 0:  # the same
+            for method in ("exact", "13-gram", "near-duplicate"):
                 must[method].add(key)
-        elif number % 3 == 1:  # one word in thirty replaced, at an even distance
+        elif number % 5 == 1:  # one word in thirty replaced, at an even distance
             for i in range(15, len(words), 30):
                 words[i] = "replaced"
             must["near-duplicate"].add(key)
             must["13-gram"].add(key)
-        else:  # a passage inside another row
+        elif number % 5 == 2:  # a passage inside another row
             assert len(words[10:50]) >= NGRAM
             words = generator.words(60) + words[10:50] + generator.words(60)
             must["13-gram"].add(key)
+        elif number % 5 == 3:  # the options in another order; an abstract's are no part of its text
+            question, context, options = item.question, item.context, tuple(reversed(item.options))
+            must["exact" if item.options != PUBMEDQA_OPTIONS else "same question"].add(key)
+        else:  # other options
+            question, context, options = item.question, item.context, tuple(generator.words(4))
+            must["same question"].add(key)
         place = next(places)
-        train[place] = MCQItem(train[place].id, "pubmedqa", " ".join(words), PUBMEDQA_OPTIONS, "A")
+        question = question or " ".join(words)
+        train[place] = MCQItem(train[place].id, "pubmedqa", question, options, "A", context)
     return must
 
 
@@ -102,7 +110,7 @@ def main() -> None:
         "eval_rows": len(evaluation),
         "words": sum(len(text_of(r).split()) for r in train),
         "seconds": round(seconds, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        **machine.peak_memory(),
         "planted": {method: len(keys) for method, keys in must.items()},
         "found": {method: len(keys) for method, keys in hits.items()},
         "missed": {method: len(must[method] - hits[method]) for method in METHODS},

@@ -12,7 +12,6 @@ medkit.training. Prints one JSON line last.
 import argparse
 import csv
 import json
-import math
 import os
 import shutil
 import statistics
@@ -25,19 +24,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 WARM = 3  # optimizer steps left out of the timing: kernels are compiled in them
-STAGE1_ROWS = {"medqa": 10_178, "medmcqa": 182_822, "pubmedqa": 211_269}  # the paper's Table 1
-STAGE2_ROWS = {"notechat": 100_000}  # Table 2, beside the replayed 33,333
 
 
-def mixture_lengths(recipe, stage: str) -> tuple[dict[str, list], dict[str, float]]:
-    """([tokens, supervised tokens] of sample rows, rows of a full run) by source."""
-    lengths = json.loads((HERE / "token_lengths.json").read_text())[recipe.model.chat_template]
-    exam = sum(STAGE1_ROWS.values())
-    if stage == "stage1":
-        kept = 1 - recipe.data.validation_share
-        return lengths, {name: rows * kept for name, rows in STAGE1_ROWS.items()}
-    replayed = recipe.dmt.replay_share * STAGE2_ROWS["notechat"]
-    return lengths, {**STAGE2_ROWS, **{name: replayed * rows / exam for name, rows in STAGE1_ROWS.items()}}
+def row_lengths(recipe) -> dict[str, list]:
+    """[tokens, supervised tokens] of sample rows by source."""
+    return json.loads((HERE / "token_lengths.json").read_text())[recipe.model.chat_template]
 
 
 def random_rows(recipe, stage: str, count: int, vocabulary: int):
@@ -45,7 +36,9 @@ def random_rows(recipe, stage: str, count: int, vocabulary: int):
     import numpy as np
     from datasets import Dataset
 
-    lengths, rows = mixture_lengths(recipe, stage)
+    from medkit import costs
+
+    lengths, rows = row_lengths(recipe), costs.full_rows(recipe, stage)
     rng, names = np.random.default_rng(0), list(rows)
     shares = np.array([rows[name] for name in names])
     table = {"input_ids": [], "labels": [], "length": []}
@@ -57,20 +50,6 @@ def random_rows(recipe, stage: str, count: int, vocabulary: int):
         table["labels"].append([-100] * (tokens - kept) + ids[tokens - kept :])
         table["length"].append(tokens)
     return Dataset.from_dict(table)
-
-
-def full_run(recipe, stage: str) -> dict[str, float]:
-    """Training and evaluation tokens of the whole stage at the paper's sizes."""
-    lengths, rows = mixture_lengths(recipe, stage)
-    mean = {name: statistics.mean(pair[0] for pair in lengths[name]) for name in rows}
-    train = sum(mean[name] * count for name, count in rows.items())
-    spec = getattr(recipe, stage)
-    validation = sum(rows.values()) / 9 if stage == "stage1" else 13_333
-    evaluated = min(spec.eval_rows or math.inf, validation) * train / sum(rows.values())
-    per_step = (
-        spec.batch_size * spec.accumulation * recipe.model.max_length * 0.98
-    )  # packed rows are nearly full
-    return {"train": train * spec.epochs, "evaluation": (train / per_step // spec.eval_every + 2) * evaluated}
 
 
 def make_llama(folder: Path) -> None:
@@ -103,7 +82,7 @@ def make_llama(folder: Path) -> None:
 
 def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     """One stage of an 8B recipe in this process."""
-    from medkit import training
+    from medkit import costs, machine, training
 
     spec = replace(
         getattr(recipe, stage), max_steps=WARM + steps, eval_every=10**6, save_every=10**6, eval_rows=0
@@ -138,7 +117,8 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     )
     # The evaluation after the last step; the one at the start compiles.
     evaluation = sum(validation["length"]) / float(lines[-1]["eval_seconds"])
-    full = full_run(recipe, stage)
+    mean = {name: statistics.mean(row[0] for row in of) for name, of in row_lengths(recipe).items()}
+    full = costs.full_plan(recipe, stage, mean, machine.hardware())
     speed = tokens / seconds
     return {
         "tokens_per_s": speed,
@@ -147,8 +127,8 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
         "peak_memory_gb": fit.peak_memory_gb,
         "mfu": fit.mfu * speed / fit.tokens_per_s if fit.mfu else None,
         "evaluation_tokens_per_s": evaluation,
-        "train_hours": full["train"] / speed / 3600,
-        "evaluation_hours": full["evaluation"] / evaluation / 3600,
+        "train_hours": full.tokens / speed / 3600,
+        "evaluation_hours": full.evaluated / evaluation / 3600,
         "trainable_parameters": training.trainable_parameters(model),
     }
 
@@ -170,7 +150,7 @@ def small_rows(recipe, steps: int, tokenizer, cache: Path):
             limit = getattr(recipe.data, f"rows_{name}", 0)
             return sources.load(name, "train", corpus, limit=limit, progress=False).records
 
-        exams, consultations = {name: load(name) for name in STAGE1_ROWS}, load("notechat")
+        exams, consultations = {name: load(name) for name in sources.EXAMS}, load("notechat")
     dmt, data, spec = recipe.dmt, recipe.data, recipe.stage2
     asked = dmt.notechat_train, dmt.notechat_validation
     split = mixture.dialogues(consultations, *asked, deduplicate=True, by_note=True, seed=data.seed)

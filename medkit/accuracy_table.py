@@ -102,21 +102,21 @@ def _page3(figures: pd.DataFrame) -> pd.DataFrame:
 def _cell3(row) -> str:
     if row.whose == "this run":
         return with_interval(row.percent, row.low, row.high, 1)
-    return f"{row.printed}†" if row.attainable is False else row.printed
+    printed = f"{row.printed}†" if row.attainable is False else row.printed
+    return printed if pd.isna(row.low) else f"{printed} [{row.low:.1f}, {row.high:.1f}]"
 
 
 def _text3(summary: dict) -> str:
     paragraphs = [
-        "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average. † no whole "
-        "count of Table 1's questions gives this figure (`medkit audit` shows the arithmetic).",
+        "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average; those of "
+        "published figures take Table 1's test sizes. † no whole count of these gives this figure (`medkit "
+        "audit` shows the arithmetic).",
         blind(summary),
         one_letter(summary),
         told_apart(summary["comparisons"]),
     ]
     if lost := forgetting(summary["comparisons"]):
         paragraphs.append(lost)
-    if summary.get("seeds"):
-        paragraphs.append(_seeds(summary["seeds"]))
     return "\n\n".join(filter(None, paragraphs))
 
 
@@ -186,17 +186,6 @@ def forgetting(comparisons: list[dict]) -> str:
         if row["first"] == "med-mix"
     ]
     return f"Forgetting, after stage 2 minus after stage 1: {'; '.join(each)}." if each else ""
-
-
-def _seeds(folded: list[dict]) -> str:
-    each = [
-        f"{MODELS.get(row['model'], row['model'])} on {published.TITLES[row['dataset']]} "
-        f"{percent(row)} over "
-        f"{row['seeds']} seeds, standard deviation {100 * row['seed_sd']:.1f}"
-        for row in folded
-        if row["seeds"] > 1
-    ]
-    return f"The rows above are of the first seed. Several seeds folded in: {'; '.join(each)}."
 
 
 def _points(row: dict) -> str:

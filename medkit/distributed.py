@@ -12,7 +12,7 @@ from the newest whole checkpoint; `medkit run RECIPE --run NAME --only 03,04,05`
 import sys
 import tempfile
 
-from medkit import MedkitError, inputs, overlap, recipes, results, runner, runs, stages, training
+from medkit import MedkitError, cases, inputs, overlap, recipes, results, runner, runs, stages, training
 from medkit.__main__ import Parser
 
 STEPS = {  # the training ones, by arm
@@ -67,6 +67,7 @@ def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
             evaluation = stages.load_exams(run, "eval")
             items = [record for one in evaluation.values() for record in one.records]
             matches = overlap.find(mixed.records, items)
+            stages.write_overlap(run, arm, matches)
             stages.update_manifest(run, stages.describe_stage1(loaded, evaluation, mixed, matches))
         return train, validation
     conversations = stages.load(run, "notechat", "train")
@@ -75,7 +76,10 @@ def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
     validation = stages.tokenize(run, "stage2", tokenizer, split.validation + drawn.validation)
     if writes:
         if arm == "stage2":
-            described = stages.describe_stage2(conversations, split, drawn, mixed, train)
+            questions = [record for one in stages.load_exams(run, "eval").values() for record in one.records]
+            found = stages.evaluated_in_training(split, mixed, questions, cases.drawn(run)[0])
+            stages.write_overlap(run, arm, found[0])
+            described = stages.describe_stage2(conversations, split, drawn, mixed, train, *found)
             stages.update_manifest(run, {"stage2": described})
         stages.write_replay(run, arm, drawn)
     return train, validation

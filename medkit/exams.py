@@ -5,9 +5,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from medkit import generation, mcq, outcomes, parsing, prompts, results, runs, stages, training, views
+from medkit import (
+    generation,
+    mcq,
+    outcomes,
+    parsing,
+    prompts,
+    results,
+    runs,
+    stages,
+    statistics,
+    training,
+    views,
+)
 from medkit.lineup import Active
 from medkit.records import LETTERS, MCQItem
 from medkit.results import ResultsError
@@ -15,6 +28,9 @@ from medkit.runs import Run
 
 NOTEBOOK = "03_mcq_eval"
 ALONE = "recommended"  # the recipe of a model that is evaluated by itself
+# The released notebooks put `Answer:` behind the question and sample, unseeded, as the model's own
+# generation_config says, which for Llama 3.1 is this; here each answer has a seed.
+RELEASED = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 
 def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Run:
@@ -71,46 +87,47 @@ def score(run: Run, active: Active, items: Sequence[MCQItem]) -> mcq.Scored:
     )
 
 
-def released_protocol(run: Run) -> bool:
-    """Whether answers in words are made as the released notebooks made them: `Answer:` put behind the
-    question, and sampled."""
-    return run.recipe.mcq.temperature > 0
-
-
 def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.DataFrame:
     """One model's answers in words to the first questions of each benchmark, and what they are taken for.
 
-    Columns: model, dataset, item_id, gold, text, finish, tokens, letter, tier, first_last_disagree, released
-    (the letter by the released notebooks' rule).
+    Each question is answered twice: greedily, for the parser; and as the released notebooks asked, for their
+    rule. Columns: model, dataset, item_id, gold, text, finish, tokens, letter, tier, first_last_disagree;
+    released (the letter by their rule), released_text, released_finish.
     """
     spec = run.recipe.mcq
     asked = first_of_each(items, spec.generated_rows) if spec.generated_rows else []
+    _, ours = _generated(run, active, asked, "", max_new_tokens=spec.max_new_tokens)
+    prompts_seen, theirs = _generated(run, active, asked, "\nAnswer:", **RELEASED)
+    rows = []
+    for item, answer, prompt, as_theirs in zip(asked, ours, prompts_seen, theirs, strict=True):
+        row = {"model": active.name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
+        row |= results.plain(answer)
+        row |= results.plain(parsing.parse(answer.text, item, cut=answer.finish == "cut"))
+        row["released"] = parsing.as_released(prompt, as_theirs.text, item)
+        rows.append(row | {"released_text": as_theirs.text, "released_finish": as_theirs.finish})
+    return pd.DataFrame(rows)
+
+
+def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **decoding):
+    """(prompts, answers), with `end` put behind each question."""
     chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
-    texts = [_question(chat, item, released_protocol(run)) for item in asked]
+    texts = [_question(chat, item, end) for item in items]
     ids = [active.tokenizer.encode(text, add_special_tokens=False) for text in texts]
     answers = generation.generate_answers(
         active.model,
         active.tokenizer,
         ids,
-        max_new_tokens=spec.max_new_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        batch_size=max(1, spec.max_batch_tokens // max(map(len, ids), default=1)),
+        **decoding,
+        batch_size=max(1, run.recipe.mcq.max_batch_tokens // max(map(len, ids), default=1)),
         store=run.folder / ".cache" / "words.jsonl",
         key=active.identity,
     )
-    rows = []
-    for item, prompt, (answer,) in zip(asked, texts, answers, strict=True):
-        row = {"model": active.name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
-        row |= results.plain(answer) | results.plain(parsing.parse(answer.text, item))
-        rows.append(row | {"released": parsing.as_released(prompt, answer.text, item)})
-    return pd.DataFrame(rows)
+    return texts, [answer for (answer,) in answers]
 
 
-def _question(chat: prompts.ChatFormat, item: MCQItem, released: bool) -> str:
+def _question(chat: prompts.ChatFormat, item: MCQItem, end: str) -> str:
     turns = [turn for turn in prompts.messages(item) if turn["role"] != "assistant"]
-    if released:
-        turns[-1] = turns[-1] | {"content": turns[-1]["content"] + "\nAnswer:"}
+    turns[-1] = turns[-1] | {"content": turns[-1]["content"] + end}
     return chat.prompt(turns)
 
 
@@ -129,18 +146,25 @@ def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFra
         ]
         by_letter = scored.loc[pd.MultiIndex.from_frame(rows[index])].tolist()
         summary = parsing.protocol_summary(own, by_letter, parsed, rows["released"].tolist())
-        cut = float((rows["finish"] == "cut").mean())  # of max_new_tokens
-        found.append({"model": model, "dataset": dataset, **summary, "cut": cut})
+        summary["cut"] = float((rows["finish"] == "cut").mean())  # of max_new_tokens
+        right = np.array([letter == item.answer for letter, item in zip(by_letter, own, strict=True)])
+        summary["minus_scored"] = {
+            name: results.plain(statistics.compare(right, (rows[column] == rows["gold"]).to_numpy()))
+            for name, column in {"generated": "letter", "released": "released"}.items()
+        }
+        found.append({"model": model, "dataset": dataset, **summary})
     return found
 
 
 def contaminated(run: Run) -> set[tuple[str, str]] | None:
-    """(source, id) of the questions that stand in training rows; None without a data/manifest.json."""
+    """(source, id) of the questions that stand in training rows of either stage; None without a
+    data/manifest.json."""
     path = run.folder / "data" / "manifest.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))["overlap"]["contaminated"]
-    return {tuple(name.split("/", 1)) for name in found}
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    stages_found = [manifest["overlap"], manifest.get("stage2", {}).get("overlap", {})]
+    return {tuple(name.split("/", 1)) for found in stages_found for name in found.get("contaminated", [])}
 
 
 def without(letters: pd.DataFrame, found: set[tuple[str, str]]) -> dict:
@@ -168,6 +192,7 @@ def write_mcq(run: Run, letters: pd.DataFrame, words: pd.DataFrame, summary: dic
     folder = run.folder / "mcq"
     rounded = {f"logprob_{letter}": letters[f"logprob_{letter}"].round(5) for letter in LETTERS}
     results.write_csv(folder / "items.csv", letters.assign(**rounded))
-    kept = words if views.may_show(run, show_text) else words.drop(columns="text", errors="ignore")
+    texts = [] if views.may_show(run, show_text) else ["text", "released_text"]
+    kept = words.drop(columns=texts, errors="ignore")
     results.write_jsonl(folder / "answers.jsonl", kept.to_dict("records"))
     results.write_json(folder / "summary.json", summary)

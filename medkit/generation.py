@@ -86,17 +86,22 @@ def generate_answers(
         for i, ids in enumerate(prompts)
     ]
     done = read_store(store) if store else {}
-    missing = {job.key: job for row in rows for job in row if job.key not in done}
-    # longest first: little padding, and a batch that does not fit in memory shows itself at once
-    queue = sorted(missing.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
-    with tqdm(total=len(queue), desc="answers", unit="answer", disable=not progress or not queue) as bar:
+    # Batches are formed from all answers, those in the store too: a resumed run computes the same batches.
+    # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
+    jobs = {job.key: job for row in rows for job in row}
+    queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
+    missing = sum(job.key not in done for job in queue)
+    with tqdm(total=missing, desc="answers", unit="answer", disable=not progress or not missing) as bar:
         for batch in _chunks(queue, batch_size):
+            new = [job.key for job in batch if job.key not in done]
+            if not new:
+                continue
             answers = _answer_batch(model, tokenizer, batch, stops, max_new_tokens, temperature, top_p)
-            done.update(zip((job.key for job in batch), answers, strict=True))
+            found = dict(zip((job.key for job in batch), answers, strict=True))
+            done.update((key, found[key]) for key in new)
             if store:
-                lines = ({"key": job.key, **asdict(done[job.key])} for job in batch)
-                results.append_jsonl(store, *lines)
-            bar.update(len(batch))
+                results.append_jsonl(store, *({"key": key, **asdict(done[key])} for key in new))
+            bar.update(len(new))
     return [[done[job.key] for job in row] for row in rows]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from medkit import MedkitError, recipes, results, runs
+from medkit import MedkitError, page, recipes, results, runs
 
 SILENT = "silent"
 NOT_RELEASED = "not released"
@@ -140,13 +140,6 @@ KNOBS = (
     ),
     Knob("mcq.rows", 0, UNRECORDED, words="all of Table 1's test samples", zero="all"),
     Knob("mcq.max_new_tokens", release=128, why="an answer and a few words; unparsed ones are counted"),
-    Knob(
-        "mcq.temperature",
-        release=0.6,
-        release_words="the model's default sampling, unseeded",
-        why="greedy: the same answer every time",
-    ),
-    Knob("mcq.top_p", release=0.9, release_words="the model's default sampling", why="greedy, or all tokens"),
     Knob("consumer.cases", 50, NOT_RELEASED, small="as many as the built-in corpus and the time allow"),
     Knob("consumer.samples", SILENT, NOT_RELEASED, words="several answers, the best picked by hand"),
     Knob("consumer.scorer", SILENT, NOT_RELEASED, words="BERTScore; the encoder is not named"),
@@ -179,7 +172,7 @@ FIXED = (
         "exam question",
         SILENT,
         "`Question:`, `Options:`, `A) ...`; PubMedQA `Context:` first; only evaluation appends `Answer:`",
-        "the same lines, and nothing appended in evaluation",
+        "the same lines; `Answer:` is appended for the release's own protocol alone",
         "the scored prompt is token for token the trained one",
     ),
     (
@@ -187,7 +180,7 @@ FIXED = (
         SILENT,
         "samples up to 128 tokens; `Answer: X` anywhere in prompt or output; two letters are wrong",
         "the most likely letter where the answer begins, in one forward pass",
-        "exact, repeatable; the generated protocol is reported beside it",
+        "exact, repeatable; greedy answers in words, and the release's way with a seed, stand beside it",
     ),
     ("exam runs", "Table 3", "base model and Med-Nirvana: not released", "every arm, item by item", ""),
     (
@@ -265,10 +258,8 @@ def _shown(value: Any, zero: str) -> str:
 def render(info: dict) -> str:
     """The ledger of a run as Markdown."""
     table = ledger(info).rename(columns={"paper": "the paper", "release": "the release", "run": "this run"})
-    grid = table.to_markdown(index=False, disable_numparse=True)
-    return (
-        f"# Ledger of a `{info['recipe']['name']}` run\n\n{__doc__.partition(chr(10))[2].strip()}\n\n{grid}\n"
-    )
+    about = __doc__.partition("\n")[2].strip()
+    return f"# Ledger of a `{info['recipe']['name']}` run\n\n{about}\n\n{page.grid(table)}\n"
 
 
 def write(run_dir: str | Path) -> Path:

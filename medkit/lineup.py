@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from medkit import MedkitError, mcq, results, training
+from medkit import MedkitError, identities, mcq, results, training
 from medkit.recipes import ModelSpec
 from medkit.runs import Run
 
@@ -143,7 +143,9 @@ def alone(run: Run, model: str, adapter: str = "") -> Lineup:
 
 def identity(member: Member, model) -> str:
     """Hash of the base's and the adapter's files (of a hub id: its commit) and of their form in memory."""
-    files = mcq.identity(training.base_folder(member.spec.base), member.adapter or "")
+    files = identities.of_model(
+        training.base_folder(member.spec.base), member.adapter or "", member.spec.revision
+    )
     form = [member.spec.load_in_4bit, str(mcq.compute_dtype(model))]
     return hashlib.sha256(repr([files, *form]).encode()).hexdigest()[:32]
 

@@ -155,17 +155,6 @@ def frame(model_name: str, items: Sequence[MCQItem], outcomes: Sequence[Outcome]
     return pd.DataFrame(rows, columns=[*columns, *(f"logprob_{letter}" for letter in LETTERS), "group"])
 
 
-def identity(model: str | Path, adapter: str | Path = "") -> str:
-    """What a stored answer of this model is kept under: a sha256 over weights, configuration and tokenizer.
-
-    model, adapter: a folder, hashed file by file, or a hub id, which stands for the commit in the local
-    cache. Raises McqError where there is neither.
-    """
-    return hashlib.sha256(
-        json.dumps([_hash_of(part) for part in (model, adapter) if str(part)]).encode()
-    ).hexdigest()
-
-
 def compute_dtype(model) -> torch.dtype:
     """The coarsest floating dtype the model computes in; for 4-bit layers that of their products."""
     found = {parameter.dtype for parameter in model.parameters() if parameter.dtype in TOLERANCE}
@@ -355,23 +344,3 @@ def _read_store(store: str | Path) -> dict[str, Outcome]:
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return found
-
-
-def _hash_of(model: str | Path) -> dict[str, str] | str:
-    folder = Path(model)
-    if folder.is_dir():
-        kept = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
-        files = [file for file in sorted(folder.iterdir()) if file.suffix in kept and file.is_file()]
-        if not files:
-            raise McqError(f"{folder} holds no model; give a Hugging Face folder or adapter folder")
-        return {file.name: results.sha256(file) for file in files}
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    for name in ("config.json", "adapter_config.json"):
-        with contextlib.suppress(HFValidationError):
-            if isinstance(at := try_to_load_from_cache(str(model), name), str):
-                return f"{model}@{Path(at).parent.name}"
-    raise McqError(
-        f"{model} is neither a folder nor a model in the hub's cache; check the name, or load it first"
-    )

@@ -4,12 +4,10 @@ import csv
 import hashlib
 import io
 import math
-import resource
-import sys
 import time
 from pathlib import Path
 
-from medkit import MedkitError, results
+from medkit import MedkitError, machine, results
 from medkit.cpu_passes import row_lengths
 
 # Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
@@ -123,12 +121,8 @@ def _over_processes(counts: list[int]) -> list[int]:
 
 def peak_memory_gb() -> float:
     """Of the GPU where there is one, else of this process, in 10^9 bytes."""
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+    held = machine.peak_memory()
+    return held.get("peak_gpu_memory_gb", held["peak_memory_gb"])
 
 
 def peak_flops() -> float | None:

@@ -56,14 +56,9 @@ def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
     unparsed, and usual: the letter it gives most often, and how often. "average": per model the unweighted
     mean over the benchmarks. "comparisons": PAIRS per benchmark, paired, with McNemar's exact p and Holm's
     adjustment over all of them. "pubmedqa": per model the panel on "all" rows and on the official "fold"
-    (None without such rows). "groups": accuracy by subject or step. "seeds": where a column `seed` holds
-    several, the seeds folded in; all else is then of each model's first seed.
+    (None without such rows). "groups": accuracy by subject or step.
     Raises OutcomeError where models cannot be paired.
     """
-    folded = []
-    if "seed" in items and items["seed"].nunique() > 1:
-        folded = fold_seeds(items, seed).to_dict("records")
-        items = items[items["seed"] == items.groupby("model")["seed"].transform("min")]
     models = [model for model in MODELS if model in set(items["model"])]
     models += sorted(set(items["model"]) - set(models))
     datasets = [name for name in published.SIZES if name in set(items["dataset"])]
@@ -77,7 +72,6 @@ def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
             model: _both_folds(rows) for model in models if len(rows := pubmedqa[pubmedqa["model"] == model])
         },
         "groups": by_group(items).to_dict("records"),
-        "seeds": folded,
     }
 
 
@@ -256,19 +250,51 @@ def fold_seeds(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     rows = []
     for (model, dataset), part in items.groupby(["model", "dataset"], sort=False):
-        grid = part.assign(outcome=is_correct(part)).pivot_table(
-            index="item_id", columns="seed", values="outcome", aggfunc="mean"
-        )
-        if grid.isna().to_numpy().any():
-            raise OutcomeError(f"{model} on {dataset}: its seeds did not answer the same items")
+        grid = _by_seed(part)
         over_items = statistics.bootstrap_mean(grid.mean(axis=1).to_numpy(dtype=float), seed)
-        per_seed = grid.mean(axis=0).to_numpy(dtype=float)
-        sd, low, high = math.nan, math.nan, math.nan
-        if len(per_seed) > 1:
-            sd = float(per_seed.std(ddof=1))
-            half = float(stats.t.ppf(0.975, len(per_seed) - 1)) * sd / math.sqrt(len(per_seed))
-            low, high = over_items.mean - half, over_items.mean + half
-        row = {"model": model, "dataset": dataset, "n": over_items.n, "seeds": len(per_seed)}
+        row = {"model": model, "dataset": dataset, "n": over_items.n, "seeds": grid.shape[1]}
         row |= {"accuracy": over_items.mean, "low": over_items.low, "high": over_items.high}
-        rows.append(row | {"seed_sd": sd, "seed_low": low, "seed_high": high})
+        rows.append(row | _over_seeds(grid.mean(axis=0), lowest=0.0))
     return pd.DataFrame(rows)
+
+
+def fold_differences(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """PAIRS over several training seeds, models of one seed paired on the same items; columns as
+    `fold_seeds`, with `difference` for the accuracy. What has no seed of its own (the base) stands beside
+    each seed of the other. Rows from Med-Mix on are what stage 2 forgot, below zero."""
+    rows = []
+    for dataset, part in items.groupby("dataset", sort=False):
+        grids = {model: _by_seed(own) for model, own in part.groupby("model")}
+        for first, second, shows in PAIRS:
+            if not {first, second} <= grids.keys():
+                continue
+            before, after = grids[first], grids[second]
+            before = before if before.shape[1] > 1 else before.iloc[:, [0] * after.shape[1]]
+            difference = after - before.loc[after.index].to_numpy()
+            over_items = statistics.bootstrap_mean(difference.mean(axis=1).to_numpy(dtype=float), seed)
+            row = {"dataset": dataset, "shows": shows, "first": first, "second": second, "n": over_items.n}
+            row |= {"seeds": difference.shape[1], "difference": over_items.mean}
+            row |= {"low": over_items.low, "high": over_items.high}
+            rows.append(row | _over_seeds(difference.mean(axis=0), lowest=-1.0))
+    return pd.DataFrame(rows)
+
+
+def _by_seed(part: pd.DataFrame) -> pd.DataFrame:
+    """One model on one dataset: outcome (0 or 1) of each item in each seed."""
+    grid = part.assign(outcome=is_correct(part)).pivot_table(
+        index="item_id", columns="seed", values="outcome", aggfunc="mean"
+    )
+    if grid.isna().to_numpy().any():
+        model, dataset = part.iloc[0][["model", "dataset"]]
+        raise OutcomeError(f"{model} on {dataset}: its seeds did not answer the same items")
+    return grid.astype(float)
+
+
+def _over_seeds(per_seed: Sequence[float], lowest: float) -> dict[str, float]:
+    """Standard deviation over the seeds and the mean's t interval, within [lowest, 1]."""
+    values = np.asarray(per_seed, dtype=float)
+    if len(values) < 2:
+        return dict.fromkeys(("seed_sd", "seed_low", "seed_high"), math.nan)
+    sd, mean = float(values.std(ddof=1)), float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
+    return {"seed_sd": sd, "seed_low": max(lowest, mean - half), "seed_high": min(1.0, mean + half)}

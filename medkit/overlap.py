@@ -1,4 +1,5 @@
-"""Duplicates, and evaluation items that stand in training rows: exactly, by 13-grams, or nearly (MinHash)."""
+"""Duplicates, and evaluation items that stand in training rows: as they are, as the same question with other
+options, by 13-grams, or nearly (MinHash)."""
 
 import hashlib
 import re
@@ -12,9 +13,10 @@ from tqdm.auto import tqdm
 
 from medkit.records import PUBMEDQA_OPTIONS, Dialogue, MCQItem
 
-METHODS = ("exact", "13-gram", "near-duplicate")
+METHODS = ("exact", "same question", "13-gram", "near-duplicate")
 NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
 SHINGLE = 3  # words; short, so that one changed word leaves most of a 25-word question's shingles
+QUESTION = 8  # words from which an exam question is its own ("All of the following are true, except" is not)
 NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a near-duplicate
 PERMUTATIONS, BANDS = 128, 32  # bands of 4: a pair at similarity 0.7 becomes a candidate with p = 0.9998
 
@@ -34,11 +36,18 @@ def text_of(record) -> str:
     PubMedQA's options are the same in every item and left out.
     """
     if isinstance(record, MCQItem):
-        options = () if record.options == PUBMEDQA_OPTIONS else record.options
-        return "\n".join(filter(None, (record.context, record.question, *options)))
+        return "\n".join((_stem(record), *_options(record)))
     if isinstance(record, Dialogue):
         return "\n".join(turn.text for turn in record.turns)
     return f"{record.query}\n{record.reference}"
+
+
+def _stem(item: MCQItem) -> str:
+    return f"{item.context}\n{item.question}"
+
+
+def _options(item: MCQItem) -> tuple[str, ...]:
+    return () if item.options == PUBMEDQA_OPTIONS else item.options
 
 
 def content_key(record) -> bytes:
@@ -68,7 +77,7 @@ class Match:
     method: str  # one of METHODS
     train_source: str
     train_id: str
-    # exact: 1; 13-gram: share of the item's different 13-grams that stand in the row;
+    # exact, same question: 1; 13-gram: share of the item's different 13-grams that stand in the row;
     # near-duplicate: Jaccard similarity of the two texts' 3-word shingles.
     score: float
     rows: int  # training rows that match the item by this method
@@ -77,8 +86,11 @@ class Match:
 def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[Match]:
     """Find evaluation items in training rows, one Match per item and method, ordered by item.
 
+    "exact" is the same normalized text, an exam question's options in whatever order; "same question" the
+    same context and question, of QUESTION words or more, with other options.
+
     Only the evaluation side is kept in memory; `train` may be a generator. An item of fewer than 13 words
-    has no 13-gram and can match by the other two methods only. MinHash candidates are checked against the
+    has no 13-gram and can match by the other methods only. MinHash candidates are checked against the
     true similarity, so a near-duplicate below 0.7 is never reported, and one of 0.7 or more is missed with
     a probability of at most 0.0002.
     """
@@ -122,7 +134,7 @@ def counts(matches: Iterable[Match], share: float = 0.5) -> dict[str, dict[str, 
 
 
 class _Index:
-    """The evaluation items, by normalized text, by 13-gram and by MinHash band."""
+    """The evaluation items, by normalized text, by question, by 13-gram and by MinHash band."""
 
     def __init__(self, records: Sequence):
         from datasketch import MinHash, MinHashLSH
@@ -130,14 +142,16 @@ class _Index:
         self.codes = _Codes()
         self.empty_minhash = MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32")
         self.lsh = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))
-        self.exact = defaultdict(list)
+        self.exact, self.questions = defaultdict(list), defaultdict(list)
         self.shingles: list[np.ndarray] = []
         grams = []
         for item, record in enumerate(records):
-            text = normalize(text_of(record))
+            text, unordered, question = _texts(record)
             codes = self._encode(text)
-            if text:
-                self.exact[_digest(text)].append(item)
+            for same in {text, unordered} - {""}:
+                self.exact[_digest(same)].append(item)
+            if question:
+                self.questions[_digest(question)].append(item)
             grams.append(np.unique(_ngrams(codes, NGRAM)))
             self.shingles.append(np.unique(_ngrams(codes, min(SHINGLE, len(codes)))))
             if text:
@@ -150,11 +164,15 @@ class _Index:
 
     def matches(self, record) -> Iterable[tuple[int, str, float]]:
         """(item, method, score) for each item that the training record matches."""
-        text = normalize(text_of(record))
+        text, unordered, question = _texts(record)
         if not text:  # nothing but punctuation: equal to any other such text, and means nothing
             return
-        for item in self.exact.get(_digest(text), ()):
+        exact = {item for same in {text, unordered} for item in self.exact.get(_digest(same), ())}
+        for item in exact:
             yield item, "exact", 1.0
+        for item in self.questions.get(_digest(question), ()) if question else ():
+            if item not in exact:
+                yield item, "same question", 1.0
         codes = self._encode(text)
         for item, shared in self._shared_grams(np.unique(_ngrams(codes, NGRAM))).items():
             yield item, "13-gram", shared / int(self.gram_count[item])
@@ -185,6 +203,17 @@ class _Index:
         minhash = self.empty_minhash.copy()
         minhash.update_batch((shingles >> np.uint64(32)).tolist())  # affine32 takes 32 bits
         return minhash
+
+
+def _texts(record) -> tuple[str, str, str]:
+    """Normalized: the whole text; the same with an exam's options sorted; an exam's context and question, ""
+    where it is too short to be its own."""
+    if not isinstance(record, MCQItem):
+        text = normalize(text_of(record))
+        return text, text, ""
+    stem, options = normalize(_stem(record)), [normalize(option) for option in _options(record)]
+    whole, unordered = (" ".join(filter(None, (stem, *part))) for part in (options, sorted(options)))
+    return whole, unordered, stem if len(stem.split(maxsplit=QUESTION)) >= QUESTION else ""
 
 
 class _Codes(dict):

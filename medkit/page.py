@@ -29,9 +29,14 @@ class Table:
     note: str = ""  # above the table: what its figures must not be taken for
 
     def markdown(self) -> str:
-        grid = self.page.to_markdown(index=False, disable_numparse=True)
         above = f"**{self.note}**\n\n" if self.note else ""
-        return f"# {self.title}\n\n{above}{grid}\n\n{self.text}\n"
+        return f"# {self.title}\n\n{above}{grid(self.page)}\n\n{self.text}\n"
+
+
+def grid(cells: pd.DataFrame) -> str:
+    """Strings as a Markdown table; a bar in a cell (`<|im_start|>`) does not end it."""
+    escaped = cells.map(lambda cell: str(cell).replace("|", r"\|"))
+    return escaped.to_markdown(index=False, disable_numparse=True)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, digits: int) -> str:

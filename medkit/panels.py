@@ -1,4 +1,4 @@
-"""What notebooks 03 and 04 show: a prompt, accuracies, protocols, errors; scores, lengths, style."""
+"""What notebooks 03 and 04 show: a prompt, accuracies, errors; scores, lengths, style."""
 
 import html
 from collections.abc import Sequence
@@ -105,24 +105,6 @@ def clean(summary: dict, without: dict) -> pd.DataFrame:
             row |= {"n": everything["n"], "all": percent(everything), "n without": own["n"]}
             rows.append(row | {"without": percent(own)})
     return pd.DataFrame(rows)
-
-
-def protocols(found: Sequence[dict]) -> pd.DataFrame:
-    """The protocols side by side on the same questions; a letter that could not be read is a wrong answer."""
-    rows = []
-    for one in found:
-        row = {"model": MODELS.get(one["model"], one["model"]), "benchmark": TITLES[one["dataset"]]}
-        row |= {"n": one["n"]}
-        for title, protocol in _PROTOCOLS.items():
-            row[title] = percent(results.plain(statistics.wilson(one["correct"][protocol], one["n"])))
-        row |= {tier: f"{share['share']:.1%}" for tier, share in one["tiers"].items()}
-        row |= {"cut at the limit": f"{one['cut']:.1%}" if "cut" in one else "not kept"}
-        row |= {"first and last letter differ": f"{one['first_last_disagree']:.1%}"}
-        rows.append(row | {"agrees with the letter": f"{one['agreement_with_scored']['generated']:.1%}"})
-    return pd.DataFrame(rows)
-
-
-_PROTOCOLS = {"most likely letter": "scored", "answer in words": "generated", "released rule": "released"}
 
 
 def errors(run: Run, wrong: pd.DataFrame, items: Sequence[MCQItem], show_text: bool) -> pd.DataFrame:

@@ -43,13 +43,19 @@ _BARE = re.compile(
 _LEADING = re.compile(
     rf"{_OPEN}(?:(?:option|choice)\s+)?([A-Za-z])[*_]*([)\].:]|\s[-–—](?=\s))[*_]*(?!\w)\s*", re.IGNORECASE
 )
-# Of a letter or an option that the text goes on to reject: "(C) is incorrect", "Heparin is not right"
+# Of a letter or an option that the text goes on to reject: "(C) is incorrect", "C. Wrong". What comes after
+# "because" is said of something else.
+_NEGATION = r"not|incorrect|wrong|false|unlikely|inappropriate|contraindicated|harmful|dangerous"
 _REJECTED = re.compile(
-    r"^[^.;\n]{0,200}?(?:\b(?:is|are|was|were|seems|looks|would be)\b(?: \w+)? "
-    r"(?:not|incorrect|wrong|false|unlikely|inappropriate|contraindicated)\b|\b(?:is|are|was|were)n['’]t\b)",
+    r"^(?:(?!\b(?:because|since|given|due to|which|while|whereas|unlike)\b)[^.;\n]){0,200}?(?:"
+    rf"\b(?:is|are|was|were|seems|looks|as|(?:would|could|can|may|should) be)\b(?: \w+)? (?:{_NEGATION})\b|"
+    r"\b(?:is|are|was|were|does|do|did|can|could|would|should)n['’]t\b|\bcannot be\b|"
+    r"\b(?:can|could|would|should) not be\b|\b(?:does|do|did) not (?:apply|fit|work|help|match)\b)"
+    r"|^[\s.,;:!?)*_–—-]*(?:actually|wait|incorrect|wrong|false)\b",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"[^.;:!]{1,200}\?|[^.;!?]{1,200}: no\b", re.IGNORECASE)  # "Aspirin?", "Heparin: no"
+_THEN_NO = re.compile(r"^[\s.,;:!?)*_–—-]*no\b", re.IGNORECASE)
+_ASKED = re.compile(r"[^.;:!?\n]{0,200}\?|[^.;!?]{1,200}: no\b", re.IGNORECASE)  # "Aspirin?", "Heparin: no"
 _NO_ANSWER = re.compile(
     r"\b(?:cannot|can not|can['’]t|unable to|not able to|won['’]t|will not)\s+"
     r"(?:\w+ly )?(?:answer|say|tell|determine|decide|choose)\b",
@@ -69,40 +75,52 @@ _PHRASE = re.compile(
 # "it is false that the answer", "Is the answer"
 _DENIED = re.compile(
     r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless)|n['’]t)(?: an?| the)?\s*$"
-    r"|(?:\b(?:not|never|cannot|doubt|deny|unsure|whether|false|unlikely|incorrect)|n['’]t)\b[^.;:!?\n]{0,25}$"
+    r"|(?:\b(?:not|never|cannot|doubt|deny|unsure|whether|if|unless|false|unlikely|incorrect)|n['’]t)\b[^.;:!?\n]{0,25}$"
     r"|(?:^|[.;:!?\n])\s*(?:is|was|could|would|might|may|what|which)\b[^.;:!?\n]{0,12}$",
     re.IGNORECASE,
 )
 _IS_CORRECT = re.compile(
-    r"(?:^|[.;:,!?]\s+|\b(?i:option|choice|letter|thus|so|hence|therefore)[\s,]+)"
-    r"[*_(\"]{0,3}([A-Z])[*_)\".]{0,3} is (?:the |most likely |therefore |thus |clearly |also ){0,3}"
+    r"(?:^|[.;:,!?]\s+|\b(?i:option|choice|letter|thus|so|hence|therefore|but|and|though|while|that)[\s,]+)"
+    r"[*_(\"]{0,3}([A-Z])[*_)\".]{0,3} is (?:(?:the|most likely|therefore|thus|clearly|also|more|most) ){0,3}"
     r"(?:correct|right|best answer|best option|best choice|answer)\b",
     re.MULTILINE,
 )
 # What may come after a letter that is an answer: not "A patient", "C-reactive", "D's", "B12"
 _AFTER = re.compile(
-    r"\s*$|</|\s*[)\]}>,:;!?*_\"”`$|]|\s*\.(?!\w)|'(?!\w)|’(?!\w)|\s+[-–—]\s|\s*\n|"
+    r"\s*$|</|\s*[()\]}>,:;!?*_\"”`$|]|\s*\.(?!\w)|'(?!\w)|’(?!\w)|\s+[-–—]\s|\s*\n|"
     r"\s+(?:because|since|as|which|based|due|given)\b"
 )
 _AND_ANOTHER = re.compile(
-    r"[\s*_)\".]{0,4}(?:,|/|&|\+|\band\b|\bor\b)(?:\s|and\b|or\b)*[*_(\"]{0,3}([A-Z])(?!\w)"
+    r"[\s*_)\".]{0,4}(?:,|;|/|&|\+|\band\b|\bor\b|(?=[(]))(?:\s|and\b|or\b)*[*_(\"]{0,3}([A-Z])(?!\w)"
 )
+_LAST_WORD = re.compile(r"\s*[\w'’-]*$")
 _LINE_END = re.compile(r"[^\w\n]*(?:\n|$)")
+_PIECES = re.compile(r"[.,](?!\d)|:(?!\d)|[;!?()]|\s[-–—]\s")  # a number stays whole: 2.5, 1,500, 2:1
 _GENUS = re.compile(r"\.\s+(?=[a-z])")
 # "A patient": an article, no letter; "A is wrong": a letter
 _ALONE = re.compile(r"(?<![\w'’-])(?!A (?!(?:is|was|and|or|because) )[a-z])([A-Z])(?![\w'’-])")
 
 
-def parse(text: str, item: MCQItem) -> Parsed:
-    """The option that `text`, a model's whole answer, names. Never raises, never guesses."""
+def parse(text: str, item: MCQItem, cut: bool = False) -> Parsed:
+    """The option that `text`, a model's whole answer, names. Never raises, never guesses.
+
+    cut: the answer was ended by its limit of tokens. Its last word may then be half of one ("the answer is
+    a", of "a beta blocker") and is left out, and one that ends in "the answer is" has not answered.
+    """
     text = _plain(text)
     disagree = _first_last_disagree(text, item)
+    if cut:
+        text = _LAST_WORD.sub("", text)
+        if any(phrase.end() == len(text) + 1 for phrase in _PHRASE.finditer(f"{text} X")):
+            return Parsed("", "unparsed", disagree)
     for claims in (_letters(text, item), _options(text, item)):
         if claims:
             letters = {letter for letter, _ in claims}
             if len(letters) > 1:
                 break
-            if claims[0][0] in item.letters:  # else it may be an option's text: blood group O
+            if (
+                claims[0][0] and claims[0][0] in item.letters
+            ):  # else it may be an option's text: blood group O
                 return Parsed(*claims[0], disagree)
     return Parsed("", "unparsed", disagree)
 
@@ -169,7 +187,10 @@ def _letters(text: str, item: MCQItem) -> list[tuple[str, str]]:
     claims = []
     lines = [line for line in text.split("\n") if len(line) < 80]
     bare = [match[1].upper() for line in lines if (match := _BARE.fullmatch(line))]
-    if bare and _BARE.fullmatch(text.split("\n", 1)[0][:80]):
+    first, _, rest = text.partition("\n")
+    if bare and _BARE.fullmatch(first[:80]):
+        if _doubted(rest, _option(bare[0], item)):
+            return []
         claims += [(letter, "letter") for letter in bare]  # each line that is but a letter claims it
     elif opening := _opening_letter(text, item):
         claims.append((opening, "letter"))
@@ -184,7 +205,7 @@ def _opening_letter(text: str, item: MCQItem) -> str:
     letter, rest = opening[1].upper(), text[opening.end() :]
     lettered = (_LEADING.match(line) for line in text.split("\n"))
     others = {match[1].upper() for match in lettered if match} | set(re.findall(r"\s([A-Z])\)", rest))
-    if others - {letter} or _REJECTED.match(rest):
+    if others - {letter} or _doubted(rest, _option(letter, item)):
         return ""
     own = _key(_option(letter, item))
     sentence = opening[2] == "." and opening[1].isupper() and rest[:1].isupper()
@@ -195,7 +216,8 @@ def _phrased(text: str, item: MCQItem) -> Iterator[str]:
     for phrase in _affirmed(text):
         yield from _letters_at(text, phrase.end(), item)
     for match in _IS_CORRECT.finditer(text):
-        yield match[1]
+        if not _denied(text, match.start(1)):
+            yield match[1]
 
 
 def _letters_at(text: str, at: int, item: MCQItem) -> Iterator[str]:
@@ -210,6 +232,9 @@ def _letters_at(text: str, at: int, item: MCQItem) -> Iterator[str]:
         own and _key(text[genus.end() : genus.end() + 500]).startswith(own)
     ):
         return  # "C. difficile", unless the option begins so
+    if _doubted(text[end : end + 1000], _option(letter, item)):
+        yield ""  # a claim that is taken back: another one after it is a change of mind
+        return
     yield letter.upper()
     while joined := _AND_ANOTHER.match(text, end):
         end = joined.end()
@@ -230,8 +255,8 @@ def _options(text: str, item: MCQItem) -> list[tuple[str, str]]:
     for start in [0, *(phrase.end() for phrase in _affirmed(text))]:
         said = text[start : start + reach]
         line = said.split("\n", 1)[0]
-        pieces = [key for part in re.split(r"[.,;:!?()]|\s[-–—]\s", line) if (key := _key(part))]
-        opening = pieces[:2] if pieces[:1] and pieces[0] in keys else []  # two, to see "Aspirin, heparin"
+        pieces = [key for part in _PIECES.split(line) if (key := _key(part))]
+        opening = pieces if pieces[:1] and pieces[0] in keys else []  # all, to see "Aspirin. No, heparin"
         further = [_key(other) for other in said.split("\n")[1:]]  # "yes", and "no" on the next line
         for named in (
             [_key(said)],
@@ -248,13 +273,31 @@ def _options(text: str, item: MCQItem) -> list[tuple[str, str]]:
 
 def _doubtful(line: str) -> bool:
     """Whether a line that opens with an option rejects it, asks for it, or gives no answer."""
-    return bool(_REJECTED.match(line) or _NO_ANSWER.search(line) or _ASKED.match(line))
+    after = _PIECES.split(line, maxsplit=1)[1:]  # "Yes. Actually no"
+    return bool(
+        _REJECTED.match(line)
+        or _NO_ANSWER.search(line)
+        or _ASKED.match(line)
+        or (after and _REJECTED.match(after[0]))
+    )
+
+
+def _doubted(rest: str, option: str = "") -> bool:
+    """Whether what comes after a letter, and its option's text, takes it back or asks for it."""
+    if option:  # whose own "no" denies nothing
+        rest = re.sub(rf"^[^\w\n]*{re.escape(option)}", "", rest, count=1, flags=re.IGNORECASE)
+    return bool(_REJECTED.match(rest) or _THEN_NO.match(rest) or _ASKED.match(rest))
 
 
 def _affirmed(text: str) -> Iterator[re.Match]:
     for phrase in _PHRASE.finditer(text):
-        if not _DENIED.search(text, max(0, phrase.start() - 40), phrase.start()):
+        if not _denied(text, phrase.start()):
             yield phrase
+
+
+def _denied(text: str, at: int) -> bool:
+    """Whether what stands before `at` denies, doubts or asks for what stands there."""
+    return bool(_DENIED.search(text, max(0, at - 40), at))
 
 
 def _key(text: str) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from safetensors import SafetensorError
 
-from medkit import MedkitError, costs, inputs, mixture, preparation, prompts, recipes, sources
+from medkit import MedkitError, costs, inputs, mixture, preparation, recipes, sources
 from medkit import machine as this_machine
 from medkit.findings import Check, PreflightError, as_dict, failed, show, text
 from medkit.row_checks import model, rows
@@ -55,7 +56,9 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
 
 
 def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
-    tokenizer, checks, prepared = _tokenizer(recipe), [], None
+    from medkit import training
+
+    tokenizer, checks, prepared = training.load_tokenizer(recipe.model), [], None
     for stage, records, total, validation in _stages(recipe, loaded, data_dir):
         prepared = preparation.prepare(
             records,
@@ -199,22 +202,6 @@ def _halves(error: MedkitError) -> tuple[str, str]:
     return (thing, mend) if thing else (mend, "")
 
 
-def _tokenizer(recipe):
-    """As training.load sets it up, without the model."""
-    from transformers import AutoTokenizer
-
-    from medkit import training
-
-    folder = training.base_folder(recipe.model.base)
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, revision=None if Path(folder).exists() else recipe.model.revision
-    )
-    if recipe.model.chat_template == "chatml":
-        tokenizer.chat_template = prompts.CHATML
-    training.set_pad_token(tokenizer)
-    return tokenizer
-
-
 def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
     """Every source read as a run would: (a check each, records of the training parts). A folder is read
     whole; of the hub, the first rows."""
@@ -291,5 +278,8 @@ def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    try:
+        net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise training.unreadable(recipe.model.base, error) from None
     return model(net, tokenizer, prepared)

@@ -13,6 +13,7 @@ from decimal import Decimal, InvalidOperation
 import pandas as pd
 
 from medkit import MedkitError, statistics
+from medkit.page import grid
 
 SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # the paper's Table 1, test samples
 TITLES = {"medqa": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
@@ -310,14 +311,13 @@ def _counts(counts: list[int]) -> str:
 def render_audit() -> str:
     """The audit as Markdown: its table, then its sentences."""
     table = pd.DataFrame(_shown(row) for row in audit().itertuples())
-    text = table.to_markdown(index=False, disable_numparse=True)
-    return f"# Published accuracies, audited\n\n{text}\n\n{audit_text()}\n"
+    return f"# Published accuracies, audited\n\n{grid(table)}\n\n{audit_text()}\n"
 
 
 def _shown(row) -> dict[str, str]:
     cells = {"model": _named(row), "benchmark": TITLES[row.benchmark]}
     cells |= {"published": row.published, "n": "", "counts that fit": "", "attainable": "no test run"}
-    cells |= {"95% interval": "", "against its base": "", "base": ""}
+    cells |= {"95% interval": "", "minus its base (unpaired)": "", "base": ""}
     if not pd.isna(row.n):
         fold = f" (or {_counts(row.fold_counts)} of {PUBMEDQA_FOLD})" if row.fold_counts else ""
         cells |= {"n": f"{row.n:,}", "counts that fit": _counts(row.counts) + fold}
@@ -325,6 +325,6 @@ def _shown(row) -> dict[str, str]:
         cells |= {"95% interval": f"{row.low:.1f} to {row.high:.1f}"}
     if isinstance(row.base, str):
         interval = f"{row.difference_low:+.1f} to {row.difference_high:+.1f}"
-        cells |= {"against its base": f"{row.difference:+.2f} ({interval})", "base": row.base}
+        cells |= {"minus its base (unpaired)": f"{row.difference:+.2f} ({interval})", "base": row.base}
     read = "first-hand" if row.first_hand else "transcribed"
     return cells | {"protocol": row.protocol, "source": row.source, "read": read}

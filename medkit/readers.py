@@ -29,8 +29,11 @@ def data_files(folder: Path) -> list[Path]:
 
 def digest(path: Path) -> str:
     """SHA-256 of the file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path.name, error) from None
 
 
 def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
@@ -52,9 +55,15 @@ def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
     except UnicodeDecodeError:
         raise SourceError(f"{name}, {_not_utf8(path)}; save the file as UTF-8") from None
     except OSError as error:
-        raise SourceError(f"{name}: cannot be read ({error.strerror or error})") from None
+        raise _unreadable(name, error) from None
+    except csv.Error as error:
+        raise SourceError(f"{name}: expected comma-separated cells, found {error}") from None
     if empty:
         raise SourceError(f"{name}: expected rows, found an empty file")
+
+
+def _unreadable(name: str, error: OSError) -> SourceError:
+    return SourceError(f"{name}: cannot be read ({error.strerror or error})")
 
 
 def _json(path: Path, name: str) -> Iterator[tuple[str, object]]:
@@ -83,7 +92,7 @@ def _is_json_lines(first: str) -> bool:
     """Whether a .json file whose first line is `first` holds one row a line."""
     try:
         row = json.loads(first)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     # One line holding an object of objects is a keyed document written without line breaks.
     return isinstance(row, dict) and not (row and all(isinstance(value, dict) for value in row.values()))
@@ -101,6 +110,10 @@ def _parse(text: str, name: str, line: int = 0) -> object:
     except RecursionError:
         raise SourceError(
             f"{name}, line {line or 1}: expected a row, found brackets nested too deep"
+        ) from None
+    except ValueError:  # Python reads whole numbers of up to 4,300 digits
+        raise SourceError(
+            f"{name}, line {line or 1}: expected a row, found a number of too many digits"
         ) from None
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medkit import MedkitError, costs, machine, outcomes, published, recipes, results, sources
-from medkit.page import percent
+from medkit import MedkitError, costs, machine, outcomes, published, recipes, results
+from medkit.page import grid, percent
 
 README = machine.CHECKOUT / "README.md"
 NAMES = {"base": "SmolLM2-135M-Instruct, 4 bit", "med-mix": "Med-Mix (after stage 1)"}
@@ -39,7 +39,7 @@ def headline(run: Path) -> str:
     for name, share in blind.items():
         shares = (f"{100 * share(summary['datasets'][dataset]):.1f}" for dataset in COLUMNS)
         rows.append({"model": name, **dict(zip(titles, shares, strict=True))})
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return grid(pd.DataFrame(rows))
 
 
 def untrained(run: Path) -> str:
@@ -54,7 +54,7 @@ def untrained(run: Path) -> str:
             | {"always the most frequent answer": f"{100 * of['majority']['share']:.1f}"}
             | {"the model says": f"{own['usual']['letter']} in {own['usual']['share']:.1%}"}
         )
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return grid(pd.DataFrame(rows))
 
 
 def cost(run: Path) -> str:
@@ -71,7 +71,7 @@ def cost(run: Path) -> str:
     total = sum(one["seconds"] for one in info["notebooks"].values())
     peak = max(one["peak_memory_gb"] for one in info["notebooks"].values())
     rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GB": f"{peak:.2f}"})
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    table = grid(pd.DataFrame(rows))
     return f"{table}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
 
 
@@ -86,7 +86,7 @@ def measured(folder: Path) -> str:
             rows.append({"what": what, "found": tell(line), "machine": machine_name})
         else:
             rows.append({"what": what, "found": "not measured", "machine": ""})
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return grid(pd.DataFrame(rows))
 
 
 def _beside_trl(b: dict) -> str:
@@ -146,46 +146,30 @@ def full(_: Path) -> str:
     """Hours, GPU memory and disk of the 8B recipes on an H100, by the arithmetic of `medkit check`."""
     h100 = {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cores": 1}
     lengths = json.loads((machine.CHECKOUT / "benchmarks" / "token_lengths.json").read_text(encoding="utf-8"))
-    exams = {name: sources.SOURCES[name].parts["train"].rows for name in sources.EXAMS}
     rows = []
     for recipe in map(recipes.get, ("recommended", "paper", "as_released")):
-        of = {
-            name: np.mean([pair[0] for pair in lengths[recipe.model.chat_template][name]])
-            for name in lengths["own"]
+        mean = {
+            name: np.mean([row[0] for row in of]) for name, of in lengths[recipe.model.chat_template].items()
         }
-        stage1 = sum(exams.values())
-        mean = sum(of[name] * count for name, count in exams.items()) / stage1
-        held_out, replay = recipe.data.validation_share, recipe.dmt.replay_share
-        talks = recipe.dmt.notechat_train
-        tokens = {
-            "stage1": (1 - held_out) * stage1 * mean,
-            "stage2": talks * (of["notechat"] + replay * mean),
-        }
-        counts = {
-            "stage1": ((1 - held_out) * stage1, held_out * stage1),
-            "stage2": (talks * (1 + replay), recipe.dmt.notechat_validation * (1 + replay)),
-        }
-        disk = sum(costs.disk(costs.LLAMA_8B, recipe, 1.1 * sum(tokens.values())).values())
-        for stage, (train, validation) in counts.items():
-            made = costs.plan(
-                recipe, stage, costs.LLAMA_8B, round(train), tokens[stage], round(validation), h100
-            )
+        plans = {stage: costs.full_plan(recipe, stage, mean, h100) for stage in ("stage1", "stage2")}
+        tokens = sum(made.tokens for made in plans.values())
+        disk = sum(costs.disk(costs.LLAMA_8B, recipe, 1.1 * tokens).values())
+        for stage, made in plans.items():
             memory = sum(costs.memory(costs.LLAMA_8B, recipe, getattr(recipe, stage), gpu=True).values())
             rows.append(
                 {
                     "recipe": recipe.name,
                     "stage": stage[-1],
-                    "rows": f"{train:,.0f}",
+                    "rows": f"{sum(costs.full_rows(recipe, stage).values()):,.0f}",
                     "steps": f"{made.steps:,}",
-                }
-                | {
                     "tokens": f"{made.tokens / 1e6:.0f}M",
                     "hours": f"{made.hours:.1f}",
                     "hours rest on": made.basis,
+                    "GPU memory, at most": f"{memory:.0f} GB",
+                    "disk": f"{disk:.0f} GB",
                 }
-                | {"GPU memory, at most": f"{memory:.0f} GB", "disk": f"{disk:.0f} GB"}
             )
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return grid(pd.DataFrame(rows))
 
 
 BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}

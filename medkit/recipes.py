@@ -154,20 +154,16 @@ class DmtSpec:
 @dataclass(frozen=True)
 class McqSpec:
     rows: int = 0  # questions per benchmark, the first by file order; 0 = all
-    generated_rows: int = 200  # questions per benchmark that are answered in words too; 0 = none
+    generated_rows: int = 200  # questions per benchmark answered in words too, in two ways; 0 = none
     max_new_tokens: int = 32
-    temperature: float = 0.0  # 0 = greedy; the released notebooks sample at the model's default
-    top_p: float = 1.0  # of sampled answers: the most likely tokens that together have this probability
     prefix_cache: bool = True  # compute the shared instruction once
     max_batch_tokens: int = 8192
 
     def __post_init__(self):
-        for name in ("rows", "generated_rows", "temperature"):
+        for name in ("rows", "generated_rows"):
             _at_least(f"mcq.{name}", getattr(self, name), 0)
         for name in ("max_new_tokens", "max_batch_tokens"):
             _at_least(f"mcq.{name}", getattr(self, name), 1)
-        if not 0 < self.top_p <= 1:
-            raise RecipeError(f"mcq.top_p is {self.top_p}; it must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -258,7 +254,7 @@ PRESETS = {
             stage2=_RELEASED_STAGE,
             dmt=DmtSpec(handover="merge"),
             # every question of every benchmark in words: the letter was not what they scored by
-            mcq=McqSpec(generated_rows=4183, max_new_tokens=128, temperature=0.6, top_p=0.9),
+            mcq=McqSpec(generated_rows=4183, max_new_tokens=128),
         ),
         Recipe(
             name="recommended",

@@ -104,9 +104,9 @@ def _versions(run: Run) -> str:
     return f"Made in parts, under different code or libraries: commits {', '.join(commits)}."
 
 
-def with_seeds(run: Run, others: str) -> pd.DataFrame | None:
-    """The run and `others`, run names separated by commas, folded into one row per model and benchmark
-    (outcomes.fold_seeds), in percent; None without others.
+def with_seeds(run: Run, others: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The run and `others`, run names separated by commas, folded: (outcomes.fold_seeds,
+    outcomes.fold_differences), in percent; None without others. The base is the run's: nothing trained it.
 
     Raises ReportError where another run differs in anything but the stages' seeds, or in none of them.
     """
@@ -127,13 +127,23 @@ def with_seeds(run: Run, others: str) -> pd.DataFrame | None:
         if _seeds(info) in seen:
             raise ReportError(f"{results.shown(place)} has the seeds of a run that is in already")
         seen.add(_seeds(info))
-        parts.append(outcomes.read_items(place).assign(seed=number))
+        items = outcomes.read_items(place).assign(seed=number)
+        parts.append(items[items["model"] != "base"])
     if not names:
         return None
-    folded = outcomes.fold_seeds(pd.concat(parts))
-    shares = ["accuracy", "low", "high", "seed_sd", "seed_low", "seed_high"]
-    folded[shares] = (100 * folded[shares]).round(1)
-    return folded
+    items = pd.concat(parts)
+    return _percent(outcomes.fold_seeds(items)), _percent(outcomes.fold_differences(items))
+
+
+def write_seeds(run: Run, folded: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """tables/seeds.csv and tables/seed_differences.csv."""
+    for name, table in zip(("seeds", "seed_differences"), folded, strict=True):
+        results.write_csv(run.folder / "tables" / f"{name}.csv", table)
+
+
+def _percent(folded: pd.DataFrame) -> pd.DataFrame:
+    shares = folded.select_dtypes("float").columns
+    return folded.assign(**(100 * folded[shares]).round(1))
 
 
 def _seeds(info: dict) -> tuple[int, int]:

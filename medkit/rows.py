@@ -95,27 +95,38 @@ def _medqa_item(id: str, question: str, options: tuple[str, ...], answer: str, g
     return item
 
 
+class CopError(ValueError):
+    """A `cop` column whose convention cannot be told; `value`: the one that stands against it, if any."""
+
+    def __init__(self, message: str, value: object = None):
+        super().__init__(message)
+        self.value = value
+
+
 def cop_base(values: Counter) -> int:
     """What `cop` counts from, 0 (hub) or 1 (original files), judged from all values of one file.
 
-    `values` counts each value of the column. Raises ValueError where the values are mixed, withheld
-    (-1), or too few to tell.
+    `values` counts each value of the column. Raises CopError where the values are mixed, withheld (-1), or
+    too few to tell.
     """
     known = {value for value in values if isinstance(value, int) and 0 <= value <= 4}
     if -1 in values:
-        raise ValueError(
+        raise CopError(
             f"expected cop 0-3 or 1-4, found -1 in {values[-1]} rows: the test answers are not public; "
-            "use the validation file"
+            "use the validation file",
+            -1,
         )
     if odd := [value for value in values if value not in known]:
-        raise ValueError(f"expected cop 0-3 or 1-4, found {odd[0]!r}")
+        raise CopError(f"expected cop 0-3 or 1-4, found {odd[0]!r}", odd[0])
     if {0, 4} <= known:
-        raise ValueError(
+        later = [value for value in values if value in (0, 4)][1]  # a Counter keeps the order of appearance
+        raise CopError(
             f"expected one cop convention in the file, found both 0 ({values[0]} rows) and 4 ({values[4]} "
-            "rows); separate the hub's rows (0-3) from the original ones (1-4)"
+            "rows); separate the hub's rows (0-3) from the original ones (1-4)",
+            later,
         )
     if not {0, 4} & known:
-        raise ValueError(
+        raise CopError(
             f"expected cop to reach 0 (hub, 0-3) or 4 (original, 1-4), found only {sorted(known)}: the "
             "convention cannot be told; use a larger piece of the file"
         )
@@ -126,11 +137,13 @@ def medmcqa(base: int) -> Callable[[dict, str, Counter], MCQItem]:
     """The converter for a file whose `cop` counts from `base`. `exp` holds the answer and is never read."""
 
     def convert(row: dict, id: str, notes: Counter) -> MCQItem:
+        if row.get("ope") not in (None, ""):
+            raise ValueError("expected the four options opa to opd, found a fifth (ope)")
+        subject = row.get("subject_name")
         options = tuple(_option(row[column]) for column in ("opa", "opb", "opc", "opd"))
         answer = LETTERS[whole_number(row["cop"]) - base]
-        item = MCQItem(
-            id, "medmcqa", text(row, "question"), options, answer, group=row.get("subject_name") or ""
-        )
+        group = subject if isinstance(subject, str) else ""
+        item = MCQItem(id, "medmcqa", text(row, "question"), options, answer, group=group)
         if item.repeats_an_option:
             notes["rows that repeat an option's text"] += 1
             gold = options[LETTERS.index(answer)].lower()
@@ -175,7 +188,8 @@ def _pubmedqa_item(row: dict, id: str, question: str, contexts: list) -> MCQItem
 def notechat(row: dict, id: str, notes: Counter) -> Dialogue:
     """Columns conversation and data, the note, which is mostly empty."""
     turns, changed = turns_of(text(row, "conversation"))
-    dialogue = Dialogue(id, "notechat", turns, (row.get("data") or "").strip())
+    note = "" if row.get("data") is None else text(row, "data")
+    dialogue = Dialogue(id, "notechat", turns, note)
     notes.update(changed)
     notes["rows without a note"] += not dialogue.note
     return dialogue
@@ -218,13 +232,18 @@ def whole_number(value: object) -> object:
 
 
 def _option(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    """An option's text; a number is one (1.5 mg), a struct or a list is not."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise RecordError("option is not text", type(value).__name__)
+    return str(value).strip()
 
 
 def _cell_of_json(cell: str) -> object:
     try:
         return json.loads(cell)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise ValueError(
             f"expected JSON in the cell, found {cell[:60]!r}; use JSON Lines or Parquet"
         ) from None

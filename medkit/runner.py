@@ -44,19 +44,36 @@ _EVALUATION = ("run_dir", "data_dir")
 _ADAPTERS = ("stage1/adapter", "stage2/adapter", "stage2_noreplay/adapter")
 _EXAMS_TRAIN = tuple(f"{name} train" for name in sources.EXAMS)
 _EXAMS_EVAL = tuple(f"{name} eval" for name in sources.EXAMS)
-_STAGE2 = {"takes": _TRAINING, "needs": _ADAPTERS[:1], "reads": (*_EXAMS_TRAIN, "notechat train")}
+_CASES = ("icliniq eval", "healthcaremagic eval")
+_ROWS2 = (*_EXAMS_TRAIN, "notechat train")
+_STAGE2 = {"takes": _TRAINING, "needs": _ADAPTERS[:1]}
 
 NOTEBOOKS = (
     Step("01", "01_stage1", _TRAINING, reads=_EXAMS_TRAIN + _EXAMS_EVAL, writes=_ADAPTERS[:1]),
-    Step("02", "02_stage2", **_STAGE2, fixed={"replay": True}, writes=_ADAPTERS[1:2]),
-    Step("02", "02_stage2", **_STAGE2, fixed={"replay": False}, writes=_ADAPTERS[2:], suffix="_noreplay"),
+    Step(
+        "02",
+        "02_stage2",
+        **_STAGE2,
+        fixed={"replay": True},
+        reads=_ROWS2 + _EXAMS_EVAL + _CASES,  # what evaluates it is looked for in what trains it
+        writes=_ADAPTERS[1:2],
+    ),
+    Step(
+        "02",
+        "02_stage2",
+        **_STAGE2,
+        fixed={"replay": False},
+        reads=_ROWS2,
+        writes=_ADAPTERS[2:],
+        suffix="_noreplay",
+    ),
     Step("03", "03_mcq_eval", _EVALUATION, needs=_ADAPTERS, reads=_EXAMS_EVAL, writes=("mcq/summary.json",)),
     Step(
         "04",
         "04_consumer_eval",
         _EVALUATION,
         needs=_ADAPTERS[1:2],
-        reads=("icliniq eval", "healthcaremagic eval"),
+        reads=_CASES,
         writes=("consumer/summary.json",),
     ),
     Step("05", "05_report", ("run_dir",), needs=("mcq/summary.json", "consumer/summary.json")),

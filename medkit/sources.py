@@ -100,7 +100,7 @@ MEDMCQA = Source(
             ("question", "opa", "opb", "opc", "opd", "cop"),
             rows.medmcqa,
             own_id="id",
-            also=("subject_name",),
+            also=("subject_name", "ope"),
         ),
     ),
 )
@@ -193,6 +193,7 @@ class Loaded:
     origin: str = ""
     files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256, or hub id -> commit
     notes: Counter = field(default_factory=Counter)  # what was changed or is odd in rows that were kept
+    example: tuple[dict, object] | None = None  # the first row that was kept, as read and as a record
 
 
 def load(
@@ -275,6 +276,7 @@ def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progres
         except ValueError as error:
             raise SourceError(f"{file.name}, {place}: {error}") from None
         else:
+            loaded.example = loaded.example or (row, record)
             yield record
 
 
@@ -303,10 +305,12 @@ def _converter(source: Source, file: RawFile):
     if form.convert is not rows.medmcqa:
         return form, form.convert, slim
     kept = list(slim)  # cop's convention is the whole file's, so the whole file is looked at first
+    values = [rows.whole_number(row.get("cop")) for _, row in kept]
     try:
-        base = rows.cop_base(Counter(rows.whole_number(row.get("cop")) for _, row in kept))
-    except ValueError as error:
-        raise SourceError(f"{file.name}: {error}") from None
+        base = rows.cop_base(Counter(values))
+    except rows.CopError as error:
+        place = f", {kept[values.index(error.value)][0]}" if error.value in values else ""
+        raise SourceError(f"{file.name}{place}: {error}") from None
     return form, rows.medmcqa(base), kept
 
 

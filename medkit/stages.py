@@ -4,7 +4,7 @@ import functools
 import json
 import tempfile
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -46,7 +46,6 @@ def describe_stage1(train: dict, evaluation: dict, mixed: mixture.Stage1, matche
     described = {
         name: {"train": _described(train[name]), "eval": _described(evaluation[name])} for name in train
     }
-    found = overlap.contaminated(matches)
     return {
         "sources": described,
         "stage1": {
@@ -56,11 +55,23 @@ def describe_stage1(train: dict, evaluation: dict, mixed: mixture.Stage1, matche
             "validation": len(mixed.validation),
             "seed": mixed.seed,
         },
-        "overlap": {
-            "counts": overlap.counts(matches),
-            "contaminated": sorted(f"{source}/{item}" for source, item in found),
-        },
+        "overlap": _found(matches),
     }
+
+
+def _found(matches: list) -> dict:
+    found = overlap.contaminated(matches)
+    return {
+        "counts": overlap.counts(matches),
+        "contaminated": sorted(f"{source}/{item}" for source, item in found),
+    }
+
+
+def write_overlap(run: Run, stage: str, matches: list) -> None:
+    """data/overlap_STAGE.csv: every evaluation item found in the stage's training rows, how, and where."""
+    columns = [field.name for field in fields(overlap.Match)]
+    rows = pd.DataFrame([asdict(match) for match in matches], columns=columns)
+    results.write_csv(run.folder / "data" / f"overlap_{stage}.csv", rows)
 
 
 def _described(loaded: sources.Loaded) -> dict:
@@ -101,23 +112,35 @@ def tokenize(run: Run, stage: str, tokenizer, records: list):
     )
 
 
+def evaluated_in_training(
+    split: mixture.Dialogues, first: mixture.Stage1, questions: list, queries: list
+) -> tuple[list, list]:
+    """Matches (overlap.find) of what evaluates stage 2 in what it has been trained on, besides those of
+    notebook 01: exam questions and patients' queries in the consultations, and the queries in stage 1's rows;
+    and, apart, of the consultations that validate in those that train."""
+    found = overlap.find(split.train, [*questions, *queries, *split.validation])
+    validation = [match for match in found if match.eval_source == "notechat"]
+    others = [match for match in found if match.eval_source != "notechat"]
+    return others + overlap.find(first.records, queries), validation
+
+
 def describe_stage2(
-    loaded: sources.Loaded, split: mixture.Dialogues, drawn: mixture.Replay, first: mixture.Stage1, rows
+    loaded: sources.Loaded,
+    split: mixture.Dialogues,
+    drawn: mixture.Replay,
+    first: mixture.Stage1,
+    rows,
+    matches: list,
+    validation_matches: list,
 ) -> dict:
-    """The manifest's stage2: counts, duplicates, every replayed row's id, and replay's share three ways.
+    """The manifest's stage2: counts, duplicates, every replayed row's id, and replay's share three ways; with
+    the two lists of `evaluated_in_training`.
 
     Duplicates three ways: files of the same bytes, conversations of the same text, and validation
     conversations found in training ones as evaluation items are (overlap.find).
-
-    `rows`: the tokenized training rows, conversations first. With the loss on answers a replayed exam row
-    brings two supervised tokens and a conversation some hundreds, so that a quarter of the rows can be a
-    hundredth of what is learned from.
     """
     groups = overlap.duplicates(loaded.records)
-    matches = overlap.find(split.train, split.validation)
     same_bytes = Counter(loaded.files.values())
-    start = len(split.train)
-    tokens, supervised = rows["length"], rows["supervised"]
     return {
         "notechat": {
             "rows": split.rows,
@@ -130,19 +153,32 @@ def describe_stage2(
             "files": loaded.files,
             "files_of_the_same_bytes": sum(n for n in same_bytes.values() if n > 1),
             "duplicate_groups": {"groups": len(groups), "rows": sum(map(len, groups)), "first": groups[:20]},
-            "validation_found_in_train": overlap.counts(matches).get("notechat", {}),
+            "validation_found_in_train": overlap.counts(validation_matches).get("notechat", {}),
         },
         "replay": {
             "train": len(drawn.train),
             "validation": len(drawn.validation),
-            "rows_per_stage2_row": len(drawn.train) / start,
-            "share_of_stage1": len(drawn.train) / len(first.train),
-            "share_of_rows": len(drawn.train) / len(rows),
-            "share_of_tokens": sum(tokens[start:]) / sum(tokens),
-            "share_of_supervised_tokens": sum(supervised[start:]) / sum(supervised),
+            **replay_shares(split, drawn, first, rows),
             "train_ids": drawn.ids(drawn.train),
             "validation_ids": drawn.ids(drawn.validation),
         },
+        "overlap": _found(matches),
+    }
+
+
+def replay_shares(split: mixture.Dialogues, drawn: mixture.Replay, first: mixture.Stage1, rows) -> dict:
+    """What share of what the replay is. `rows`: the tokenized training rows, conversations first.
+
+    With the loss on answers a replayed exam row brings two supervised tokens and a conversation some
+    hundreds, so that a quarter of the rows can be a hundredth of what is learned from.
+    """
+    start, tokens, supervised = len(split.train), rows["length"], rows["supervised"]
+    return {
+        "rows_per_stage2_row": len(drawn.train) / start,
+        "share_of_stage1": len(drawn.train) / len(first.train),
+        "share_of_rows": len(drawn.train) / len(rows),
+        "share_of_tokens": sum(tokens[start:]) / sum(tokens),
+        "share_of_supervised_tokens": sum(supervised[start:]) / sum(supervised),
     }
 
 
@@ -165,6 +201,7 @@ def load_for_stage(run: Run, stage: str):
         results.require(run.folder, ["stage1/merged/config.json"])
         wanted = replace(wanted, base=str(run.folder / "stage1" / "merged"))
     model, tokenizer = training.load(wanted, gradient_checkpointing=spec.gradient_checkpointing)
+    run.use_data({"base model": training.base_identity(recipe.model)})
     model = training.attach_lora(
         model, recipe.lora, seed=spec.seed, gradient_checkpointing=spec.gradient_checkpointing
     )

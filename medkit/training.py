@@ -4,7 +4,6 @@ The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
 """
 
 import atexit
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medkit import MedkitError, prompts
+from safetensors import SafetensorError
+
+from medkit import MedkitError, identities, prompts
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
@@ -33,6 +34,7 @@ def unsloth():
         compiled = tempfile.mkdtemp(prefix="medkit-unsloth-")
         atexit.register(shutil.rmtree, compiled, ignore_errors=True)
         os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.abspath(os.environ["UNSLOTH_COMPILE_LOCATION"])
     import unsloth
 
     return unsloth
@@ -78,17 +80,41 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
             load_in_4bit=model.load_in_4bit,
             revision=None if Path(name).exists() else model.revision,
             use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+            use_safetensors=True,
+            use_exact_model_name=True,  # and not a repository that Unsloth keeps in its place
         )
-    except OSError as error:
-        first = str(error).strip().splitlines()[0]
-        raise TrainingError(
-            f"model {model.base} cannot be loaded ({first}); check the name and the network, or give a folder"
-        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise unreadable(model.base, error) from None
     if model.chat_template == "chatml":
         tokenizer.chat_template = prompts.CHATML
     set_pad_token(tokenizer)
     net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer
+
+
+def load_tokenizer(model: ModelSpec):
+    """The tokenizer as `load` leaves it, without the model; TrainingError where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    name = base_folder(model.base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=None if Path(name).exists() else model.revision
+        )
+    except (OSError, ValueError) as error:
+        raise unreadable(model.base, error) from None
+    if model.chat_template == "chatml":
+        tokenizer.chat_template = prompts.CHATML
+    set_pad_token(tokenizer)
+    return tokenizer
+
+
+def unreadable(base: str, error: BaseException) -> TrainingError:
+    """What to raise where a library could not read a base."""
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return TrainingError(
+        f"model {base} cannot be loaded ({first}); check the name and the network, or give a whole folder"
+    )
 
 
 def set_pad_token(tokenizer) -> None:
@@ -124,15 +150,8 @@ def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: boo
 
 
 def base_identity(model: ModelSpec) -> str:
-    """What the base's weights are known by: a folder's weight files' hash, else hub id and revision."""
-    folder = Path(base_folder(model.base))
-    if not folder.is_dir():
-        return f"{model.base}@{model.revision}"
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    return digest.hexdigest()[:16]
+    """What a base that has been loaded is known by (identities.of_base)."""
+    return identities.of_base(base_folder(model.base), model.revision)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -218,7 +237,7 @@ def _merge_on_cpu(model, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     name = model.get_base_model().config._name_or_path
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16, use_safetensors=True)
     if getattr(base, "is_quantized", False):
         raise TrainingError(
             f"{name} holds 4-bit weights, which merge on a GPU only; set dmt.handover=continue"

@@ -8,6 +8,7 @@ from IPython.display import HTML
 from medkit import prompts, recipes
 from medkit.records import MCQItem
 from medkit.runs import Run
+from medkit.sources import Loaded
 
 HIDDEN = "not shown: a row of a data set (show_text shows it)"
 
@@ -43,18 +44,46 @@ def sources(run: Run, train: dict, evaluation: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["source", "part"])
 
 
+def duplicates(stage2: dict) -> pd.Series:
+    """What stands twice in NoteChat, from the manifest's stage2."""
+    found = stage2["notechat"]
+    groups = found["duplicate_groups"]
+    counts = {
+        "files": len(found["files"]),
+        "files of the same bytes": found["files_of_the_same_bytes"],
+        "conversations that repeat another": groups["rows"] - groups["groups"],
+    }
+    for how, count in found["validation_found_in_train"].items():
+        counts[f"validation rows found in training: {how}"] = count
+    return pd.Series(counts, name="duplicates")
+
+
+def found_in_training(part: dict) -> pd.DataFrame:
+    """Evaluation items found in training rows by source and method, and how many of them count as known;
+    from a part of the manifest with `overlap`."""
+    counts = pd.DataFrame(part["overlap"]["counts"]).T.fillna(0).astype(int)
+    known = pd.Series([name.split("/", 1)[0] for name in part["overlap"]["contaminated"]], dtype=str)
+    return counts.assign(**{"known": known.value_counts().reindex(counts.index, fill_value=0)})
+
+
 def may_show(run: Run, show_text: bool) -> bool:
     """The built-in corpus may be printed; a data set's rows only where the reader asks for it."""
     return show_text or run.info["data"]["origin"] == "builtin"
 
 
-def record(run: Run, one, show_text: bool) -> HTML:
-    """A record beside the chat it becomes."""
+def record(run: Run, loaded: Loaded, show_text: bool) -> HTML:
+    """The source's first row: as it was read, the record it became, and the chat made of that."""
     if not may_show(run, show_text):
         return HTML(f"<p>{HIDDEN}</p>")
+    row, one = loaded.example
     turns = prompts.messages(one, run.recipe.data.mcq_target)
     chat = "".join(f"<p><b>{turn['role']}</b><br>{_escaped(turn['content'])}</p>" for turn in turns)
-    return HTML(_columns({"record": f"<code>{_escaped(repr(one))}</code>", "chat": chat}))
+    read = "".join(
+        f"<p><b>{_escaped(str(name))}</b><br>{_escaped(str(cell))}</p>" for name, cell in row.items()
+    )
+    return HTML(
+        _columns({"row as read": read, "record": f"<code>{_escaped(repr(one))}</code>", "chat": chat})
+    )
 
 
 def tokens(run: Run, tokenizer, row: dict, show_text: bool) -> HTML:
@@ -95,15 +124,18 @@ def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
     return answers[0][0]
 
 
-def before_and_after(item: MCQItem, before: str, after: str) -> pd.DataFrame:
-    """The two answers to one question, and the right one."""
+def before_and_after(run: Run, item: MCQItem, before: str, after: str, show_text: bool) -> pd.DataFrame:
+    """The two answers to one question, and the right one; an answer can repeat its question, so that it is
+    shown where the question may be."""
+    if not may_show(run, show_text):
+        before, after = (f"{len(text.split())} words, not shown" for text in (before, after))
     rows = {"base model": before, "after stage 1": after, "right answer": item.answer}
     return pd.DataFrame({"answer": rows})
 
 
 def _columns(parts: dict[str, str]) -> str:
     heads = "".join(f"<th style='text-align:left'>{name}</th>" for name in parts)
-    cell = "<td style='text-align:left;vertical-align:top;width:50%'>{}</td>"
+    cell = f"<td style='text-align:left;vertical-align:top;width:{100 // len(parts)}%'>{{}}</td>"
     return f"<table><tr>{heads}</tr><tr>{''.join(cell.format(part) for part in parts.values())}</tr></table>"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from medkit import exams, mcq, outcomes, panels, results, runs
+from medkit import exams, generation, mcq, outcomes, panels, protocol_table, results, runs
 from medkit.lineup import Active
 from medkit.records import MCQItem
 from medkit.results import ResultsError
@@ -77,9 +77,54 @@ def test_no_question_answered_in_words_is_no_protocol(monkeypatch, tmp_path, tin
 
 def test_released_prompts_end_their_question_with_answer(run, tiny_llama):
     chat = exams.prompts.ChatFormat.from_tokenizer(tiny_llama[1])
-    plain, released = (exams._question(chat, item(1), kind) for kind in (False, True))
+    plain, released = (exams._question(chat, item(1), end) for end in ("", "\nAnswer:"))
     assert "\nAnswer:" in released and released.replace("\nAnswer:", "") == plain
-    assert not exams.released_protocol(run)
+
+
+def test_the_released_protocol_is_asked_for_and_read_in_its_own_way(run, tiny_llama, monkeypatch):
+    """Greedily the model says "C", which the rule of the notebooks could not read; sampled, it is "Answer:
+    C", right in question 1 and wrong in 2."""
+    asked = []
+
+    def generate(model, tokenizer, ids, **settings):
+        asked.append(settings | {"prompts": [tokenizer.decode(one) for one in ids]})
+        text = "Answer: C" if "temperature" in settings else "C"
+        return [[generation.Answer(text, "stopped", 1)] for _ in ids]
+
+    monkeypatch.setattr(exams.generation, "generate_answers", generate)
+    items = [item(1, answer="C"), item(2, answer="B")]
+    words = exams.answer_in_words(run, Active("base", *tiny_llama, "x"), items)
+    greedy, sampled = asked
+    assert greedy["max_new_tokens"] == 4 and "temperature" not in greedy
+    assert {key: sampled[key] for key in exams.RELEASED} == exams.RELEASED
+    assert all("\nAnswer:" in one for one in sampled["prompts"])
+    assert words["letter"].tolist() == words["released"].tolist() == ["C", "C"]
+    (found,) = exams.protocols(items, letters_of("base", items, "AB"), words)
+    # by letter 2 is right, in words and as released 1: one each only the one and only the other has right
+    assert found["correct"] == {"scored": 1, "generated": 1, "released": 1}
+    released = found["minus_scored"]["released"]
+    assert (released["difference"], released["first_only"], released["second_only"]) == (0, 1, 1)
+    page = protocol_table.page([found]).iloc[0]
+    assert page["as released"].startswith("50.0 [") and page["as released minus letter"].startswith("0.0 [")
+    assert "Told apart: none" in protocol_table.told_apart([found])
+
+
+def test_a_protocol_that_loses_every_question_is_told_apart(tmp_path):
+    """20 questions right by letter, unreadable by the rule: exact McNemar p = 2 / 2^20, doubled by Holm."""
+    items = [item(i) for i in range(20)]
+    words = pd.DataFrame(
+        {"model": "base", "dataset": "medqa", "item_id": one.id, "gold": "A", "letter": "A", "tier": "letter"}
+        | {"first_last_disagree": False, "finish": "cut", "released": ""}
+        for one in items
+    )
+    found = exams.protocols(items, letters_of("base", items, "A" * 20), words)
+    results.write_json(tmp_path / "mcq/summary.json", {"protocols": found})
+    table = protocol_table.protocols(tmp_path)
+    assert "base on MedQA, as released (-100.0 points; corrected p = 3.8e-06)" in table.text
+    figures = table.figures.set_index("protocol")
+    assert figures["percent"].tolist() == [100, 100, 0] and figures["unparsed"].tolist() == [0, 0, 20]
+    assert figures.loc["as released", "minus_letter"] == -100
+    assert table.page.loc[0, "cut at the limit"] == "100.0" and "| 0.0 [0.0, 16.1]" in table.markdown()
 
 
 def test_scores_without_contaminated_questions(run):

@@ -1,7 +1,6 @@
 """Letter scoring on a tiny random Llama: against one plain pass a question, and where it must refuse."""
 
 import copy
-import json
 import math
 
 import pytest
@@ -422,33 +421,6 @@ def test_a_spoilt_line_is_computed_again(tiny_llama, tmp_path):
     store.write_text("\n".join(["[]", "not json", '{"key": 1}', *lines[1:]]) + "\n")
     second = mcq.score(*tiny_llama, ITEMS[:4], **options)
     assert second.report["from_store"] == 3 and second.outcomes == first.outcomes
-
-
-def test_identity_of_a_model(tiny_llama_folder, tmp_path):
-    import shutil
-
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_llama_folder, folder)
-    original = mcq.identity(folder)
-    assert original == mcq.identity(tiny_llama_folder) == mcq.identity(str(folder))  # content, not place
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
-    (adapter / "adapter_model.safetensors").write_bytes(b"1")
-    with_adapter = mcq.identity(folder, adapter)
-    (adapter / "adapter_model.safetensors").write_bytes(b"2")
-    assert len({original, with_adapter, mcq.identity(folder, adapter)}) == 3
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
-    assert mcq.identity(folder) != original
-
-
-@pytest.mark.parametrize("name", ["no/such-model", "not a name at all", "."])
-def test_identity_of_nothing(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(mcq.McqError) as error:
-        mcq.identity(name)
-    assert "\n" not in str(error.value)
 
 
 @settings(max_examples=8, deadline=None)

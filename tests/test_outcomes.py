@@ -110,9 +110,34 @@ def test_fold_seeds():
     )
     row = outcomes.fold_seeds(items).iloc[0]
     assert (row["n"], row["seeds"], row["accuracy"], row["seed_sd"]) == (4, 3, 0.75, 0.25)
-    assert row["seed_high"] - row["accuracy"] == pytest.approx(0.6210, abs=1e-4)
+    assert row["accuracy"] - row["seed_low"] == pytest.approx(0.6210, abs=1e-4)
+    assert row["seed_high"] == 1  # no accuracy is above
     assert row["low"] < 0.75 < row["high"]
     alone = outcomes.fold_seeds(items[items["seed"] == 0]).iloc[0]
     assert alone["accuracy"] == 0.5 and alone["seeds"] == 1 and math.isnan(alone["seed_sd"])
     with pytest.raises(outcomes.OutcomeError, match="did not answer the same items"):
         outcomes.fold_seeds(items.iloc[:-1])
+
+
+def test_fold_differences():
+    """Base, untrained, has 2 of 4; Med-Mix 3 and 4 of 4 in two seeds, Med-Nirvana 4 and 2: stage 1 brings
+    +1/4 and +2/4 (mean 0.375, sd 0.1768, t(0.975, 1) = 12.706), stage 2 +1/4 and -2/4."""
+    items = pd.concat(
+        [
+            frame("base", "AAAA", "AABB", seed=0),
+            *(frame("med-mix", "AAAA", predicted, seed=i) for i, predicted in enumerate(["AAAB", "AAAA"])),
+            *(
+                frame("med-nirvana", "AAAA", predicted, seed=i)
+                for i, predicted in enumerate(["AAAA", "AABB"])
+            ),
+        ]
+    )
+    found = outcomes.fold_differences(items).set_index("shows")
+    assert found["difference"].to_dict() == {
+        "stage 1": 0.375,
+        "both stages": 0.25,
+        "stage 2 with replay": -0.125,
+    }
+    assert found.loc["stage 1", "seed_sd"] == pytest.approx(0.1768, abs=1e-4)
+    assert (found.loc["stage 1", "seed_low"], found.loc["stage 1", "seed_high"]) == (-1, 1)  # 1.6 either way
+    assert (found["seeds"] == 2).all() and (found["n"] == 4).all()

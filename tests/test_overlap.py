@@ -130,7 +130,29 @@ def test_contaminated_and_counts():
     assert counts(matches) == {
         "medqa": {"exact": 1, "any 13-gram": 2, "50% of 13-grams": 1, "near-duplicate": 1}
     }
-    assert {m.method for m in matches} == set(METHODS)
+    assert {m.method for m in matches} == set(METHODS) - {"same question"}
+
+
+SCURVY = "Which of the following vitamins is deficient in scurvy?"  # nine words
+
+
+def test_the_order_of_the_options_hides_nothing():
+    """Too short for a 13-gram, and in another order too unlike for the shingles."""
+    options = ("Vitamin A", "Vitamin B1", "Vitamin C", "Vitamin D")
+    got = found([item("t", SCURVY, tuple(reversed(options)))], [item("e", SCURVY, options)])
+    assert got["e", "exact"].train_id == "t" and ("e", "same question") not in got
+
+
+def test_the_same_question_with_other_options():
+    other = ("Thiamine", "Ascorbic acid", "Biotin", "Folate")
+    train = [item("t", f"{SCURVY.upper()} ", other), item("u", "Except?", ("w", "x", "y", "z"))]
+    evaluation = [item("e", SCURVY), item("f", "Except?")]  # one word is nobody's own question
+    matches = find(train, evaluation, progress=False)
+    assert [(m.eval_id, m.method, m.train_id, m.score) for m in matches] == [("e", "same question", "t", 1)]
+    assert contaminated(matches) == {("medqa", "e")}
+    # the same words under another abstract are another question
+    pair = [item(name, SCURVY, context=text) for name, text in (("t", "Ten men."), ("e", "Ten women."))]
+    assert ("e", "same question") not in found(pair[:1], pair[1:])
 
 
 def test_pubmedqa_options_are_no_text():

@@ -18,6 +18,8 @@ STUDY = MCQItem("3", "pubmedqa", "Does it?", ("yes", "no", "maybe"), "A", contex
 TWICE = MCQItem("4", "medmcqa", "Which?", ("Lead", "Lead", "Tin", "Zinc"), "A")
 GROUPS = MCQItem("6", "medqa", "Which blood group?", ("A", "B", "AB", "O"), "D")
 COMMA = MCQItem("5", "medqa", "What?", ("Aspirin", "Aspirin, heparin", "Vitamin C", "a beta blocker"), "B")
+DOSES = MCQItem("7", "medqa", "How many?", ("1", "2", "3", "4"), "B")
+RATIOS = MCQItem("8", "medqa", "Which ratio?", ("1:2", "1:4", "2", "3"), "B")
 
 # (item, the model's whole answer, letter, tier)
 TABLE = [
@@ -93,6 +95,40 @@ TABLE = [
     (DRUGS, "Aspirin? No.", "", "unparsed"),
     (DRUGS, "Heparin: no", "", "unparsed"),
     (DRUGS, "Heparin\nWarfarin", "", "unparsed"),
+    (DRUGS, "I don't think option C is correct", "", "unparsed"),
+    (DRUGS, "It is not true that option C is correct", "", "unparsed"),
+    (DRUGS, "If option C is correct then heparin is given", "", "unparsed"),
+    (DRUGS, "Not sure whether option B is right", "", "unparsed"),
+    (DRUGS, "C. Incorrect.", "", "unparsed"),
+    (DRUGS, "C) No.", "", "unparsed"),
+    (DRUGS, "C) Heparin? No.", "", "unparsed"),
+    (DRUGS, "C) Heparin cannot be right", "", "unparsed"),
+    (DRUGS, "(C) does not apply", "", "unparsed"),
+    (DRUGS, "C\nis wrong", "", "unparsed"),
+    (DRUGS, "B) Warfarin would be harmful. The best is heparin.", "", "unparsed"),
+    (DRUGS, "The answer, C, is wrong.", "", "unparsed"),
+    (DRUGS, "Answer: C - this is incorrect", "", "unparsed"),
+    (DRUGS, "The answer is C? No.", "", "unparsed"),
+    (DRUGS, "I select option A as wrong", "", "unparsed"),
+    (DRUGS, "Answer: (A) (C)", "", "unparsed"),
+    (DRUGS, "Answer: A; C", "", "unparsed"),
+    (DRUGS, "A is correct, but C is more correct", "", "unparsed"),
+    (DRUGS, "Heparin. No, aspirin.", "", "unparsed"),
+    (STUDY, "yes. Actually no", "", "unparsed"),
+    # what is said of the others, and an option that is itself a "no", take nothing back
+    (DRUGS, "The answer is C because warfarin is not safe.", "C", "answer"),
+    (DRUGS, "C) Heparin, since aspirin is wrong", "C", "letter"),
+    (DRUGS, "Answer: C (Heparin)", "C", "answer"),
+    (STUDY, "B) no", "B", "letter"),
+    (STUDY, "Answer: B) No", "B", "answer"),
+    # numbers stay whole
+    (DOSES, "2.5 mg", "", "unparsed"),
+    (DOSES, "1,500", "", "unparsed"),
+    (DOSES, "1.5 to 2", "", "unparsed"),
+    (DOSES, "2", "B", "option"),
+    (DOSES, "2.", "B", "option"),
+    (RATIOS, "2:1", "", "unparsed"),
+    (RATIOS, "1:4", "B", "option"),
     # an option's text
     (DRUGS, "Heparin", "C", "option"),
     (DRUGS, "heparin.", "C", "option"),
@@ -170,6 +206,22 @@ def test_table_is_long_enough_and_uses_every_tier():
     assert {row[3] for row in TABLE} == set(parsing.TIERS)
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is a", ""),  # of "a beta blocker"
+        ("The correct answer is", ""),
+        ("A)\n\nThe correct answer is", ""),  # and would have said which
+        ("C", ""),  # of "Clearly"
+        ("C) Heparin is the right dr", "C"),
+        ("The answer is C, since hepa", "C"),
+        ("Answer: C\n\nExplanation: it ac", "C"),
+    ],
+)
+def test_an_answer_that_was_cut_off(text, letter):
+    assert parsing.parse(text, DRUGS, cut=True).letter == letter
+
+
 def test_first_and_last_letter():
     disagrees = {
         text: parsing.parse(text, DRUGS).first_last_disagree
@@ -237,7 +289,7 @@ texts = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
-@given(texts, st.sampled_from([DRUGS, BUGS, STUDY, TWICE, COMMA]))
+@given(texts, st.sampled_from([DRUGS, BUGS, STUDY, TWICE, COMMA, DOSES, RATIOS]))
 def test_no_string_crashes_it_or_makes_it_guess(text, item):
     parsed = parsing.parse(text, item)
     assert parsed.tier in parsing.TIERS

@@ -188,11 +188,17 @@ def again(run, name, **seeds):
 
 def test_further_runs_of_other_seeds_are_folded_in(run):
     again(run, "other", stage1=1)
-    folded = report.with_seeds(run, "other").set_index(["model", "dataset"])
+    accuracies, differences = report.with_seeds(run, "other")
+    folded = accuracies.set_index(["model", "dataset"])
     # The control has 1 of 2 right here and 0 of 2 there: 25 percent, sd of 50 and 0 = 35.4.
     control = folded.loc["control", "medqa"]
     assert (control["seeds"], control["accuracy"], control["seed_sd"]) == (2, 25.0, 35.4)
-    assert folded.loc["base", "medqa"]["seed_sd"] == 0
+    base = folded.loc["base", "medqa"]  # nothing trained it: no seed of its own, and no spread
+    assert base["seeds"] == 1 and pd.isna(base["seed_sd"])
+    lost = differences.set_index(["dataset", "shows"]).loc[("medqa", "stage 2 without replay")]
+    assert lost["seeds"] == 2 and lost["seed_sd"] == 35.4  # Med-Mix is the same in both
+    report.write_seeds(run, (accuracies, differences))
+    assert len(pd.read_csv(run.folder / "tables" / "seed_differences.csv")) == len(differences)
     assert report.with_seeds(run, "") is None
 
 

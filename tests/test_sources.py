@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 
 import pyarrow
@@ -141,6 +142,7 @@ def test_five_options_refuse_the_file(tmp_path):
         ({"options": {"A": "x", "B": "y", "C": "z"}}, "not four options"),
         ({"options": OPTIONS | {"D": " "}}, "empty option"),
         ({"options": OPTIONS | {"D": None}}, "empty option"),
+        ({"options": OPTIONS | {"D": {"text": "the femur"}}}, "option is not text"),
         ({"options": OPTIONS | {"D": "the Tibia"}}, "repeated option"),
         ({"answer_idx": "E"}, "answer is no option"),
         ({"answer_idx": None}, "answer_idx is not text"),
@@ -157,6 +159,7 @@ def test_a_medqa_row_that_cannot_be_used_is_dropped_by_name_and_number(tmp_path,
         f"medqa/train.jsonl, line 2: {reason}: medqa-train-000001",
         f"medqa/train.jsonl, line 2: {reason}: medqa-train-000001 has ABC",
         f"medqa/train.jsonl, line 2: {reason}: NoneType",
+        f"medqa/train.jsonl, line 2: {reason}: dict",
     )  # and nothing of the row's text, since it goes into manifests
 
 
@@ -207,7 +210,29 @@ def test_two_files_of_different_conventions_are_judged_apart(tmp_path):
 def test_cop_that_cannot_be_told_refuses_the_file(tmp_path, cops, found):
     put(tmp_path, "medmcqa/dev.json", [MEDMCQA | {"cop": cop} for cop in cops])
     message = refused(tmp_path, "medmcqa", "eval")
-    assert message.startswith("medmcqa/dev.json: expected") and found in message
+    row = re.match(r"medmcqa/dev\.json(?:, line (\d+))?: expected", message)
+    assert row and found in message
+    if row[1]:  # the first row that stands against the others
+        assert repr(cops[int(row[1]) - 1]) not in ("1", "2", "3")
+
+
+def test_a_fifth_option_refuses_a_medmcqa_file(tmp_path):
+    put(tmp_path, "medmcqa/dev.json", [row | {"ope": "a fifth"} for row in medmcqa(4, 0)])
+    assert refused(tmp_path, "medmcqa", "eval").endswith(
+        "line 1: expected the four options opa to opd, found a fifth (ope)"
+    )
+
+
+def test_a_note_that_is_no_text_is_no_note(tmp_path):
+    rows_ = [{"conversation": TALK, "data": note} for note in ("", None, 5)]
+    put(tmp_path, "notechat/a.jsonl", rows_)
+    assert load("notechat", "train", tmp_path, progress=False).dropped == {"data is not text": 1}
+
+
+def test_the_first_kept_row_is_there_to_be_shown(tmp_path):
+    put(tmp_path, "medqa/train.jsonl", [MEDQA | {"answer_idx": "E"}, MEDQA, MEDQA])
+    row, record = (loaded := load("medqa", "train", tmp_path, progress=False)).example
+    assert row["question"] == MEDQA["question"] and record == loaded.records[0]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=50))
@@ -529,6 +554,8 @@ def test_line_ends_and_json_lines_under_either_name(tmp_path, name, ending, star
             "line 1: expected options as a struct",
         ),
         ("train.jsonl", "[" * 100_000, "nested too deep"),
+        ("train.jsonl", '{"question": ' + "9" * 5_000 + "}", "line 1: expected a row, found a number of too"),
+        ("train.json", '{"question": ' + "9" * 5_000 + "}", "line 1: expected a row, found a number of too"),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_refused_in_one_line(tmp_path, name, content, expected):

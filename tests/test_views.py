@@ -7,6 +7,7 @@ from conftest import make_tokenizer
 
 from medkit import prompts, recipes, views
 from medkit.records import MCQItem
+from medkit.sources import Loaded
 
 ITEM = MCQItem("7", "medqa", "Is <b>iron</b> a metal?", ("yes it is", "no", "at night", "never"), "A")
 
@@ -18,9 +19,13 @@ def run(origin):
 @pytest.mark.parametrize("show_text", [False, True])
 @pytest.mark.parametrize("origin", ["builtin", "hub", "folder"])
 def test_rows_of_a_data_set_are_shown_only_on_request(origin, show_text):
-    shown = views.record(run(origin), ITEM, show_text).data
-    assert ("yes it is" in shown) == (origin == "builtin" or show_text)
+    loaded = Loaded(records=[ITEM], example=({"sent1": "Is <b>iron</b> a metal?", "label": 0}, ITEM))
+    shown = views.record(run(origin), loaded, show_text).data
+    allowed = origin == "builtin" or show_text
+    assert ("yes it is" in shown) == ("sent1" in shown) == allowed
     assert "<b>iron" not in shown  # escaped, whatever a row holds
+    answers = views.before_and_after(run(origin), ITEM, "Is iron a metal?", "A", show_text).to_string()
+    assert ("iron" in answers) == allowed and ("4 words, not shown" in answers) != allowed
 
 
 def test_bold_are_the_tokens_the_loss_is_taken_on():
