@@ -15,6 +15,9 @@ os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else each model load
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, transformers and TRL's trainer
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets
 os.environ.setdefault("DO_NOT_TRACK", "1")  # huggingface_hub and whatever else honours it
+# A token comes from the environment or not at all: one that a login left on this machine is not sent.
+if not os.environ.get("HF_TOKEN") and not os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+    os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
 # PyTorch's products on a CPU keep a compiled kernel for each shape they meet, 1,024 of them unless told:
 # batches are of ever new lengths, and that grew to a gigabyte. Those of one layer are enough.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

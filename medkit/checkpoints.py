@@ -65,15 +65,17 @@ def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
     return None
 
 
-def keep(folder: Path, count: int) -> None:
-    """Remove all but the newest `count` checkpoints."""
-    for path in _all(folder)[:-count]:
+def keep(folder: Path, step: int, count: int) -> None:
+    """Remove all but the newest `count` up to `step`, which was just written; a later one is of an earlier
+    attempt, and was passed over because it is damaged."""
+    until = [path for path in _all(folder) if step_of(path) <= step]
+    for path in set(_all(folder)) - set(until[-count:]):
         shutil.rmtree(path)
 
 
-def last(folder: Path) -> Path | None:
-    """The checkpoint of the most steps, whole or not."""
-    return next(reversed(_all(folder)), None)
+def last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that could be resumed from."""
+    return next((path for path in reversed(_all(folder)) if not _flaw(path)), None)
 
 
 def step_of(path: Path) -> int:

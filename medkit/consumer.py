@@ -77,6 +77,7 @@ def evaluate(
         ignore_index=True,
     )
     references = [case.reference for case in cases]
+    physicians = pd.DataFrame([markers(text) for text in references])
     greedy = {model: rows.reset_index(drop=True) for model, rows in _of(scores, sample=0).groupby("model")}
     first, *others = answers
     summary = {
@@ -91,15 +92,20 @@ def evaluate(
         "n": len(cases),
         "sources": {str(k): int(v) for k, v in pd.Series([c.source for c in cases]).value_counts().items()},
         "passed_over": passed_over,
-        "models": {model: _of_model(greedy[model], scorer, seed) for model in answers},
+        "models": {
+            model: _of_model(greedy[model], scorer, seed)
+            | {"style_minus_physicians": _style_differences(physicians, greedy[model], seed)}
+            for model in answers
+        },
         "reference": {
             "words": _lengths([words(text) for text in references], seed),
-            "style": _style([markers(text) for text in references]),
+            "style": _style(physicians.to_dict("records")),
             "truncated": sum(scorer.too_long(text) for text in references),
         },
         "differences": {
             model: _differences(greedy[first], greedy[model], first, seed)
             | {"length_matched": _length_matched(cases, answers[first], answers[model], scorer, seed)}
+            | {"style": _style_differences(greedy[first], greedy[model], seed)}
             for model in others
         },
         "control": _shuffled(cases, answers, greedy, scorer, seed),
@@ -266,6 +272,16 @@ def _lengths(counts: Sequence[int], seed: int) -> dict:
 
 def _style(found: list[dict[str, bool]]) -> dict[str, float]:
     return {name: sum(marks[name] for marks in found) / len(found) for name in MARKERS}
+
+
+def _style_differences(first: pd.DataFrame, second: pd.DataFrame, seed: int) -> dict[str, dict]:
+    """Per marker the share of `second` minus that of `first`, paired over the cases."""
+    return {
+        name: _interval(
+            statistics.paired_difference(first[name].astype(float), second[name].astype(float), seed)
+        )
+        for name in MARKERS
+    }
 
 
 def _of(scores: pd.DataFrame, **wanted) -> pd.DataFrame:

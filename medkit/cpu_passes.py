@@ -11,6 +11,12 @@ from types import MethodType
 ROW_BY_ROW = "row_by_row"  # as Transformers' table of attention functions knows it
 
 
+def at_once(model, tokens: int) -> int:
+    """How many of micro_batch_tokens a pass may hold: all in bfloat16, half in float32, which takes twice the
+    memory and is what a processor without bfloat16 computes in; 0 = no bound."""
+    return tokens // 2 if model.get_input_embeddings().weight.element_size() == 4 else tokens
+
+
 def passes(batch: dict, most: int) -> list[dict]:
     """A padding-free batch (each entry of shape (1, tokens), `position_ids` from 0 in every row) as forward
     passes of whole rows and at most `most` tokens, in their order; a longer row is one by itself; 0 = one

@@ -51,7 +51,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
         rows = _rows(run, arm, tokenizer, writes=processes.process_index == 0)
     done = stages.fit(run, stage, arm, model, tokenizer, *rows)
     if processes.process_index == 0:
-        run.finish(**vars(done))
+        stages.finish(run, arm, done)
     return done
 
 

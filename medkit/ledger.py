@@ -85,7 +85,7 @@ KNOBS = (
         "learning_rate",
         3e-4,
         3e-4,
-        small="at the paper's rate a few dozen steps of stage 2 wreck what stage 1 taught (DECISIONS.md)",
+        small="in a few dozen steps only a higher rate makes the arm without replay forget (DECISIONS.md)",
     ),
     *_stages("scheduler", "linear", "linear"),
     *_stages("warmup_steps", 10, 10),

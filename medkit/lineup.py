@@ -26,6 +26,11 @@ def has_control(run: Run) -> bool:
     return (run.folder / ARMS["control"] / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def needs(*models: str) -> list[str]:
+    """The files of a run that these of its models are loaded from."""
+    return [f"{ARMS[model]}/adapter/adapter_model.safetensors" for model in models]
+
+
 class LineupError(MedkitError):
     """A model that is not among those of the comparison."""
 
@@ -115,7 +120,7 @@ def of_run(run: Run, names: Sequence[str] = tuple(ARMS)) -> Lineup:
     The control arm is in it where it has been trained: without it there is less to compare, not nothing.
     """
     arms = {name: ARMS[name] for name in names if name != "control" or has_control(run)}
-    needed = [f"{arm}/adapter/adapter_model.safetensors" for arm in arms.values() if arm]
+    needed = needs(*(name for name, arm in arms.items() if arm))
     merged = run.recipe.dmt.handover == "merge"
     if merged and any(arm.startswith("stage2") for arm in arms.values()):
         needed.append("stage1/merged/config.json")

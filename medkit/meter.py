@@ -13,7 +13,15 @@ from medkit.cpu_passes import row_lengths
 # Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
 PEAK_FLOPS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 COLUMNS = ["step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate"]
-COLUMNS += ["tokens_per_s", "padding_share", "peak_memory_gb", "batch", "eval_seconds"]
+COLUMNS += [
+    "tokens_per_s",
+    "samples_per_s",
+    "mfu",
+    "padding_share",
+    "peak_memory_gb",
+    "batch",
+    "eval_seconds",
+]
 
 
 class TrainerError(MedkitError):
@@ -63,9 +71,12 @@ class Meter:
         self.seconds += seconds
         self.tokens, self.positions = self.tokens + tokens, self.positions + positions
         self.padded, self.samples = self.padded + padded, self.samples + samples
+        mfu = self.mfu(tokens / max(seconds, 1e-9))
         return {
             "tokens": self.tokens,
             "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            "samples_per_s": round(samples / max(seconds, 1e-9), 3),
+            "mfu": None if mfu is None else round(mfu, 4),
             "padding_share": round(1 - tokens / max(positions, 1), 4),
             "peak_memory_gb": peak_memory_gb(),
             # A sum, so that it does not depend on how the forward passes are shared among processes.
@@ -81,7 +92,6 @@ class Meter:
             setattr(self, name, state[name])
 
     def totals(self) -> dict:
-        peak = peak_flops()
         speed = self.tokens / max(self.seconds, 1e-9)
         return {
             "tokens": self.tokens,
@@ -91,8 +101,13 @@ class Meter:
             "padding_share": 1 - self.tokens / max(self.positions, 1),
             "padding_share_padded": 1 - self.tokens / max(self.padded, 1),
             "peak_memory_gb": peak_memory_gb(),
-            "mfu": speed * self.flops / peak / processes() if peak else None,
+            "mfu": self.mfu(speed),
         }
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Model FLOP/s utilization: the share of the devices' peak; None where that is not known."""
+        peak = peak_flops()
+        return tokens_per_s * self.flops / peak / processes() if peak else None
 
 
 def processes() -> int:

@@ -155,6 +155,7 @@ def differences(summary: dict) -> pd.DataFrame:
         name = f"{MODELS.get(model, model)} minus {MODELS.get(own['minus'], own['minus'])}"
         row = {title: _mean(own[part]) for part, title in _SCORES.items()}
         row |= {"F1, same length": _mean(own["length_matched"]["f1"]), "words": _mean(own["words"], 0)}
+        row |= {"cases": summary["n"], "cases with two answers": own["length_matched"]["n"]}
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -187,14 +188,25 @@ def sampling(summary: dict) -> pd.DataFrame:
 
 
 def styles(summary: dict) -> pd.DataFrame:
-    """Percent of answers that show each marker, with Wilson's 95% interval; the physicians' last."""
+    """Percent of answers that show each marker, with Wilson's 95% interval, the physicians' last; and paired
+    differences in points, each for itself, with the bootstrap's."""
     sides = [*summary["models"].items(), ("physicians", summary["reference"])]
     rows = {
         name: {"means": meaning}
         | {MODELS.get(model, model): _share(own["style"][name], summary["n"]) for model, own in sides}
         for name, (meaning, _) in MARKERS.items()
     }
+    for name, row in rows.items():
+        for model, own in summary["differences"].items():
+            title = f"{MODELS.get(model, model)} minus {MODELS.get(own['minus'], own['minus'])}"
+            row[title] = _points(own["style"][name])
+        for model, own in summary["models"].items():
+            row[f"{MODELS.get(model, model)} minus physicians"] = _points(own["style_minus_physicians"][name])
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _points(found: dict) -> str:
+    return in_percent(found["mean"], found["low"], found["high"])
 
 
 def _share(share: float, n: int) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from medkit import MedkitError, costs, inputs, mixture, preparation, recipes, sources
+from medkit import MedkitError, costs, inputs, mixture, preparation, recipes, results, sources
 from medkit import machine as this_machine
 from medkit.findings import Check, PreflightError, as_dict, failed, show, text
 from medkit.row_checks import model, rows
@@ -169,10 +170,16 @@ def _disk(recipe, shape) -> Check:
     rows = (recipe.data.rows_medqa or 10_178) + (recipe.data.rows_medmcqa or 182_822)
     rows += recipe.data.rows_pubmedqa or 211_269
     tokens = rows * 320 + (recipe.dmt.notechat_train + recipe.dmt.notechat_validation) * 800
-    places = {this_machine.cache_dir(), Path.cwd()}
+    parts = costs.disk(shape, recipe, tokens)
+    places = {this_machine.cache_dir(), results.root()}
+    if not inputs.is_local(recipe.model.base):
+        places.add(Path(constants.HF_HUB_CACHE))
+        small = recipe.model.base.endswith("bnb-4bit")
+        weights = costs.memory(shape, recipe, recipe.stage1, gpu=True)["weights"]
+        parts["base model"] = weights if small else 2 * shape.parameters / 1e9
     free = min(shutil.disk_usage(_existing(place)).free for place in places) / 1e9
-    mend = "make room, or set MEDKIT_CACHE to a larger disk"
-    return _against("disk", costs.disk(shape, recipe, tokens), free, "disk", mend)
+    mend = "make room, or set MEDKIT_CACHE, MEDKIT_RESULTS or HF_HOME to a larger disk"
+    return _against("disk", parts, free, "disk", mend)
 
 
 def _existing(path: Path) -> Path:
@@ -221,7 +228,14 @@ def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
             continue
         dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
         message = f"{len(one.records):,} of {one.rows:,} rows read; dropped: {dropped}"
-        checks.append(Check(f"data {name} {part}", "pass", message))
+        declared = sources.SOURCES[name].parts[part].rows
+        if data_dir and not limit and one.rows != declared:
+            mend = "fetch the file anew if it was meant to be whole"
+            checks.append(
+                Check(f"data {name} {part}", "warn", f"{message}; the data set has {declared:,}", mend)
+            )
+        else:
+            checks.append(Check(f"data {name} {part}", "pass", message))
         loaded[name, part] = one.records
     return checks, loaded
 
@@ -246,6 +260,8 @@ def _stages(recipe, loaded: dict, data_dir: str):
         total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
         validation = round(total * data.validation_share)
         train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation
+    else:
+        mixture.replay(first, dmt.replay_share, consultations, held_out)  # refuses a share too large
     some = first.part("train")[:SAMPLE]
     yield "stage1", some, train, validation
     mixed = talks.train[:SAMPLE]

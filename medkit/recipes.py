@@ -60,7 +60,7 @@ class DataSpec:
         _one_of("data.origin", self.origin, ("hub", "builtin"))
         _one_of("data.mcq_target", self.mcq_target, ("letter", "letter_and_text"))
         _one_of("data.notechat_split", self.notechat_split, ("note", "row"))
-        for name in ("rows_medqa", "rows_medmcqa", "rows_pubmedqa"):
+        for name in ("rows_medqa", "rows_medmcqa", "rows_pubmedqa", "seed"):
             _at_least(f"data.{name}", getattr(self, name), 0)
         if not 0 < self.validation_share < 1:
             raise RecipeError(
@@ -121,7 +121,7 @@ class TrainSpec:
             raise RecipeError(
                 "packed rows cannot be grouped by length; set packing=off, or group_by_length=false"
             )
-        for name in ("learning_rate", "batch_size", "accumulation", "eval_every", "save_every"):
+        for name in ("learning_rate", "batch_size", "accumulation", "epochs", "eval_every", "save_every"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name in (
@@ -130,7 +130,7 @@ class TrainSpec:
             "micro_batch_tokens",
             "eval_rows",
             "weight_decay",
-            "epochs",
+            "seed",
         ):
             _at_least(name, getattr(self, name), 0)
 

@@ -120,6 +120,7 @@ def run(
         training.adapter_spec(Path(adapter).expanduser())
     described = runs.describe(recipe, settings, data_dir, adapter)
     with results.lock(place):
+        _refuse_others_files(place)
         info = None if fresh else _earlier(place, described, resume, bool(only))
         done = _finished(place, info) if resume else set()
         _refuse_missing(place, steps, fresh, done)
@@ -167,9 +168,11 @@ def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, 
         status.end("failed")
         raise RunFailed(
             f"{step.name}, cell {failure.cell}: {failure.error} (see {results.shown(output)}); "
-            "what was finished is kept; the same command with --resume goes on"
+            "what was finished is kept; medkit run with --resume, and without --fresh, goes on"
         )
     opened.note(step.name, status="complete", seconds=seconds)
+    for adapter in set(step.writes) & set(_ADAPTERS):
+        training.remove_checkpoints(opened.folder / Path(adapter).parent)
     peak = opened.info["notebooks"][step.name].get("peak_memory_gb")
     status.end("complete" + (f"  peak {peak:.2f} GB" if peak else ""))
 
@@ -182,16 +185,20 @@ def _chosen(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
     return [step for step in steps if not only or step.number in only]
 
 
+def _refuse_others_files(place: Path) -> None:
+    """What is no run is never replaced, not even with --fresh."""
+    if place.exists() and not (place / "run.json").exists() and (place.is_file() or any(place.iterdir())):
+        raise MedkitError(
+            f"{results.shown(place)} is no run and not empty; move it away or take another --run"
+        )
+
+
 def _earlier(place: Path, described: dict, resume: bool, only: bool) -> dict | None:
     """run.json of the run to go on with, None where there is none; MedkitError where it is another one."""
     info = runs.read(place)
     if info is None:
         if resume:
             raise MedkitError(f"{results.shown(place)} holds no run to resume; leave --resume out")
-        if place.exists() and any(place.iterdir()):
-            raise MedkitError(
-                f"{results.shown(place)} is no run and not empty; move it away or take another --run"
-            )
         return None
     if not (resume or only):
         state, mend = "an unfinished run", "go on with --resume, replace it with --fresh"
@@ -256,5 +263,5 @@ def _environment(offline: bool):
             "SPYDER_TEXT_BARS": "1",
         }
         if offline:
-            environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+            environment |= inputs.OFFLINE
         yield environment

@@ -5,10 +5,11 @@ import datetime
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from medkit import machine, recipes
-from medkit.results import ResultsError, folder, lock, plain, sha256, shown, write_json
+from medkit import inputs, machine, recipes
+from medkit.results import ResultsError, folder, lock, plain, require, sha256, shown, write_json
 
 SCHEMA = 1  # of run.json
 
@@ -58,7 +59,7 @@ class Run:
         """The notebook's last word: seconds, peak memory and whatever it measured; gives the folder free."""
         fields = {"seconds": round(time.monotonic() - self._began, 1), **machine.peak_memory(), **numbers}
         # Under the runner it is for the runner to say that a notebook is complete: it sees the kernel's end.
-        if not _under_runner():
+        if not under_runner():
             fields["status"] = "complete"
         self.note(self.notebook, **fields)
         self._held.close()
@@ -74,13 +75,15 @@ def begin(
     settings: str = "",
     data_dir: str | None = "",
     adapter: str = "",
+    needs: Sequence[str] = (),
 ) -> Run:
     """Open the run for a notebook; in a new folder with `recipe`, else the recipe is the run's own.
 
     notebook: the executed notebook's name, which tells arms apart ("02_stage2_noreplay").
-    data_dir: None for a notebook that reads no data. adapter: the folder of a model alone. Raises
-    ResultsError where the folder is another run's (naming the field that differs), is being written, or
-    where there is no run and no recipe.
+    data_dir: None for a notebook that reads no data. adapter: the folder of a model alone. needs: files of
+    the run that the notebook goes on from. Raises ResultsError, before anything is written, where the folder
+    is another run's (naming the field that differs), is being written or lacks one of `needs`, or where there
+    is no run and no recipe.
     """
     place = folder(run_dir)
     info = read(place)
@@ -92,14 +95,30 @@ def begin(
         check_same(place, info, describe(recipe, settings, data_dir or "", adapter))
     elif data_dir is not None:
         _check_origin(place, info, data_dir)
+    require(place, needs)
     run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
-    if not _under_runner():
+    if inputs.private(run.recipe, data_dir or ""):
+        inputs.go_offline()
+    if not under_runner():
         if before := _HELD.pop(place, None):
             before._held.close()
         run._held.enter_context(lock(place))
         _HELD[place] = run
+        _continue(run)
         run.note(notebook, status="running", started=now())
     return run
+
+
+def _continue(run: Run) -> None:
+    """Note that a run goes on under other code, libraries or another machine than it has come to."""
+    here = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}
+    if any(latest(run.info)[key] != value for key, value in here.items()):
+        run.info.setdefault("continued", []).append({"started": now(), **here})
+
+
+def latest(info: dict) -> dict:
+    """Where and with what the run was last worked on: git, versions, hardware."""
+    return [info, *info.get("continued", [])][-1]
 
 
 def read(place: Path) -> dict | None:
@@ -111,7 +130,10 @@ def read(place: Path) -> dict | None:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["schema"] != SCHEMA:
             raise ResultsError(f"{shown(path)} has schema {info['schema']}, not {SCHEMA}; start the run anew")
-    except (ValueError, KeyError, TypeError) as error:
+        for part in ("recipe", "data", "notebooks", "versions", "git", "hardware"):
+            if not isinstance(info[part], dict):
+                raise TypeError(part)
+    except (ValueError, KeyError, TypeError, OSError) as error:
         if isinstance(error, ResultsError):
             raise
         raise ResultsError(f"{shown(path)} is no run description; start the run anew with --fresh") from None
@@ -178,7 +200,7 @@ def _check_origin(place: Path, info: dict, data_dir: str) -> None:
         )
 
 
-def _under_runner() -> bool:
+def under_runner() -> bool:
     return "MEDKIT_RUNNER" in os.environ
 
 

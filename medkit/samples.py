@@ -27,18 +27,20 @@ def samples(
     first: str,
     second: str,
     include_text: bool,
+    note: str = "",
     each: int = 2,
 ) -> str:
     """Markdown with up to `each` best, median and worst cases by F1 of `second` minus `first`.
 
     `scores` is that of consumer.evaluate, `answers` the greedy ones. Without `include_text` only ids, scores
     and lengths are printed: what rows of a real dataset may be committed as. With it every text is escaped,
-    so that no answer can become markup, a link or a formula.
+    so that no answer can become markup, a link or a formula. `note` stands above (page.origin_note).
     """
     f1 = scores[scores["sample"] == 0].pivot(index=["source", "case"], columns="model", values="f1")
     gains = [f1.loc[(case.source, case.id), second] - f1.loc[(case.source, case.id), first] for case in cases]
     parts = [
         "# Answers side by side\n",
+        *([f"**{note}**\n"] if note else []),
         f"Of {len(cases)} cases, by the F1 of {_name(second)} minus that of {_name(first)} (BERTScore "
         "against the physician's answer). Nearer to the physician's wording is neither right nor safe.\n",
     ]

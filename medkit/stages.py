@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import demo, mixture, overlap, preparation, recipes, results, sources, training
+from medkit import MedkitError, demo, mixture, overlap, preparation, recipes, results, runs, sources, training
 from medkit.runs import Run
 
 
@@ -213,7 +213,11 @@ def load_for_stage(run: Run, stage: str):
 
 def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> training.Fit:
     """Train one arm ("stage1", "stage2", "stage2_noreplay"), going on from its newest whole checkpoint, and
-    leave ARM/adapter and ARM/loss.csv; after a stage 1 that is handed over merged, stage1/merged too."""
+    leave ARM/adapter and ARM/loss.csv; after a stage 1 that is handed over merged, stage1/merged too.
+
+    The last checkpoint stays until the notebook is complete (`finish`, or the runner): until then a crash
+    must not cost the training that is done.
+    """
     folder = run.folder / arm
     done = training.fit(
         model,
@@ -230,8 +234,22 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> 
         training.save_adapter(model, tokenizer, folder / "adapter")
         if stage == "stage1" and run.recipe.dmt.handover == "merge":
             training.merge(model, tokenizer, folder / "merged")
-        training.remove_checkpoints(folder)
     return done
+
+
+def arm_of(replay: bool) -> str:
+    """The arm of stage 2: with the replay or, for False, without."""
+    if not isinstance(replay, bool):  # papermill hands on what it cannot read as text
+        raise MedkitError(f"replay={replay!r} is neither true nor false; give it as True or False")
+    return "stage2" if replay else "stage2_noreplay"
+
+
+def finish(run: Run, arm: str, done: training.Fit) -> None:
+    """The last act of a training notebook: its numbers into run.json; under the runner it is for that to say
+    that the notebook is complete, and to remove the checkpoints."""
+    run.finish(**vars(done))
+    if not runs.under_runner():
+        training.remove_checkpoints(run.folder / arm)
 
 
 def _identity(run: Run, stage: str, train, validation) -> dict:

@@ -152,7 +152,10 @@ def table4(run_dir: str | Path) -> Table:
             {"model": "the physicians' own answers", "n": f"{summary['n']}", "words": _words(reference)}
         )
     page = pd.DataFrame(page).fillna("")
-    return Table("table4", "Table 4: BERTScore", figures, page, _text4(summary), origin_note(run_dir))
+    info = runs.read(Path(run_dir))
+    asked = info["recipe"]["consumer"]["cases"] if info else summary["n"]
+    text = _text4(summary, asked)
+    return Table("table4", "Table 4: BERTScore", figures, page, text, origin_note(run_dir))
 
 
 def _row4(row: dict) -> dict[str, str]:
@@ -168,12 +171,14 @@ def _row4(row: dict) -> dict[str, str]:
     return cells
 
 
-def _text4(summary: dict) -> str:
-    scorer = summary["scorer"]
+def _text4(summary: dict, asked: int) -> str:
+    scorer, fewer = summary["scorer"], ""
+    if summary["n"] < asked:
+        fewer = f", where the recipe asks for {asked} and no more undamaged ones are there"
     rescaled = "rescaled" if scorer.get("rescaled") else "not rescaled"
     sentences = [
-        f"{summary['n']} cases (the paper: {published.BERTSCORE_N}), BERTScore hash `{scorer.get('hash')}`, "
-        f"{rescaled}; 95% bootstrap intervals over the cases.",
+        f"{summary['n']} cases (the paper: {published.BERTSCORE_N}){fewer}, BERTScore "
+        f"hash `{scorer.get('hash')}`, {rescaled}; 95% bootstrap intervals over the cases.",
         f"The paper's rows: {published.BERTSCORE_PROTOCOL}; they are not comparable with a run's that "
         "takes one answer to each case"
         + ("." if "roberta-large" in str(scorer.get("model")) else ", and another encoder scored this run."),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from medkit import checkpoints
-from medkit.cpu_passes import passes
+from medkit.cpu_passes import at_once, passes
 from medkit.meter import LossLog, Meter, TrainerError, any_process
 from medkit.recipes import TrainSpec
 
@@ -117,6 +117,7 @@ def make_trainer(
         )
     gpu = torch.cuda.is_available()
     packed = gpu and stage.packing != "off"
+    most = at_once(model, stage.micro_batch_tokens)
     meter = Meter(model)
     saved = folder / "checkpoints"
     log = LossLog(folder / "loss.csv", progress)
@@ -129,7 +130,7 @@ def make_trainer(
         def training_step(self, net, inputs, num_items_in_batch=None):
             """The loss is a sum over the optimizer step's supervised tokens, divided by their number, so
             that it adds up over the passes."""
-            parts = [inputs] if gpu else passes(inputs, stage.micro_batch_tokens)
+            parts = [inputs] if gpu else passes(inputs, most)
             meter.count(inputs)
             loss = 0
             for part in parts:
@@ -156,10 +157,10 @@ def make_trainer(
                     shutil.copy(log.path, written / "loss.csv")
                     (written / "meter.json").write_text(json.dumps(meter.state()))
                     checkpoints.publish(written, saved / name, identity)
-                    checkpoints.keep(saved, 2)
+                    checkpoints.keep(saved, self.state.global_step, 2)
             except (OSError, RuntimeError, SafetensorError) as error:
                 shutil.rmtree(written.parent, ignore_errors=True)
-                before = checkpoints.last(saved)
+                before = checkpoints.last_whole(saved)
                 raise TrainerError(
                     f"{name} could not be written ({_first_line(error)}); free space and resume"
                     + (f" from {before.name}, which is still there" if before else "")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from medkit import MedkitError, identities, prompts
+from medkit import MedkitError, cpu_passes, identities, prompts
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
@@ -155,8 +155,13 @@ def base_identity(model: ModelSpec) -> str:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Once the adapter is saved, the optimizer's state is of no more use."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    """Once the notebook is complete the optimizer's state is of no more use. They go in one step, so that a
+    kill leaves no half of one behind."""
+    place, aside = folder / "checkpoints", folder / ".checkpoints.old"
+    shutil.rmtree(aside, ignore_errors=True)
+    if place.exists():
+        place.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def trainable_parameters(model) -> int:
@@ -168,14 +173,19 @@ def adapter_spec(folder: Path) -> LoraSpec:
     config = Path(folder) / "adapter_config.json"
     if not config.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
         raise TrainingError(f"{folder} is no adapter folder (adapter_config.json, adapter_model.safetensors)")
-    saved = json.loads(config.read_text(encoding="utf-8"))
-    return LoraSpec(
-        r=saved["r"],
-        alpha=saved["lora_alpha"],
-        dropout=saved["lora_dropout"],
-        rslora=saved["use_rslora"],
-        target_modules=tuple(sorted(saved["target_modules"])),
-    )
+    try:
+        saved = json.loads(config.read_text(encoding="utf-8"))
+        return LoraSpec(
+            r=saved["r"],
+            alpha=saved["lora_alpha"],
+            dropout=saved["lora_dropout"],
+            rslora=saved["use_rslora"],
+            target_modules=tuple(sorted(saved["target_modules"])),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, MedkitError):
+            raise
+        raise TrainingError(f"{config} is no LoRA adapter's configuration; save the adapter again") from None
 
 
 @contextmanager
@@ -222,6 +232,8 @@ def merge(model, tokenizer, folder: Path) -> None:
     """The adapter merged into 16-bit weights: the hand-over of the released notebooks."""
     from medkit.checkpoints import appears_whole
 
+    for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed: 16 GB each
+        shutil.rmtree(left, ignore_errors=True)
     with appears_whole(Path(folder)) as aside:
         if on_gpu():
             model.save_pretrained_merged(str(aside), tokenizer, save_method="merged_16bit")
@@ -294,14 +306,15 @@ def fit(
     checkpoint is saved, after SIGTERM.
     """
     from medkit import checkpoints
-    from medkit.cpu_passes import as_trained_on_cpu
     from medkit.trainer import Stop, TrainerError, make_trainer, out_of_memory
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Each process saves the state of its own random numbers: another number of them cannot take them up.
+    identity = (identity or {}) | {"processes": int(os.environ.get("WORLD_SIZE", 1))}
     say = print if first_process() else lambda line: None
     start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
     began = time.perf_counter()
-    with Stop() as stop, as_trained_on_cpu(model):
+    with Stop() as stop, cpu_passes.as_trained_on_cpu(model):
         trainer, meter = make_trainer(
             model,
             tokenizer,

@@ -5,7 +5,7 @@ import html
 import pandas as pd
 from IPython.display import HTML
 
-from medkit import prompts, recipes
+from medkit import MedkitError, prompts, recipes, runs
 from medkit.records import MCQItem
 from medkit.runs import Run
 from medkit.sources import Loaded
@@ -21,10 +21,10 @@ def whole(frame: pd.DataFrame) -> HTML:
 
 def settings(run: Run) -> HTML:
     """Every resolved field of the recipe, the versions, the machine and the commit."""
-    info = run.info
+    info = runs.latest(run.info)
     rows = {
         **recipes.flat(run.recipe),
-        "rows come from": info["data"]["origin"],
+        "rows come from": run.info["data"]["origin"],
         **{f"version of {name}": version for name, version in info["versions"].items() if version},
         **{f"machine: {name}": value for name, value in info["hardware"].items()},
         "commit": info["git"].get("commit"),
@@ -68,6 +68,8 @@ def found_in_training(part: dict) -> pd.DataFrame:
 
 def may_show(run: Run, show_text: bool) -> bool:
     """The built-in corpus may be printed; a data set's rows only where the reader asks for it."""
+    if not isinstance(show_text, bool):  # papermill hands on what it cannot read as text
+        raise MedkitError(f"show_text={show_text!r} is neither true nor false; give it as True or False")
     return show_text or run.info["data"]["origin"] == "builtin"
 
 

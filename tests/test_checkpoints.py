@@ -50,16 +50,26 @@ def newest(folder, identity=IDENTITY):
 def test_nothing_is_there(tmp_path):
     assert newest(tmp_path) == (None, [])
     assert newest(tmp_path / "nowhere") == (None, [])
-    assert checkpoints.last(tmp_path) is None
+    assert checkpoints.last_whole(tmp_path) is None
 
 
 def test_the_newest_goes_by_number_not_by_name(tmp_path):
     for step in (3, 20, 100, 9):
         write(tmp_path, step)
     assert newest(tmp_path) == ("checkpoint-100", [])
-    assert checkpoints.last(tmp_path).name == "checkpoint-100"
-    checkpoints.keep(tmp_path, 2)
+    assert checkpoints.last_whole(tmp_path).name == "checkpoint-100"
+    checkpoints.keep(tmp_path, 100, 2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-100", "checkpoint-20"]
+
+
+def test_a_damaged_later_one_is_not_kept_in_the_place_of_a_whole_one(tmp_path):
+    """9 is damaged, training went on from 6 and has just written 7: 6 and 7 are the two newest whole ones."""
+    for step in (3, 6, 7, 9):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-9" / "scheduler.pt").unlink()
+    assert checkpoints.last_whole(tmp_path).name == "checkpoint-7"
+    checkpoints.keep(tmp_path, 7, 2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
 
 
 def test_what_is_still_being_written_is_not_seen(tmp_path):

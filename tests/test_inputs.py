@@ -1,6 +1,9 @@
 """What a run reads is refused before anything is written."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -58,8 +61,57 @@ def test_models_that_are_none(tmp_path):
     for base in (str(tmp_path / "model"), "./nowhere", "~/no such model"):
         with pytest.raises(MedkitError, match="is no model folder"):
             inputs.check_model(base)
-    (tmp_path / "model" / "config.json").write_text("{}")
-    inputs.check_model(str(tmp_path / "model"))
+
+
+def test_a_base_has_to_be_whole(tiny_llama_folder, tmp_path):
+    """One thing after another is put right; weights are read as safetensors alone."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, content, refusal in (
+        ("config.json", "{}", "names no model_type"),
+        ("config.json", '{"model_type": "llama"}', r"holds no \.safetensors weights"),
+        ("pytorch_model.bin", "weights", r"holds no \.safetensors weights"),
+        ("model.safetensors", "not whole", r"model\.safetensors cannot be read"),
+    ):
+        (model / name).write_text(content)
+        with pytest.raises(MedkitError, match=refusal):
+            inputs.check_model(str(model))
+    whole = (tiny_llama_folder / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(MedkitError, match=r"model\.safetensors cannot be read"):
+        inputs.check_model(str(model))
+    (model / "model.safetensors").write_bytes(whole)
+    with pytest.raises(MedkitError, match="holds no tokenizer"):
+        inputs.check_model(str(model))
+    inputs.check_model(str(tiny_llama_folder))
+
+
+def test_offline_reaches_libraries_that_are_loaded_already():
+    """In a process of its own, as the tests' is offline anyway; it prints what it asks the network for."""
+    code = """
+import sys
+sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("asks", args[0]))
+import datasets, transformers
+from huggingface_hub import hf_hub_download
+from medkit import inputs
+def ask():
+    try:
+        hf_hub_download("some/model", "config.json")
+    except Exception as error:
+        print(type(error).__name__)
+if "go" in sys.argv:
+    inputs.go_offline()
+ask()
+"""
+    environment = {k: v for k, v in os.environ.items() if "OFFLINE" not in k}
+    environment["HF_ENDPOINT"] = "https://localhost:1"  # nobody answers there
+    command = [sys.executable, "-c", code]
+    online, offline = (
+        subprocess.run([*command, *more], env=environment, capture_output=True, text=True)
+        for more in ([], ["go"])
+    )
+    assert online.stdout.startswith("asks localhost"), online.stderr[-2000:]
+    assert offline.stdout == "LocalEntryNotFoundError\n", offline.stderr[-2000:]
 
 
 def test_a_hub_that_cannot_be_reached():

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -405,6 +406,60 @@ def test_the_command_names_rows_that_cannot_be_made(tiny_llama, tmp_path, monkey
     assert main(["check", "cpu", "--set", f"model.base={tmp_path / 'bare'}"]) == 2
     assert "fail  rows " in (out := capsys.readouterr().out)
     assert "the tokenizer has no chat template; take an instruct model" in out
+
+
+TEMPLATE = make_tokenizer().chat_template
+NO_END = TEMPLATE.replace("<|eot_id|>", "")
+TWO_BOS = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+OTHER_HEADER = TEMPLATE.replace(
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}", "assistant: {% endif %}"
+)
+BROKEN = {
+    "two BOS": ({"chat_template": TWO_BOS}, {}, "fail  stage1: one BOS"),
+    "no BOS": ({"chat_template": TEMPLATE.replace("{{ bos_token }}", "")}, {}, "fail  stage1: one BOS"),
+    "no end of turn": ({"chat_template": NO_END}, {}, "ends an answer with '', not with a special token"),
+    "no template": ({"chat_template": None}, {}, "the tokenizer has no chat template"),
+    "another prompt in evaluation": (
+        {"chat_template": OTHER_HEADER},
+        {},
+        "the chat template is more than a concatenation of turns",
+    ),
+    "pad ends a turn": ({"pad_token": "<|eot_id|>", "drop": "<|pad|>"}, {}, "which also ends a turn"),
+    "rows cut off": ({}, {"model.max_length": 300}, "fail  stage1: rows cut"),
+    "a letter of two tokens": ({}, {"data.mcq_target": "letter_and_text"}, "fail  stage1: letters"),
+    "more replay than there is": ({}, {"dmt.replay_share": 100}, "dmt.replay_share asks for 9600"),
+}
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_the_command_names_a_broken_mixture(name, tiny_llama, tmp_path, monkeypatch, capsys):
+    change, settings, line = BROKEN[name]
+    monkeypatch.setenv("MEDKIT_CACHE", str(tmp_path / "cache"))
+    tokenizer = make_tokenizer()
+    for key, value in change.items():
+        if key != "drop":
+            setattr(tokenizer, key, value)
+    tiny_llama[0].save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    if dropped := change.get("drop"):  # from the vocabulary too
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            text = (tmp_path / "model" / file).read_text()
+            (tmp_path / "model" / file).write_text(text.replace(dropped, "<|other|>"))
+    settings = {"model.base": tmp_path / "model", "model.max_length": 4096} | settings
+    options = [word for field, value in settings.items() for word in ("--set", f"{field}={value}")]
+    assert main(["check", "cpu", *options]) == 2
+    assert line in capsys.readouterr().out
+
+
+def test_the_command_names_a_model_that_gives_no_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEDKIT_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = make_tiny_llama()
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    base = f"model.base={tmp_path / 'model'}"
+    assert main(["check", "cpu", "--set", base, "--set", "model.max_length=4096"]) == 2
+    assert re.search(r"fail  .*(isolation|logits)", capsys.readouterr().out)
 
 
 def test_real_rows(real_data, tokenizer, tmp_path):

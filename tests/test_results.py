@@ -237,6 +237,9 @@ def test_no_run_and_no_recipe_or_a_broken_description(place):
         (place / "run.json").write_text(text)
         with pytest.raises(ResultsError, match="is no run description"):
             runs.read(place)
+    (place / "run.json").write_text('{"schema": 1, "recipe": {}, "data": {}}')
+    with pytest.raises(ResultsError, match="is no run description"):
+        runs.read(place)
     (place / "run.json").write_text('{"schema": 99}')
     with pytest.raises(ResultsError, match="has schema 99, not 1"):
         runs.read(place)

@@ -237,8 +237,9 @@ def test_a_folder_that_is_no_run_or_is_being_written_is_left_alone(place):
     other = place / "results" / "cpu"
     other.mkdir(parents=True)
     (other / "thesis.txt").touch()
-    with pytest.raises(MedkitError, match="is no run and not empty"):
-        call(place)
+    for options in ({}, {"fresh": True}, {"resume": True}):
+        with pytest.raises(MedkitError, match="is no run and not empty"):
+            call(place, **options)
     with results.lock(other), pytest.raises(MedkitError, match=f"being written by process {os.getpid()}"):
         call(place, fresh=True)
     assert [p.name for p in other.iterdir()] == ["thesis.txt"]

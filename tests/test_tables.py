@@ -327,17 +327,16 @@ def test_a_run_on_the_built_in_corpus_says_so_above_its_tables(tmp_path):
     summary = outcomes.mcq_summary(mcq_items())
     results.write_json(tmp_path / "mcq" / "summary.json", summary)
     assert BUILT_IN not in table3(tmp_path).markdown()
-    results.write_json(tmp_path / "run.json", {"schema": runs.SCHEMA, "data": {"origin": "builtin"}})
+    results.write_json(tmp_path / "run.json", runs.describe("cpu"))
     assert origin_note(tmp_path) == BUILT_IN
     assert table3(tmp_path).markdown().splitlines()[2] == f"**{BUILT_IN}**"
-    results.write_json(tmp_path / "run.json", {"schema": runs.SCHEMA, "data": {"origin": "folder"}})
+    results.write_json(tmp_path / "run.json", runs.describe("cpu", data_dir="somewhere"))
     assert origin_note(tmp_path) == ""
 
 
 @pytest.mark.parametrize("rows", [0, 60])
 def test_table1_says_how_many_evaluation_rows_are_scored(run_dir, rows):
-    info = {"schema": runs.SCHEMA, "data": {"origin": "folder"}, "recipe": {"mcq": {"rows": rows}}}
-    results.write_json(run_dir / "run.json", info)
+    results.write_json(run_dir / "run.json", runs.describe("cpu", f"mcq.rows={rows}"))
     assert ("the first 60 rows are scored" in tables.table1(run_dir).text) == bool(rows)
 
 
