@@ -23,6 +23,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
+
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
@@ -296,6 +298,49 @@ def sigterm_under_papermill(bench: Bench) -> int:
     return bench.resume(folder, 4)
 
 
+RUN = {
+    "data.rows_medqa": 8,
+    "data.rows_medmcqa": 8,
+    "data.rows_pubmedqa": 24,
+    "model.max_length": 4096,
+    "stage1.max_steps": STEPS,
+    "stage1.eval_rows": 2,
+    "stage1.save_every": 3,
+}
+
+
+def run_killed(bench: Bench, name: str, when: str) -> int:
+    """kill -9 of the kernel of a real `medkit run`, in notebook 01: in training, or when the adapter has just
+    been written and the notebook has yet to end. Then the same command with --resume; its loss curve is held
+    to that of a run that nobody touched."""
+    settings = RUN | {"model.base": bench.base}
+    command = ["-m", "medkit", "run", "cpu", "--only", "01"]
+    command += [word for field, value in settings.items() for word in ("--set", f"{field}={value}")]
+    stage = bench.scratch / "results" / name / "stage1"
+    process = bench.start(*command, "--run", name)
+    if when == "in training":
+        wait_for_lines(process, stage / "loss.csv", 7)
+    else:
+        while process.poll() is None and not (stage / "adapter").is_dir():
+            time.sleep(0.005)
+    for kernel in psutil.Process(process.pid).children():
+        kernel.kill()
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and "the kernel was killed by SIGKILL" in err, (out + err)[-1500:]
+    process = bench.start(*command, "--run", name, "--resume")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, (out + err)[-1500:]
+    process = bench.start(*command, "--run", f"{name}-untouched")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, (out + err)[-1500:]
+    untouched = stage.parents[1] / f"{name}-untouched" / "stage1"
+    assert lines(stage) == lines(untouched), "the resumed run is not the untouched one"
+    entry = json.loads((stage.parent / "run.json").read_text())["notebooks"]["01_stage1"]
+    assert entry["status"] == "complete" and not (stage / "checkpoints").exists()
+    assert when == "in training" or entry["resumed_from"] == STEPS, "a finished stage was trained again"
+    return min(STEPS, 7) - entry["resumed_from"] if when == "in training" else 0
+
+
 def faults(bench: Bench) -> dict:
     """Every fault by name, as a function that returns the steps lost and raises where it was not survived."""
     extra = json.dumps({"dmt.replay_share": 0.5})
@@ -349,6 +394,8 @@ def faults(bench: Bench) -> dict:
         "kernel killed under papermill": lambda: notebook_fails(
             bench, "import os; os.kill(os.getpid(), 9)", None, "the kernel was killed by SIGKILL"
         ),
+        "kernel of a real run killed in training": lambda: run_killed(bench, "killed", "in training"),
+        "kernel of a real run killed after training": lambda: run_killed(bench, "late", "after training"),
         "cell time-out": lambda: notebook_fails(
             bench, "import time; time.sleep(60)", 2, "the cell ran longer than 2 s"
         ),

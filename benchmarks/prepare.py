@@ -2,11 +2,12 @@
 
     python benchmarks/prepare.py [--rows 404269] [--compare 4000]
 
-Rows are words drawn from the real Llama 3 vocabulary (from PyPI's llama-models), as many tokens a row as real
-rows have (token_lengths.json). All rows go through medkit.preparation.prepare, twice: the second call finds
-the first one's result. Then `--compare` of them go, three times in alternation, through prepare and through
-SFTTrainer's own preparation as prompt and completion, and must come out as the same tokens. Prints one JSON
-line last.
+Rows are words drawn from the real Llama 3 vocabulary (from PyPI's llama-models), as many tokens a row as
+real rows have (token_lengths.json), in files as the hub serves them. All rows go through medkit.sources.load,
+which checks and converts them, and medkit.preparation.prepare, which renders and tokenizes them; both twice,
+and the second time prepare finds the first one's result. Then `--compare` of them go, three times in
+alternation, through prepare and through SFTTrainer's own preparation as prompt and completion, and must come
+out as the same tokens. Prints one JSON line last.
 """
 
 import argparse
@@ -87,6 +88,33 @@ def make_records(tokenizer, rows: int) -> list:
     return records
 
 
+def write_raw(records, folder: Path) -> None:
+    """The records as files of the hub's columns, a folder per source."""
+    for source in ROWS:
+        (folder / source).mkdir(parents=True)
+        with (folder / source / "train.jsonl").open("w", encoding="utf-8") as file:
+            for one in (record for record in records if record.source == source):
+                row = {"question": one.question}
+                if source == "pubmedqa":
+                    row |= {"pubid": int(one.id), "context": {"contexts": [one.context]}}
+                    row |= {"final_decision": one.options["ABC".index(one.answer)]}
+                elif source == "medmcqa":
+                    row |= dict(zip(("opa", "opb", "opc", "opd"), one.options, strict=True))
+                    row |= {"id": one.id, "cop": "ABCD".index(one.answer)}
+                else:
+                    row |= {"options": dict(zip("ABCD", one.options, strict=True)), "answer_idx": one.answer}
+                file.write(json.dumps(row) + "\n")
+
+
+def convert(folder: Path) -> list:
+    """All rows of the files as checked records."""
+    from medkit import sources
+
+    return [
+        record for source in ROWS for record in sources.load(source, "train", folder, progress=False).records
+    ]
+
+
 def compare(records, tokenizer, folder: Path) -> dict:
     """Seconds of prepare and of SFTTrainer's preparation for the same rows, which must come out equal."""
     import datasets
@@ -157,23 +185,30 @@ def main():
     tokenizer = llama3_tokenizer()
     if tokenizer is None:
         sys.exit("the Llama 3 tokenizer is not installed: pip install --no-deps llama-models")
-    records = make_records(tokenizer, args.rows)
     with tempfile.TemporaryDirectory() as scratch:
-        times, cpu = [], time.process_time()
+        write_raw(make_records(tokenizer, args.rows), Path(scratch) / "raw")
+        times, converting, cpu = [], [], time.process_time()
         for _ in range(2):
+            began = time.perf_counter()
+            records = convert(Path(scratch) / "raw")
+            converting.append(time.perf_counter() - began)
             began = time.perf_counter()
             prepared = preparation.prepare(records, tokenizer, cache=Path(scratch), **SETTINGS)
             times.append(time.perf_counter() - began)
         cpu = time.process_time() - cpu  # beside the wall clock: tells a busy machine from a slow program
-        print(f"prepared in {times[0]:.1f} s, found again in {times[1]:.1f} s", file=sys.stderr)
+        told = f"converted in {converting[0]:.1f} s, prepared in {times[0]:.1f} s"
+        print(f"{told}, found again in {times[1]:.1f} s", file=sys.stderr)
         tokens = sum(prepared["length"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         step = max(1, len(records) // args.compare)
         against = compare(records[::step][: args.compare], tokenizer, Path(scratch))
     line = {
         "rows": len(records),
-        "seconds": times[0],
+        "seconds": converting[0] + times[0],
+        "converting_seconds": converting[0],
+        "preparing_seconds": times[0],
         "second_run_seconds": times[1],
+        "second_run_converting_seconds": converting[1],
         "cpu_seconds_both": cpu,
         "peak_memory_gb": peak,
         "mean_tokens": tokens / len(records),
