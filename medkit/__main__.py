@@ -148,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     command("recipes", _recipes, "list the recipes with every field")
     command("audit", _audit, "which published numbers can be true")
 
-    sub = command("mcq", _mcq, "score a model, or a model with an adapter, on the benchmarks")
+    sub = command(
+        "mcq", _mcq, "score a model, in 4 bit unless --set model.load_in_4bit=false, on the benchmarks"
+    )
     sub.add_argument("model", help="hub id, folder, or smollm2")
     sub.add_argument("--adapter", default="", metavar="DIR")
     sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL[-ADAPTER]")

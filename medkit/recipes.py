@@ -224,7 +224,7 @@ PRESETS = {
     for recipe in (
         Recipe(
             name="cpu",
-            about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus, 15 minutes",
+            about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus",
             model=ModelSpec(base="smollm2"),
             data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
             stage1=_CPU_STAGE,
