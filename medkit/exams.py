@@ -30,7 +30,8 @@ from medkit.runs import Run
 NOTEBOOK = "03_mcq_eval"
 ALONE = "recommended"  # the recipe of a model that is evaluated by itself
 # The released notebooks put `Answer:` behind the question and sample, unseeded, as the model's own
-# generation_config says, which for Llama 3.1 is this; here each answer has a seed.
+# generation_config says, which for Llama 3.1 is this; here each answer has a seed, and Transformers' default
+# of looking at the fifty likeliest tokens alone is left out, as top_p keeps fewer at nearly every step.
 RELEASED = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 
@@ -120,8 +121,9 @@ def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **d
         active.tokenizer,
         ids,
         **decoding,
-        # A step of decoding takes about as long for sixteen answers as for one.
-        batch_size=max(16, run.recipe.mcq.max_batch_tokens // max(map(len, ids), default=1)),
+        # A step of decoding takes about as long for sixteen answers as for one; a prompt's pass keeps nothing
+        # for a backward one, and takes a fraction of training's memory.
+        batch_size=max(1, min(16, 8 * run.recipe.mcq.max_batch_tokens // max(map(len, ids), default=1))),
         store=run.folder / ".cache" / "words.jsonl",
         key=active.identity,
     )

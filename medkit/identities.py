@@ -31,6 +31,16 @@ def of_base(model: str | Path, revision: str = "main") -> str:
     return found if isinstance(found, str) else hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
+def _digest(file: Path) -> str:
+    """sha256 of a file; of a configuration without the version of the library that wrote it down."""
+    if file.name.endswith("config.json"):
+        with contextlib.suppress(ValueError, AttributeError):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content.pop("transformers_version", None)
+            return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return results.sha256(file)
+
+
 def _of(model: str | Path, revision: str) -> dict[str, str] | str:
     """file -> sha256 of a folder; ID@COMMIT of what the hub's cache holds."""
     folder = Path(model)
@@ -38,7 +48,7 @@ def _of(model: str | Path, revision: str) -> dict[str, str] | str:
         files = [file for file in sorted(folder.iterdir()) if file.suffix in KEPT and file.is_file()]
         if not files:
             raise IdentityError(f"{folder} holds no model; give a Hugging Face folder or adapter folder")
-        return {file.name: results.sha256(file) for file in files}
+        return {file.name: _digest(file) for file in files}
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

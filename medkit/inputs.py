@@ -13,6 +13,9 @@ from medkit import MedkitError, recipes, smollm2, sources
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
+SCORER = "scorer"  # among the parts that a run reads
+
+
 class InputError(MedkitError):
     """A data folder or a model that is not there."""
 
@@ -21,17 +24,17 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
     """Refuse, in one line, a model or a source that the run could not read.
 
     parts: "NAME train" or "NAME eval", each of which is read as the run will read it (from the hub it is
-    downloaded now, into the hub's cache); the built-in corpus is not read, as it is written from the package.
+    downloaded now, into the hub's cache), and SCORER for BERTScore's encoder; the built-in corpus is not
+    read, as it is written from the package.
     Raises InputError, or the SourceError of the source.
     """
     parts = list(dict.fromkeys(parts))
     check_model(recipe.model.base, recipe.model.revision)
-    if "icliniq eval" in parts:
+    if SCORER in parts:
         check_scorer(recipe.consumer.scorer, offline=private(recipe, data_dir))
     if not data_dir and recipe.data.origin == "builtin":
         return
-    for part in parts:
-        name, which = part.split()
+    for name, which in (part.split() for part in parts if part != SCORER):
         limit = getattr(recipe.data, f"rows_{name}", 0) if which == "train" else 0
         # From the hub one row tells that the split is there; of a folder's files all rows are checked.
         sources.load(name, which, data_dir or None, limit=limit if data_dir else 1)
@@ -94,6 +97,10 @@ def _check_weights(folder: Path) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(f"{folder} holds no .safetensors weights; give a whole Hugging Face model folder")
+    if (index := folder / "model.safetensors.index.json").is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(named - {file.name for file in weights}):
+            raise InputError(f"{folder} lacks {missing[0]}; fetch the model again")
     for file in weights:
         try:
             with safe_open(file, "pt"):  # the header, against the file's length
@@ -115,10 +122,18 @@ def _check_hub(name: str, revision: str, mend: str) -> None:
         ) from None
 
 
-def go_offline() -> None:
-    """Keep the libraries of this process, loaded or not, from the hub."""
-    os.environ |= OFFLINE
-    constants.HF_HUB_OFFLINE = True
+_AS_STARTED = {name: os.environ.get(name) for name in OFFLINE}, constants.HF_HUB_OFFLINE
+
+
+def set_offline(offline: bool) -> None:
+    """Keep this process's libraries, loaded or not, from the hub, or leave them as the process started."""
+    before, constants.HF_HUB_OFFLINE = _AS_STARTED
+    for name, value in (OFFLINE if offline else before).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    constants.HF_HUB_OFFLINE |= offline
 
 
 def private(recipe: recipes.Recipe, data_dir: str) -> bool:

@@ -174,16 +174,6 @@ def paired_outcomes(items: pd.DataFrame, first: str, second: str) -> tuple[np.nd
     return by_model[0].to_numpy(), by_model[1].loc[by_model[0].index].to_numpy()
 
 
-def forgetting(
-    items: pd.DataFrame, before: str, after: str, seed: int = 0
-) -> dict[str, statistics.Comparison]:
-    """Per benchmark, what changed between two stages on the same items; below zero is forgotten."""
-    return {
-        dataset: statistics.compare(*paired_outcomes(rows, before, after), seed=seed)
-        for dataset, rows in items.groupby("dataset", sort=False)
-    }
-
-
 def by_group(items: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with n and interval per model, dataset and `group` (MedMCQA subject, MedQA step)."""
     rows = [
@@ -260,8 +250,8 @@ def fold_seeds(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def fold_differences(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """PAIRS over several training seeds, models of one seed paired on the same items; columns as
-    `fold_seeds`, with `difference` for the accuracy. What has no seed of its own (the base) stands beside
-    each seed of the other. Rows from Med-Mix on are what stage 2 forgot, below zero."""
+    `fold_seeds`, with `difference` for the accuracy. The base, which has no seed, stands beside each seed of
+    the other; else only seeds that both have count. From Med-Mix on it is what stage 2 forgot, below zero."""
     rows = []
     for dataset, part in items.groupby("dataset", sort=False):
         grids = {model: _by_seed(own) for model, own in part.groupby("model")}
@@ -269,8 +259,12 @@ def fold_differences(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             if not {first, second} <= grids.keys():
                 continue
             before, after = grids[first], grids[second]
-            before = before if before.shape[1] > 1 else before.iloc[:, [0] * after.shape[1]]
-            difference = after - before.loc[after.index].to_numpy()
+            if first == "base":
+                before = pd.concat({seed: before.iloc[:, 0] for seed in after.columns}, axis=1)
+            shared = before.columns.intersection(after.columns)
+            if shared.empty:  # an arm that was not trained with the other's seeds
+                continue
+            difference = after[shared] - before.loc[after.index, shared]
             over_items = statistics.bootstrap_mean(difference.mean(axis=1).to_numpy(dtype=float), seed)
             row = {"dataset": dataset, "shows": shows, "first": first, "second": second, "n": over_items.n}
             row |= {"seeds": difference.shape[1], "difference": over_items.mean}

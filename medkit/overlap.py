@@ -123,8 +123,13 @@ def contaminated(matches: Iterable[Match], share: float = 0.5) -> set[tuple[str,
 
 def counts(matches: Iterable[Match], share: float = 0.5) -> dict[str, dict[str, int]]:
     """Evaluation items found, by source and method; the 13-gram method once for any, once from `share` on."""
-    table: dict[str, Counter] = defaultdict(Counter)
+    best: dict[tuple, Match] = {}  # of an item that was looked for in several sets of rows
     for match in matches:
+        key = match.eval_source, match.eval_id, match.method
+        if key not in best or match.score > best[key].score:
+            best[key] = match
+    table: dict[str, Counter] = defaultdict(Counter)
+    for match in best.values():
         if match.method == "13-gram":
             table[match.eval_source]["any 13-gram"] += 1
             table[match.eval_source][f"{share:.0%} of 13-grams"] += match.score >= share

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from medkit import MedkitError
-from medkit.records import LETTERS, MCQItem
+from medkit.records import LETTERS, PUBMEDQA_OPTIONS, MCQItem
 
 TIERS = ("letter", "answer", "option", "unparsed")
 
@@ -43,18 +43,20 @@ _BARE = re.compile(
 _LEADING = re.compile(
     rf"{_OPEN}(?:(?:option|choice)\s+)?([A-Za-z])[*_]*([)\].:]|\s[-–—](?=\s))[*_]*(?!\w)\s*", re.IGNORECASE
 )
-# Of a letter or an option that the text goes on to reject: "(C) is incorrect", "C. Wrong". What comes after
-# "because" is said of something else.
+# What comes after a letter or an option and takes it back: "(C) is incorrect", "Heparin cannot be right". It
+# must be said of that one: "C, the others are wrong" takes nothing back.
 _NEGATION = r"not|incorrect|wrong|false|unlikely|inappropriate|contraindicated|harmful|dangerous"
 _REJECTED = re.compile(
-    r"^(?:(?!\b(?:because|since|given|due to|which|while|whereas|unlike)\b)[^.;\n]){0,200}?(?:"
-    rf"\b(?:is|are|was|were|seems|looks|as|(?:would|could|can|may|should) be)\b(?: \w+)? (?:{_NEGATION})\b|"
-    r"\b(?:is|are|was|were|does|do|did|can|could|would|should)n['’]t\b|\bcannot be\b|"
-    r"\b(?:can|could|would|should) not be\b|\b(?:does|do|did) not (?:apply|fit|work|help|match)\b)"
-    r"|^[\s.,;:!?)*_–—-]*(?:actually|wait|incorrect|wrong|false)\b",
+    r"[^\w.\n]{0,8}(?:(?:it|this|that|which|answer|option|choice)\s+){0,2}(?:"
+    rf"(?:is|are|was|were|seems|looks|as|(?:would|could|can|may|should) be)\b(?: \w+)? (?:{_NEGATION})\b|"
+    r"(?:is|are|was|were|does|do|did|can|could|would|should)n['’]t\b|cannot be\b|"
+    r"(?:can|could|would|should) not be\b|(?:does|do|did) not (?:apply|fit|work|help|match)\b)",
     re.IGNORECASE,
 )
-_THEN_NO = re.compile(r"^[\s.,;:!?)*_–—-]*no\b", re.IGNORECASE)
+# The same in a word: "C) No.", "C. Incorrect.", "Yes. Actually no"
+_NO = re.compile(
+    r"[\W_]{0,8}(?:(?:actually|wait)\b|(?:no|incorrect|wrong|false)\s*(?:[.,;:!?)]|$))", re.IGNORECASE
+)
 _ASKED = re.compile(r"[^.;:!?\n]{0,200}\?|[^.;!?]{1,200}: no\b", re.IGNORECASE)  # "Aspirin?", "Heparin: no"
 _NO_ANSWER = re.compile(
     r"\b(?:cannot|can not|can['’]t|unable to|not able to|won['’]t|will not)\s+"
@@ -75,7 +77,7 @@ _PHRASE = re.compile(
 # "it is false that the answer", "Is the answer"
 _DENIED = re.compile(
     r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless)|n['’]t)(?: an?| the)?\s*$"
-    r"|(?:\b(?:not|never|cannot|doubt|deny|unsure|whether|if|unless|false|unlikely|incorrect)|n['’]t)\b[^.;:!?\n]{0,25}$"
+    r"|(?:\b(?:not|never|cannot|doubt|deny|unsure|whether|if|unless|false|unlikely|incorrect)|n['’]t)\b[^.,;:!?\n]{0,25}$"
     r"|(?:^|[.;:!?\n])\s*(?:is|was|could|would|might|may|what|which)\b[^.;:!?\n]{0,12}$",
     re.IGNORECASE,
 )
@@ -273,20 +275,17 @@ def _options(text: str, item: MCQItem) -> list[tuple[str, str]]:
 
 def _doubtful(line: str) -> bool:
     """Whether a line that opens with an option rejects it, asks for it, or gives no answer."""
-    after = _PIECES.split(line, maxsplit=1)[1:]  # "Yes. Actually no"
-    return bool(
-        _REJECTED.match(line)
-        or _NO_ANSWER.search(line)
-        or _ASKED.match(line)
-        or (after and _REJECTED.match(after[0]))
-    )
+    option = _PIECES.split(line, maxsplit=1)[0]
+    return bool(_doubted(line, option.strip()) or _NO_ANSWER.search(line) or _ASKED.match(line))
 
 
 def _doubted(rest: str, option: str = "") -> bool:
     """Whether what comes after a letter, and its option's text, takes it back or asks for it."""
     if option:  # whose own "no" denies nothing
         rest = re.sub(rf"^[^\w\n]*{re.escape(option)}", "", rest, count=1, flags=re.IGNORECASE)
-    return bool(_REJECTED.match(rest) or _THEN_NO.match(rest) or _ASKED.match(rest))
+    if _key(option) not in PUBMEDQA_OPTIONS and _REJECTED.match(rest):  # "No, it does not" is a no
+        return True
+    return bool(_NO.match(rest) or _ASKED.match(rest))
 
 
 def _affirmed(text: str) -> Iterator[re.Match]:

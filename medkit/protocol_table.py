@@ -29,7 +29,7 @@ def _figures(one: dict) -> list[dict]:
         row = {"model": one["model"], "dataset": one["dataset"], "protocol": title, "n": one["n"]}
         row |= {"correct": own.correct, "unparsed": one["unparsed"][protocol]}
         row |= {"percent": 100 * own.accuracy, "low": 100 * own.low, "high": 100 * own.high}
-        if minus := one["minus_scored"].get(protocol):
+        if minus := one.get("minus_scored", {}).get(protocol):
             names = {"difference": "minus_letter", "low": "minus_low", "high": "minus_high"}
             row |= {name: 100 * minus[key] for key, name in names.items()} | {"p": minus["p"]}
         rows.append(row)
@@ -44,12 +44,12 @@ def page(found: Sequence[dict]) -> pd.DataFrame:
         row |= {"n": one["n"]}
         for protocol, title in PROTOCOLS.items():
             row[title] = percent(results.plain(statistics.wilson(one["correct"][protocol], one["n"])))
-        for protocol, own in one["minus_scored"].items():
+        for protocol, own in one.get("minus_scored", {}).items():
             row[f"{PROTOCOLS[protocol]} minus letter"] = in_percent(
                 own["difference"], own["low"], own["high"]
             )
         row |= {f"in words: {tier}": in_percent(share["share"]) for tier, share in one["tiers"].items()}
-        row |= {"cut at the limit": in_percent(one["cut"])}
+        row |= {"cut at the limit": in_percent(one.get("cut"))}
         row |= {"first and last letter differ": in_percent(one["first_last_disagree"])}
         rows.append(row | {"agrees with the letter": in_percent(one["agreement_with_scored"]["generated"])})
     return pd.DataFrame(rows)
@@ -57,7 +57,7 @@ def page(found: Sequence[dict]) -> pd.DataFrame:
 
 def told_apart(found: Sequence[dict]) -> str:
     """Which protocols give another accuracy than the letters, McNemar's test corrected over all of them."""
-    pairs = [(one, protocol, own) for one in found for protocol, own in one["minus_scored"].items()]
+    pairs = [(one, protocol, own) for one in found for protocol, own in one.get("minus_scored", {}).items()]
     if not pairs:
         return "No question was answered in words."
     apart = []

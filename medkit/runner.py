@@ -73,7 +73,7 @@ NOTEBOOKS = (
         "04_consumer_eval",
         _EVALUATION,
         needs=_ADAPTERS[1:2],
-        reads=_CASES,
+        reads=(*_CASES, inputs.SCORER),
         writes=("consumer/summary.json",),
     ),
     Step("05", "05_report", ("run_dir",), needs=("mcq/summary.json", "consumer/summary.json")),

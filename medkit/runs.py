@@ -12,6 +12,7 @@ from medkit import inputs, machine, recipes
 from medkit.results import ResultsError, folder, lock, plain, require, sha256, shown, write_json
 
 SCHEMA = 1  # of run.json
+RETIRED = {"mcq": ("temperature", "top_p")}  # fields that earlier runs' recipes have
 
 
 class Run:
@@ -97,8 +98,7 @@ def begin(
         _check_origin(place, info, data_dir)
     require(place, needs)
     run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
-    if inputs.private(run.recipe, data_dir or ""):
-        inputs.go_offline()
+    inputs.set_offline(inputs.private(run.recipe, data_dir or ""))
     if not under_runner():
         if before := _HELD.pop(place, None):
             before._held.close()
@@ -114,6 +114,7 @@ def _continue(run: Run) -> None:
     here = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}
     if any(latest(run.info)[key] != value for key, value in here.items()):
         run.info.setdefault("continued", []).append({"started": now(), **here})
+        run.save()
 
 
 def latest(info: dict) -> dict:
@@ -133,6 +134,9 @@ def read(place: Path) -> dict | None:
         for part in ("recipe", "data", "notebooks", "versions", "git", "hardware"):
             if not isinstance(info[part], dict):
                 raise TypeError(part)
+        for part, names in RETIRED.items():
+            for name in names:
+                info["recipe"].get(part, {}).pop(name, None)
     except (ValueError, KeyError, TypeError, OSError) as error:
         if isinstance(error, ResultsError):
             raise

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import classification_report
 
-from medkit import outcomes
+from medkit import outcomes, statistics
 
 
 def frame(model, gold, predicted, dataset="medqa", group="", seed=None):
@@ -40,7 +40,8 @@ def test_correct_is_read_in_the_forms_a_csv_gives_it(stored):
 def test_forgetting_pairs_by_item_id_not_by_row_order():
     before = frame("med-mix", "AAAA", "AAAB")  # right: q0, q1, q2
     after = frame("med-nirvana", "AAAA", "ABBB").iloc[::-1]  # right: q0
-    got = outcomes.forgetting(pd.concat([before, after]), "med-mix", "med-nirvana")["medqa"]
+    pair = outcomes.paired_outcomes(pd.concat([before, after]), "med-mix", "med-nirvana")
+    got = statistics.compare(*pair)
     assert (got.n, got.first_only, got.second_only, got.difference) == (4, 2, 0, -0.5)
     assert got.p == 0.5  # two discordant items, both one way: 2 x 1/4
 
@@ -141,3 +142,17 @@ def test_fold_differences():
     assert found.loc["stage 1", "seed_sd"] == pytest.approx(0.1768, abs=1e-4)
     assert (found.loc["stage 1", "seed_low"], found.loc["stage 1", "seed_high"]) == (-1, 1)  # 1.6 either way
     assert (found["seeds"] == 2).all() and (found["n"] == 4).all()
+
+
+def test_an_arm_that_lacks_a_seed_is_compared_where_it_has_one():
+    items = pd.concat(
+        [
+            *(frame("med-mix", "AA", predicted, seed=i) for i, predicted in enumerate(["AB", "AA"])),
+            *(frame("med-nirvana", "AA", predicted, seed=i) for i, predicted in enumerate(["AA", "BB"])),
+            frame("control", "AA", "BB", seed=1),
+        ]
+    )
+    found = outcomes.fold_differences(items).set_index("shows")
+    lost, replay = found.loc["stage 2 without replay"], found.loc["the replay"]
+    assert (lost["seeds"], lost["difference"]) == (1, -1.0) and math.isnan(lost["seed_sd"])
+    assert (replay["seeds"], replay["difference"]) == (1, 0.0)  # both have nothing right in seed 1

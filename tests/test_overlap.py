@@ -131,6 +131,7 @@ def test_contaminated_and_counts():
         "medqa": {"exact": 1, "any 13-gram": 2, "50% of 13-grams": 1, "near-duplicate": 1}
     }
     assert {m.method for m in matches} == set(METHODS) - {"same question"}
+    assert counts([*matches, *matches]) == counts(matches)  # found in two sets of rows, and one item
 
 
 SCURVY = "Which of the following vitamins is deficient in scurvy?"  # nine words

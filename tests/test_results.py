@@ -245,6 +245,36 @@ def test_no_run_and_no_recipe_or_a_broken_description(place):
         runs.read(place)
 
 
+def test_a_run_of_an_earlier_version_opens(place):
+    """Its recipe has fields that are gone; what is left of it is the same recipe."""
+    info = runs.describe("cpu")
+    old = info | {
+        "recipe": info["recipe"] | {"mcq": info["recipe"]["mcq"] | {"temperature": 0.0, "top_p": 1.0}}
+    }
+    results.write_json(place / "run.json", old)
+    assert runs.read(place)["recipe"] == info["recipe"]
+    assert runs.begin("try", "03_mcq_eval", "cpu").recipe == runs.recipes.get("cpu")
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(place):
+    info = runs.describe("cpu")
+    info["versions"]["numpy"] = "0.1"
+    results.write_json(place / "run.json", info)
+    runs.begin("try", "03_mcq_eval").finish()
+    (part,) = runs.read(place)["continued"]
+    assert part["versions"] == runs.machine.versions() and info["versions"] != part["versions"]
+    runs.begin("try", "03_mcq_eval").finish()  # and not again where nothing has changed since
+    assert runs.latest(runs.read(place)) == part and len(runs.read(place)["continued"]) == 1
+
+
+def test_what_a_notebook_goes_on_from_is_asked_for_before_it_writes(place):
+    results.write_json(place / "run.json", runs.describe("cpu"))
+    before = (place / "run.json").read_bytes()
+    with pytest.raises(ResultsError, match="stage1/adapter"):
+        runs.begin("try", "02_stage2", needs=["stage1/adapter/adapter_model.safetensors"])
+    assert (place / "run.json").read_bytes() == before
+
+
 def test_a_notebook_run_twice_in_one_kernel_does_not_lock_itself_out(place):
     runs.begin("try", "01_stage1", "cpu")  # its last cell never came
     runs.begin("try", "01_stage1", "cpu").finish()
