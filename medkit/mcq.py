@@ -41,13 +41,15 @@ class Outcome:
     """`predicted` is a letter, or "" where the model's logits were not finite: a wrong answer, not a gap.
 
     `logprobs`: of the item's letters, in nats, normalized over those letters; empty where not finite.
-    `rescored`: scored again alone, as a near-tie; `flipped`: which changed the letter.
+    `rescored`: scored again alone, as a near-tie; `flipped`: which changed the letter; `moved`: by how much
+    (nats) that changed the lead of one letter over another at most.
     """
 
     predicted: str
     logprobs: tuple[float, ...]
     rescored: bool = False
     flipped: bool = False
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def score(
     store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
         on, with the same result; entries are found by `key` (`identity` of model and adapter), dtype,
         template, prompt and item, and it needs a `key`.
-    report: n, invalid (not finite), rescored, flips, tolerance, dtype, prefix_tokens, prefix_note,
-        from_store, seconds, items_per_s (of those computed now).
+    report: n, invalid (not finite), rescored, flips, largest_move, tolerance, dtype, prefix_tokens,
+        prefix_note, from_store, seconds, items_per_s (of those computed now).
 
     Raises McqError for an empty prompt, one longer than the model's context, or a store without key;
     PromptError for a model without a chat template, or letters that are not one token.
@@ -131,6 +133,7 @@ def score(
         "invalid": sum(not outcome.predicted for outcome in outcomes),
         "rescored": sum(outcome.rescored for outcome in outcomes),
         "flips": sum(outcome.flipped for outcome in outcomes),
+        "largest_move": max((outcome.moved for outcome in outcomes), default=0.0),
         "tolerance": TOLERANCE[dtype],
         "dtype": str(dtype).removeprefix("torch."),
         "prefix_tokens": 0 if note else len(prefix),
@@ -179,8 +182,14 @@ class _Scorer:
             outcome, gap = _outcome(logits)
             if not alone and gap < self.tolerance:
                 again, _ = _outcome(self.plain(question))
-                flipped = again.predicted != outcome.predicted
-                outcome = Outcome(again.predicted, again.logprobs, rescored=True, flipped=flipped)
+                changes = [a - b for a, b in zip(again.logprobs, outcome.logprobs, strict=True)] or [0.0]
+                outcome = Outcome(
+                    again.predicted,
+                    again.logprobs,
+                    rescored=True,
+                    flipped=again.predicted != outcome.predicted,
+                    moved=max(changes) - min(changes),
+                )
             found.append(outcome)
         return found
 

@@ -139,6 +139,9 @@ def test_near_ties_are_decided_alone(tiny, lead, rescored, flips):
     assert (together.report["rescored"], together.report["flips"]) == (rescored, flips)
     assert sum(outcome.flipped for outcome in together.outcomes) == flips
     assert (alone.report["rescored"], alone.report["flips"]) == (0, 0)
+    # alone, B stands 5e-4 lower beside A than in the batch
+    assert together.report["largest_move"] == pytest.approx(5e-4 if rescored else 0, abs=1e-5)
+    assert alone.report["largest_move"] == 0
 
 
 def test_logits_that_are_not_finite_are_counted_and_wrong(tiny):
