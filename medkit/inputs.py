@@ -45,6 +45,13 @@ def check_data_dir(data_dir: str) -> None:
         raise InputError(f"--data-dir {data_dir} is no folder; name one that holds a folder per source")
 
 
+def check_truth(name: str, value: bool) -> None:
+    """InputError unless a notebook's parameter is True or False: papermill hands on what it cannot read as
+    text, and any text would count as true."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r} is neither true nor false; give it as True or False")
+
+
 def check_model(base: str, revision: str = "main") -> None:
     """InputError where the base is neither a model folder, nor on the hub, nor the model from PyPI."""
     if base == "smollm2":

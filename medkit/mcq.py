@@ -89,7 +89,7 @@ def score(
         against the plain pass; where the model does not take a cache, or the numbers differ, it is not
         used, and the report's `prefix_note` says why.
     store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
-        on, with the same result; entries are found by `key` (`identity` of model and adapter), dtype,
+        on, with the same result; entries are found by `key` (identities.of_model), dtype,
         template, prompt and item, and it needs a `key`.
     report: n, invalid (not finite), rescored, flips, largest_move, tolerance, dtype, prefix_tokens,
         prefix_note, from_store, seconds, items_per_s (of those computed now).
@@ -99,7 +99,7 @@ def score(
     """
     if store and not key:
         raise McqError(
-            "a store without a key could read one model's answers for another; give mcq.identity(...)"
+            "a store without a key could read one model's answers for another; give identities.of_model(...)"
         )
     started = time.monotonic()
     dtype = compute_dtype(model)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import MedkitError, demo, mixture, overlap, preparation, recipes, results, runs, sources, training
+from medkit import demo, inputs, mixture, overlap, preparation, recipes, results, runs, sources, training
 from medkit.runs import Run
 
 
@@ -239,8 +239,7 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> 
 
 def arm_of(replay: bool) -> str:
     """The arm of stage 2: with the replay or, for False, without."""
-    if not isinstance(replay, bool):  # papermill hands on what it cannot read as text
-        raise MedkitError(f"replay={replay!r} is neither true nor false; give it as True or False")
+    inputs.check_truth("replay", replay)
     return "stage2" if replay else "stage2_noreplay"
 
 

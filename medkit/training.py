@@ -85,9 +85,7 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(model.base, error) from None
-    if model.chat_template == "chatml":
-        tokenizer.chat_template = prompts.CHATML
-    set_pad_token(tokenizer)
+    _prepare(tokenizer, model)
     net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer
 
@@ -103,10 +101,15 @@ def load_tokenizer(model: ModelSpec):
         )
     except (OSError, ValueError) as error:
         raise unreadable(model.base, error) from None
+    _prepare(tokenizer, model)
+    return tokenizer
+
+
+def _prepare(tokenizer, model: ModelSpec) -> None:
+    """The recipe's chat template, and a pad token that ends nothing."""
     if model.chat_template == "chatml":
         tokenizer.chat_template = prompts.CHATML
     set_pad_token(tokenizer)
-    return tokenizer
 
 
 def unreadable(base: str, error: BaseException) -> TrainingError:

@@ -5,7 +5,7 @@ import html
 import pandas as pd
 from IPython.display import HTML
 
-from medkit import MedkitError, prompts, recipes, runs
+from medkit import inputs, prompts, recipes, runs
 from medkit.records import MCQItem
 from medkit.runs import Run
 from medkit.sources import Loaded
@@ -68,8 +68,7 @@ def found_in_training(part: dict) -> pd.DataFrame:
 
 def may_show(run: Run, show_text: bool) -> bool:
     """The built-in corpus may be printed; a data set's rows only where the reader asks for it."""
-    if not isinstance(show_text, bool):  # papermill hands on what it cannot read as text
-        raise MedkitError(f"show_text={show_text!r} is neither true nor false; give it as True or False")
+    inputs.check_truth("show_text", show_text)
     return show_text or run.info["data"]["origin"] == "builtin"
 
 
