@@ -1,12 +1,16 @@
-"""How a CPU trains: the rows of a batch laid end to end, without padding, each attending to itself alone.
+"""How a CPU trains: the rows of a batch laid end to end, without padding, each attending to itself alone, and
+what all of them begin with computed once.
 
-On a GPU, Unsloth's packing does the same. Its CPU backend turns that off, since no attention that PyTorch
-has for a CPU keeps rows apart without computing every pair of them; the one below does, row after row.
-DECISIONS.md ("Batches and attention on a CPU") has the figures.
+On a GPU, Unsloth's packing lays rows end to end. Its CPU backend turns that off, since no attention that
+PyTorch has for a CPU keeps rows apart without computing every pair of them; the one below does, row after
+row. DECISIONS.md ("Batches and attention on a CPU") has the figures.
 """
 
 from contextlib import contextmanager
+from itertools import accumulate
 from types import MethodType
+
+from medkit.prompts import IGNORED
 
 ROW_BY_ROW = "row_by_row"  # as Transformers' table of attention functions knows it
 
@@ -17,29 +21,53 @@ def at_once(model, tokens: int) -> int:
     return tokens // 2 if model.get_input_embeddings().weight.element_size() == 4 else tokens
 
 
-def passes(batch: dict, most: int) -> list[dict]:
+def passes(batch: dict, most: int, sharing: bool) -> list[dict]:
     """A padding-free batch (each entry of shape (1, tokens), `position_ids` from 0 in every row) as forward
     passes of whole rows and at most `most` tokens, in their order; a longer row is one by itself; 0 = one
-    pass."""
+    pass.
+
+    `sharing`: what all rows begin with, the instruction, stands in each pass once, before its first row;
+    the others go on from there (row_by_row has them attend to it). Loss and gradient stay what they are.
+    """
+    import torch
+
     lengths = row_lengths(batch["position_ids"])
-    sizes = [0]
-    for length in lengths:
-        if most and sizes[-1] and sizes[-1] + length > most:
-            sizes.append(0)
-        sizes[-1] += length
-    split = {name: one.split(sizes, dim=1) for name, one in batch.items()}
-    return [{name: parts[i] for name, parts in split.items()} for i in range(len(sizes))]
+    start = shared_start(batch, lengths) if sharing else 0
+    places, room = [], 0
+    for end, length in zip(accumulate(lengths), lengths, strict=True):
+        own = length - start
+        if not places or (most and own > room):
+            places.append([torch.arange(end - length, end)])
+            room = most - length
+        else:
+            places[-1].append(torch.arange(end - own, end))
+            room -= own
+    return [{name: one[:, torch.cat(part)] for name, one in batch.items()} for part in places]
+
+
+def shared_start(batch: dict, lengths: list[int]) -> int:
+    """How many tokens all rows of the batch begin with, as far as no row learns to predict one of them or
+    the one after, and each has another token."""
+    import torch
+
+    most = min(lengths) - 1
+    ids, labels = (batch[name][0].split(lengths) for name in ("input_ids", "labels"))
+    begin = torch.stack([one[:most] for one in ids])
+    learnt = torch.stack([one[1 : most + 1] for one in labels]) != IGNORED
+    ends = ((begin != begin[0]) | learnt).any(0).nonzero()
+    return ends[0, 0].item() if len(ends) else most
 
 
 def row_lengths(position_ids) -> list[int]:
-    """Tokens of each row that is laid into position_ids of shape (1, tokens)."""
-    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-    return [end - start for start, end in zip(starts, [*starts[1:], position_ids.shape[1]], strict=True)]
+    """Tokens of each row that is laid into position_ids of shape (1, tokens), shared ones counted once."""
+    goes_on = position_ids[0, 1:] == position_ids[0, :-1] + 1
+    ends = [*((~goes_on).nonzero()[:, 0] + 1).tolist(), position_ids.shape[1]]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=None, **_):
     """Causal attention within each row: query of shape (1, heads, tokens, head size), output of (1, tokens,
-    heads, head size).
+    heads, head size). A row whose positions begin at n attends to the first n tokens, too.
 
     As plain products: forwards and backwards PyTorch's fused kernel takes up to twice as long on a CPU.
     """
@@ -50,10 +78,14 @@ def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=
     groups = query.shape[1] // key.shape[1]
     key, value = (one[0].repeat_interleave(groups, dim=0) for one in (key, value))
     lengths = row_lengths(position_ids) if position_ids is not None else [query.shape[2]]
+    shared = position_ids[0, lengths[0]].item() if len(lengths) > 1 else 0
     rows = zip(*(one.split(lengths, dim=1) for one in (query[0] * scaling, key, value)), strict=True)
     answers = []
     for q, k, v in rows:
-        ahead = torch.full((q.shape[1], q.shape[1]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+        if shared and answers:
+            k, v = (torch.cat([all_[:, :shared], own], dim=1) for all_, own in ((key, k), (value, v)))
+        ahead = torch.full((q.shape[1], k.shape[1]), torch.finfo(q.dtype).min, dtype=q.dtype)
+        ahead = ahead.triu(1 + k.shape[1] - q.shape[1])
         answers.append(torch.baddbmm(ahead, q, k.transpose(1, 2)).softmax(-1) @ v)
     return torch.cat(answers, dim=1).transpose(0, 1)[None], None
 

@@ -302,8 +302,8 @@ def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
     ax.set_ylabel("BERTScore F1\n(higher is nearer to the physician)")
     empty = int((scores.query("sample == 0")["words"] == 0).sum())
     if empty:
-        ax.set_title(f"empty answers, not shown (F1 = 0): {empty}")
-    ax.legend()
+        ax.set_title(f"empty answers, not shown (F1 = 0): {empty}", pad=28)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return ax
 
 

@@ -105,7 +105,10 @@ def _check_weights(folder: Path) -> None:
     if not weights:
         raise InputError(f"{folder} holds no .safetensors weights; give a whole Hugging Face model folder")
     if (index := folder / "model.safetensors.index.json").is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{index} names no weight_map; fetch the model again") from None
         if missing := sorted(named - {file.name for file in weights}):
             raise InputError(f"{folder} lacks {missing[0]}; fetch the model again")
     for file in weights:

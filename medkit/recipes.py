@@ -232,7 +232,7 @@ PRESETS = {
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
             mcq=McqSpec(rows=60, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(
-                cases=12, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=16
+                cases=12, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=32
             ),
         ),
         Recipe(

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from medkit import checkpoints
-from medkit.cpu_passes import at_once, passes
+from medkit.cpu_passes import ROW_BY_ROW, at_once, passes
 from medkit.meter import LossLog, Meter, TrainerError, any_process
+from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
 
 # Rows are sorted by length no finer than this many tokens: rows of just one length are of one kind, and
@@ -118,6 +119,7 @@ def make_trainer(
     gpu = torch.cuda.is_available()
     packed = gpu and stage.packing != "off"
     most = at_once(model, stage.micro_batch_tokens)
+    sharing = model.get_base_model().config._attn_implementation == ROW_BY_ROW
     meter = Meter(model)
     saved = folder / "checkpoints"
     log = LossLog(folder / "loss.csv", progress)
@@ -130,7 +132,7 @@ def make_trainer(
         def training_step(self, net, inputs, num_items_in_batch=None):
             """The loss is a sum over the optimizer step's supervised tokens, divided by their number, so
             that it adds up over the passes."""
-            parts = [inputs] if gpu else passes(inputs, most)
+            parts = [inputs] if gpu else passes(inputs, most, sharing)
             meter.count(inputs)
             loss = 0
             for part in parts:
@@ -138,6 +140,17 @@ def make_trainer(
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(net):
                     loss += super().training_step(net, part, num_items_in_batch)
             return loss
+
+        def prediction_step(self, net, inputs, *args, **kwargs):
+            """The mean loss of a batch's supervised tokens, on a CPU pass by pass."""
+            if gpu:
+                return super().prediction_step(net, inputs, *args, **kwargs)
+            parts = passes(inputs, most, sharing)
+            learnt = [(part["labels"] != IGNORED).sum() for part in parts]
+            with torch.no_grad():
+                means = [self.compute_loss(net, part) for part in parts]
+            loss = sum(mean * count for mean, count in zip(means, learnt, strict=True))
+            return loss / sum(learnt).clamp(min=1), None, None
 
         def _get_output_dir(self, trial):
             return str(saved / ".writing")
@@ -197,8 +210,7 @@ def make_trainer(
     config = SFTConfig(
         output_dir=str(saved / ".writing"),
         per_device_train_batch_size=stage.batch_size,
-        # Evaluation computes the logits of every position: on a CPU a batch of them is most of the memory.
-        per_device_eval_batch_size=stage.batch_size if gpu else 1,
+        per_device_eval_batch_size=stage.batch_size,
         gradient_accumulation_steps=stage.accumulation // workers,
         num_train_epochs=1,  # row_order has laid the epochs after one another
         max_steps=stage.max_steps or -1,

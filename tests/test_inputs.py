@@ -81,11 +81,15 @@ def test_a_base_has_to_be_whole(tiny_llama_folder, tmp_path):
     with pytest.raises(MedkitError, match=r"model\.safetensors cannot be read"):
         inputs.check_model(str(model))
     (model / "model.safetensors").write_bytes(whole)
-    shards = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(shards))
+    index = model / "model.safetensors.index.json"
+    for content in ("not JSON", "[]", '{"weight_map": ["a"]}'):
+        index.write_text(content)
+        with pytest.raises(MedkitError, match=r"index\.json names no weight_map"):
+            inputs.check_model(str(model))
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
     with pytest.raises(MedkitError, match=r"lacks model-2\.safetensors"):
         inputs.check_model(str(model))
-    (model / "model.safetensors.index.json").unlink()
+    index.unlink()
     with pytest.raises(MedkitError, match="holds no tokenizer"):
         inputs.check_model(str(model))
     inputs.check_model(str(tiny_llama_folder))

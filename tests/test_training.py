@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,8 +69,6 @@ def test_a_run_writes_a_line_a_step(unbroken):
 
 @pytest.mark.parametrize("step", [3, 6, 10])
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(unbroken, base, tmp_path, step):
-    import torch
-
     folder, done, model = unbroken
     for path in (folder / "checkpoints").glob("checkpoint-*"):
         if checkpoints.step_of(path) <= step:
@@ -151,8 +150,6 @@ def test_the_adapter_of_a_4_bit_model_stays_in_float32(unbroken):
 
 
 def test_a_saved_adapter_gives_the_same_logits(unbroken, base, tmp_path):
-    import torch
-
     _, _, model = unbroken
     fresh, tokenizer, _, _ = tiny_run.model_and_rows(base)
     ids = torch.arange(20).reshape(2, 10)
@@ -193,7 +190,6 @@ def test_an_adapter_of_another_shape_is_refused(unbroken, base, tmp_path):
 
 def test_a_merged_model_can_be_the_base_of_the_next_stage(unbroken, base, tmp_path):
     """Hand-over "merge": W + alpha / sqrt(r) B A in 16 bit, here 4 / sqrt(4) = 2, loaded like any base."""
-    import torch
     from safetensors.torch import load_file
 
     _, _, model = unbroken
@@ -247,7 +243,6 @@ def test_loss_on_answer_learns_the_answers_and_their_end_only(base):
 def test_trainable_parameters_of_llama_8b():
     """Per layer r (in + out) for q, k, v, o, gate, up, down:
     16 x (8192 + 5120 + 5120 + 8192 + 18432 + 18432 + 18432) = 1,310,720; 32 layers give 41,943,040."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -305,39 +300,103 @@ def test_grouping_by_length_lowers_the_padding_share():
     assert padding(row_order(lengths, replace(stage, group_by_length=True))) == pytest.approx(0.13, abs=0.02)
 
 
-def laid_end_to_end(lengths) -> dict:
-    """A batch as the collator makes it: row i holds the token i + 1."""
-    import torch
-
+def laid_end_to_end(lengths, begin=0) -> dict:
+    """A batch as the collator makes it: row i holds the token i + 1, after up to `begin` zeros unlearnt."""
     ids = torch.cat([torch.full((length,), i) for i, length in enumerate(lengths, 1)])[None]
     places = torch.cat([torch.arange(length) for length in lengths])[None]
-    return {"input_ids": ids, "labels": ids, "position_ids": places}
+    begun = places < begin
+    return {
+        "input_ids": ids.where(~begun, 0),
+        "labels": ids.where(~begun, IGNORED),
+        "position_ids": places,
+    }
 
 
-@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9), most=st.integers(0, 2000))
+@given(
+    lengths=st.lists(st.integers(1, 600), min_size=1, max_size=9),
+    most=st.integers(0, 2000),
+    begin=st.integers(0, 200),
+    sharing=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
-def test_passes_hold_every_row_once_and_whole_within_the_budget(lengths, most):
-    batch = laid_end_to_end(lengths)
-    parts = passes(batch, most)
-    assert [n for part in parts for n in row_lengths(part["position_ids"])] == lengths
-    assert [i for part in parts for i in part["input_ids"][0].tolist()] == batch["input_ids"][0].tolist()
-    assert all((part["labels"] == part["input_ids"]).all() for part in parts)
-    if most == 0:
-        assert len(parts) == 1
+def test_passes_hold_every_row_once_and_whole_within_the_budget(lengths, most, begin, sharing):
+    batch = laid_end_to_end(lengths, begin)
+    parts = passes(batch, most, sharing)
+    ids, labels, shared = [], [], set()
     for part in parts:
-        assert not most or part["input_ids"].numel() <= most or len(row_lengths(part["position_ids"])) == 1
+        rows = row_lengths(part["position_ids"])
+        assert not most or part["input_ids"].numel() <= most or len(rows) == 1
+        first, *others = part["input_ids"][0].split(rows)
+        places = part["position_ids"][0].split(rows)
+        shared |= {place[0].item() for place in places[1:]}
+        ids += [first, *(torch.cat([first[: p[0]], row]) for row, p in zip(others, places[1:], strict=True))]
+        labels += part["labels"][0].tolist()
+    assert torch.equal(torch.cat(ids)[None], batch["input_ids"])
+    assert [n for n in labels if n != IGNORED] == [n for n in batch["labels"][0].tolist() if n != IGNORED]
+    # The last token of the beginning predicts each row's own: it is not shared. Nor is a row's last token.
+    same = max(0, min(begin, *lengths) - 1) if sharing else 0
+    assert shared <= {same}
+    if most == 0:
+        assert len(parts) == 1 and parts[0]["input_ids"].numel() == sum(lengths) - same * (len(lengths) - 1)
 
 
 def test_passes_of_four_rows():
     # 180 + 400 = 580; + 170 = 750; + 380 would be 1,130 > 768
-    parts = passes(laid_end_to_end([180, 400, 170, 380]), 768)
+    parts = passes(laid_end_to_end([180, 400, 170, 380]), 768, sharing=False)
     assert [row_lengths(part["position_ids"]) for part in parts] == [[180, 400, 170], [380]]
+
+
+def test_four_rows_share_what_they_begin_with():
+    """81 tokens that none learns, of which the last predicts each row's own: 80 are shared. A pass of 768
+    holds 180 + (400 - 80) + (170 - 80) = 590, and no 300 more; the next begins with a whole row."""
+    batch = laid_end_to_end([180, 400, 170, 380], begin=81)
+    parts = passes(batch, 768, sharing=True)
+    assert [row_lengths(part["position_ids"]) for part in parts] == [[180, 320, 90], [380]]
+    assert [part["position_ids"][0, n].item() for part, n in ((parts[0], 180), (parts[1], 0))] == [80, 0]
+
+
+def test_rows_that_share_their_beginning_give_the_losses_and_gradients_of_rows_alone(base):
+    """Three rows of 9 common tokens and 11, 3 and 24 of their own, which they learn from the second on, in
+    float32. One pass computes 9 + 11 + 3 + 24 = 47 tokens instead of 65."""
+    model, tokenizer, *_ = tiny_run.model_and_rows(base, four_bit=False)
+    model.float().train()
+    for name, weight in model.named_parameters():  # B begins as zero, and A would get no gradient
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, generator=torch.manual_seed(1))
+    tokens = torch.arange(3, len(tokenizer))
+    rows = [torch.cat([tokens[:9], tokens[9 + n : 9 + n + n]]) for n in (11, 3, 24)]
+    learnt = [torch.cat([torch.full((10,), IGNORED), row[10:]]) for row in rows]
+
+    def gradient(pieces):
+        model.zero_grad()
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(input_ids=ids[None], **more).logits[0, :-1], labels[1:], reduction="sum"
+            )
+            for ids, labels, more in pieces
+        ]
+        sum(losses).backward()
+        grad = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        return sum(losses).item(), grad
+
+    loss, expected = gradient((ids, labels, {}) for ids, labels in zip(rows, learnt, strict=True))
+    batch = {
+        "input_ids": torch.cat(rows)[None],
+        "labels": torch.cat(learnt)[None],
+        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
+    }
+    (part,) = passes(batch, 0, sharing=True)
+    assert part["input_ids"].numel() == 47
+    with as_trained_on_cpu(model):
+        places = {"position_ids": part["position_ids"]}
+        together, found = gradient([(part["input_ids"][0], part["labels"][0], places)])
+    assert together == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert expected.abs().max() > 0.01  # else nothing was compared
 
 
 def test_rows_end_to_end_give_the_losses_and_gradients_of_rows_alone(base):
     """Three rows of 20, 7 and 31 tokens, in float32: every logit, and the gradient of their summed loss."""
-    import torch
-
     model, tokenizer, *_ = tiny_run.model_and_rows(base, four_bit=False)
     rows = [torch.randint(3, len(tokenizer), (1, n), generator=torch.manual_seed(n)) for n in (20, 7, 31)]
     model.float().train()
