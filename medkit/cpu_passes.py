@@ -105,7 +105,7 @@ def lora_in_one_product(self, x, *_, **__):
 
 @contextmanager
 def as_trained_on_cpu(model):
-    """The PEFT model as it takes rows laid end to end, its adapter as above; on a GPU, as it is."""
+    """The model as it takes rows laid end to end, an adapter of it as above; on a GPU, as it is."""
     import torch
 
     if torch.cuda.is_available():
@@ -115,7 +115,7 @@ def as_trained_on_cpu(model):
 
     AttentionInterface.register(ROW_BY_ROW, row_by_row)
     AttentionMaskInterface.register(ROW_BY_ROW, lambda *args, **kwargs: None)
-    base = model.get_base_model()
+    base = _base(model)
     answers_with = base.config._attn_implementation
     base.set_attn_implementation(ROW_BY_ROW if _plainly_causal(base.config) else "eager")
     layers = [layer for layer in model.modules() if _plain_lora(layer)]
@@ -127,6 +127,16 @@ def as_trained_on_cpu(model):
         for layer in layers:
             del layer.forward
         base.set_attn_implementation(answers_with)
+
+
+def shares(model) -> bool:
+    """Whether rows may share what they begin with: where they attend row by row (as_trained_on_cpu)."""
+    return _base(model).config._attn_implementation == ROW_BY_ROW
+
+
+def _base(model):
+    """The Transformers model, of a PEFT model the one within."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _plain_lora(layer) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medkit import prompts, recipes
+from medkit import cpu_passes, prompts, recipes
 from medkit.findings import Check
 from medkit.records import LETTERS, Dialogue, MCQItem
 
@@ -164,26 +164,29 @@ def _letters(tokenizer, chat, records, ids, target) -> Check:
 def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
     """On `count` short rows: isolation of packed rows, and logits that do not depend on the batch.
 
-    net: a causal language model whose forward returns logits, as Transformers' do.
+    net: a causal language model whose forward returns logits, as Transformers' do. On a CPU rows are packed
+    as they are in training there (cpu_passes).
     """
     import torch
 
     weight = net.get_input_embeddings().weight
     tolerance = TOLERANCE_FLOAT32 if weight.dtype == torch.float32 else TOLERANCE
     order = np.argsort(np.array(prepared["length"]), kind="stable")[: 8 * count : 8]  # of unlike length
-    chosen = [torch.tensor(prepared[int(i)]["input_ids"]) for i in order]
+    chosen, labels = (
+        [torch.tensor(prepared[int(i)][name]) for i in order] for name in ("input_ids", "labels")
+    )
     was_training, device = net.training, weight.device
     net.eval()
     try:
         with torch.no_grad():
             alone = [_log_probs(net, ids=row[None].to(device))[0] for row in chosen]
-            packed = _packed(net, chosen, device)
+            packed = _packed_losses(net, chosen, labels, device)
             batch = _padded(net, chosen, tokenizer.pad_token_id, device)
     finally:
         net.train(was_training)
     likely = [p[-1].topk(8).indices for p in alone]
     ends = [np.array([p[-1][top].tolist() for p, top in zip(x, likely, strict=True)]) for x in (alone, batch)]
-    losses = [_losses(x, chosen) for x in (alone, packed)]
+    losses = [np.array([_loss(p, own) for p, own in zip(alone, labels, strict=True)]), packed]
     return [
         _equal("packed rows isolated", losses, tolerance, "set packing=off: samples see one another"),
         _equal("logits in a batch", ends, tolerance, "score with mcq.max_batch_tokens=1: padding is seen"),
@@ -194,13 +197,20 @@ def _log_probs(net, ids, **more):
     return net(input_ids=ids, use_cache=False, **more).logits.float().log_softmax(-1).cpu()
 
 
-def _packed(net, chosen, device):
-    """All rows in one, each with positions from 0: what padding-free collation gives."""
+def _packed_losses(net, chosen, labels, device) -> np.ndarray:
+    """Each row's loss with all rows laid end to end, positions from 0 in each: what padding-free collation
+    gives, and what a CPU's pass makes of it."""
     import torch
 
-    places = torch.cat([torch.arange(len(row)) for row in chosen])[None].to(device)
-    out = _log_probs(net, torch.cat(chosen)[None].to(device), position_ids=places)[0]
-    return out.split([len(row) for row in chosen])
+    places = torch.cat([torch.arange(len(row)) for row in chosen])[None]
+    batch = {"input_ids": torch.cat(chosen)[None], "labels": torch.cat(labels)[None], "position_ids": places}
+    with cpu_passes.as_trained_on_cpu(net):
+        (batch,) = cpu_passes.passes(batch, 0, cpu_passes.shares(net))
+        ids, places = (batch[name].to(device) for name in ("input_ids", "position_ids"))
+        out = _log_probs(net, ids, position_ids=places)[0]
+    lengths = cpu_passes.row_lengths(batch["position_ids"])
+    parts = zip(out.split(lengths), batch["labels"][0].split(lengths), strict=True)
+    return np.array([_loss(*part) for part in parts])
 
 
 def _padded(net, chosen, pad, device):
@@ -217,10 +227,11 @@ def _padded(net, chosen, pad, device):
     return [one[-len(row) :] for one, row in zip(out, chosen, strict=True)]
 
 
-def _losses(log_probs, chosen) -> np.ndarray:
-    """Each row's mean loss over its own tokens."""
-    pairs = zip(log_probs, chosen, strict=True)
-    return np.array([-p[:-1].gather(1, row[1:, None]).mean().item() for p, row in pairs])
+def _loss(log_probs, labels) -> float:
+    """A row's mean loss over the tokens it learns; 0 where it learns none."""
+    learnt = labels[1:] != prompts.IGNORED
+    chosen = log_probs[:-1][learnt].gather(1, labels[1:][learnt][:, None])
+    return -chosen.sum().item() / max(1, len(chosen))
 
 
 def _equal(name, pair, tolerance: float, mend: str) -> Check:

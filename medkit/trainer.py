@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from medkit import checkpoints
-from medkit.cpu_passes import ROW_BY_ROW, at_once, passes
+from medkit.cpu_passes import at_once, passes, shares
 from medkit.meter import LossLog, Meter, TrainerError, any_process
 from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
@@ -119,7 +119,7 @@ def make_trainer(
     gpu = torch.cuda.is_available()
     packed = gpu and stage.packing != "off"
     most = at_once(model, stage.micro_batch_tokens)
-    sharing = model.get_base_model().config._attn_implementation == ROW_BY_ROW
+    sharing = shares(model)
     meter = Meter(model)
     saved = folder / "checkpoints"
     log = LossLog(folder / "loss.csv", progress)
