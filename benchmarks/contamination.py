@@ -6,7 +6,8 @@ Rows are words drawn from a Zipf-like vocabulary, as long as the data sets' rows
 deviation of words a row, measured on real rows of each). Into the training rows go copies of known
 evaluation items: as they are, with one word in thirty replaced, as a passage of 40 words in another row, with
 the options in another order, and with other options; the last line printed is one JSON object with what was
-planted and what was found.
+planted and what was found. `not_planted` are items that a method found besides those planted for it: a copy
+with other options still shares its 13-grams.
 """
 
 import argparse

@@ -13,6 +13,9 @@ from types import MethodType
 from medkit.prompts import IGNORED
 
 ROW_BY_ROW = "row_by_row"  # as Transformers' table of attention functions knows it
+# Tokens from which a row's attention is PyTorch's fused kernel: as plain products, every layer keeps heads x
+# tokens x tokens numbers for the backward pass.
+FUSED_FROM = 512
 
 
 def at_once(model, tokens: int) -> int:
@@ -69,9 +72,11 @@ def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=
     """Causal attention within each row: query of shape (1, heads, tokens, head size), output of (1, tokens,
     heads, head size). A row whose positions begin at n attends to the first n tokens, too.
 
-    As plain products: forwards and backwards PyTorch's fused kernel takes up to twice as long on a CPU.
+    As plain products in short rows: forwards and backwards PyTorch's fused kernel takes up to twice as long
+    on a CPU.
     """
     import torch
+    from torch.nn.functional import scaled_dot_product_attention
 
     if query.shape[0] != 1:
         raise ValueError(f"rows laid end to end are one sequence, not {query.shape[0]}")
@@ -84,9 +89,16 @@ def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=
     for q, k, v in rows:
         if shared and answers:
             k, v = (torch.cat([all_[:, :shared], own], dim=1) for all_, own in ((key, k), (value, v)))
-        ahead = torch.full((q.shape[1], k.shape[1]), torch.finfo(q.dtype).min, dtype=q.dtype)
-        ahead = ahead.triu(1 + k.shape[1] - q.shape[1])
-        answers.append(torch.baddbmm(ahead, q, k.transpose(1, 2)).softmax(-1) @ v)
+        ahead = None
+        if k.shape[1] < FUSED_FROM or k.shape[1] > q.shape[1]:
+            ahead = torch.full((q.shape[1], k.shape[1]), torch.finfo(q.dtype).min, dtype=q.dtype)
+            ahead = ahead.triu(1 + k.shape[1] - q.shape[1])
+        if k.shape[1] < FUSED_FROM:
+            answers.append(torch.baddbmm(ahead, q, k.transpose(1, 2)).softmax(-1) @ v)
+        else:
+            whole = (one[None] for one in (q, k, v))
+            fused = scaled_dot_product_attention(*whole, attn_mask=ahead, is_causal=ahead is None, scale=1.0)
+            answers.append(fused[0])
     return torch.cat(answers, dim=1).transpose(0, 1)[None], None
 
 

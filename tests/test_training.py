@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medkit import checkpoints, training
+from medkit import checkpoints, cpu_passes, training
 from medkit.cpu_passes import ROW_BY_ROW, as_trained_on_cpu, passes, row_lengths
 from medkit.meter import TrainerError
 from medkit.prompts import IGNORED
@@ -355,9 +355,13 @@ def test_four_rows_share_what_they_begin_with():
     assert [part["position_ids"][0, n].item() for part, n in ((parts[0], 180), (parts[1], 0))] == [80, 0]
 
 
-def test_rows_that_share_their_beginning_give_the_losses_and_gradients_of_rows_alone(base):
+@pytest.mark.parametrize("fused_from", [1, 512])
+def test_rows_that_share_their_beginning_give_the_losses_and_gradients_of_rows_alone(
+    base, monkeypatch, fused_from
+):
     """Three rows of 9 common tokens and 11, 3 and 24 of their own, which they learn from the second on, in
-    float32. One pass computes 9 + 11 + 3 + 24 = 47 tokens instead of 65."""
+    float32. One pass computes 9 + 11 + 3 + 24 = 47 tokens instead of 65; by either kind of attention."""
+    monkeypatch.setattr(cpu_passes, "FUSED_FROM", fused_from)
     model, tokenizer, *_ = tiny_run.model_and_rows(base, four_bit=False)
     model.float().train()
     for name, weight in model.named_parameters():  # B begins as zero, and A would get no gradient
