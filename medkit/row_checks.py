@@ -180,13 +180,15 @@ def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
     try:
         with torch.no_grad():
             alone = [_log_probs(net, ids=row[None].to(device))[0] for row in chosen]
-            packed = _packed_losses(net, chosen, labels, device)
+            packed = _packed(net, chosen, labels, device)
             batch = _padded(net, chosen, tokenizer.pad_token_id, device)
     finally:
         net.train(was_training)
     likely = [p[-1].topk(8).indices for p in alone]
     ends = [np.array([p[-1][top].tolist() for p, top in zip(x, likely, strict=True)]) for x in (alone, batch)]
-    losses = [np.array([_loss(p, own) for p, own in zip(alone, labels, strict=True)]), packed]
+    computed = [len(p) for p in packed]  # tokens; the others stand in the first row
+    own, apart = ([x[-n:] for x, n in zip(rows, computed, strict=True)] for rows in (chosen, alone))
+    losses = [_losses(x, own) for x in (apart, packed)]
     return [
         _equal("packed rows isolated", losses, tolerance, "set packing=off: samples see one another"),
         _equal("logits in a batch", ends, tolerance, "score with mcq.max_batch_tokens=1: padding is seen"),
@@ -197,9 +199,9 @@ def _log_probs(net, ids, **more):
     return net(input_ids=ids, use_cache=False, **more).logits.float().log_softmax(-1).cpu()
 
 
-def _packed_losses(net, chosen, labels, device) -> np.ndarray:
-    """Each row's loss with all rows laid end to end, positions from 0 in each: what padding-free collation
-    gives, and what a CPU's pass makes of it."""
+def _packed(net, chosen, labels, device):
+    """All rows in one, each with positions from 0: what padding-free collation gives, and what a CPU's pass
+    makes of it."""
     import torch
 
     places = torch.cat([torch.arange(len(row)) for row in chosen])[None]
@@ -208,9 +210,7 @@ def _packed_losses(net, chosen, labels, device) -> np.ndarray:
         (batch,) = cpu_passes.passes(batch, 0, cpu_passes.shares(net))
         ids, places = (batch[name].to(device) for name in ("input_ids", "position_ids"))
         out = _log_probs(net, ids, position_ids=places)[0]
-    lengths = cpu_passes.row_lengths(batch["position_ids"])
-    parts = zip(out.split(lengths), batch["labels"][0].split(lengths), strict=True)
-    return np.array([_loss(*part) for part in parts])
+    return out.split(cpu_passes.row_lengths(batch["position_ids"]))
 
 
 def _padded(net, chosen, pad, device):
@@ -227,11 +227,11 @@ def _padded(net, chosen, pad, device):
     return [one[-len(row) :] for one, row in zip(out, chosen, strict=True)]
 
 
-def _loss(log_probs, labels) -> float:
-    """A row's mean loss over the tokens it learns; 0 where it learns none."""
-    learnt = labels[1:] != prompts.IGNORED
-    chosen = log_probs[:-1][learnt].gather(1, labels[1:][learnt][:, None])
-    return -chosen.sum().item() / max(1, len(chosen))
+def _losses(log_probs, ids) -> np.ndarray:
+    """Each row's mean loss over its own tokens; 0 where it has but one."""
+    pairs = zip(log_probs, ids, strict=True)
+    sums = [(-p[:-1].gather(1, row[1:, None]).sum().item(), len(row) - 1) for p, row in pairs]
+    return np.array([total / max(1, count) for total, count in sums])
 
 
 def _equal(name, pair, tolerance: float, mend: str) -> Check:
