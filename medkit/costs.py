@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkit import results
+from medkit.cpu_passes import UNPACKED_GB
 from medkit.meter import PEAK_FLOPS
 from medkit.recipes import Recipe, TrainSpec
 from medkit.sources import EXAMS, SOURCES
@@ -13,6 +14,9 @@ from medkit.sources import EXAMS, SOURCES
 GB = 1e9
 GPU_MFU = 0.35  # share of the data sheet's FLOP/s a run is assumed to reach where none was measured
 CPU_FLOPS = 67e9  # a core: SmolLM2-135M in NF4 trains at about 250 tokens/s on two, 0.54 GFLOP a token
+# On a CPU a layer takes more than its backward pass needs: measured in float32 on SmolLM2-135M, between rows
+# of 700 and of 1,500 tokens, 2.57 MB a token, where the sum over layers is 1.01.
+CPU_KEPT = 2.6
 PACKED = 0.98  # of a packed row's positions hold tokens (best-fit packing of stage 1's rows)
 
 
@@ -86,23 +90,28 @@ class Shape:
 LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)
 
 
-def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool) -> dict[str, float]:
-    """10^9 bytes at the largest batch, by part; upper estimates, as rows are taken at full length."""
+def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool, longest: int = 0) -> dict[str, float]:
+    """10^9 bytes at the largest batch, by part; upper estimates: a GPU's rows are taken at full length, a CPU
+    in float32. longest: tokens of the longest row, where they are known.
+    """
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
-    tokens = stage.batch_size * recipe.model.max_length
+    tokens = stage.batch_size * (recipe.model.max_length if gpu else longest or recipe.model.max_length)
     if stage.micro_batch_tokens and not gpu:
-        tokens = min(tokens, max(stage.micro_batch_tokens, recipe.model.max_length))
+        tokens = max(stage.micro_batch_tokens // 2, longest)  # cpu_passes.at_once; a longer row by itself
     wide = 2 if gpu else 4  # bytes of an activation: bfloat16 on a GPU, float32 on a CPU
     c, kv = shape, shape.linears["k_proj"][1]
     layer = (6 * c.hidden_size + 2 * kv + 3 * c.intermediate_size) * wide  # what backward needs of a layer
     kept = c.num_hidden_layers * (c.hidden_size * wide if stage.gradient_checkpointing else layer)
+    kept += layer * stage.gradient_checkpointing
+    unpacked = 0.0 if gpu or not recipe.model.load_in_4bit else c.body * wide
     parts = {
         # NF4 with double quantization: 4 bits and 0.127 of constants a weight (arXiv 2305.14314, section 3)
-        "weights": c.body * (4.127 / 8 if recipe.model.load_in_4bit else 2) + c.embeddings * 2,
+        "weights": c.body * (4.127 / 8 if recipe.model.load_in_4bit else wide) + c.embeddings * wide,
+        "unpacked weights": unpacked if unpacked <= UNPACKED_GB * GB else 0.0,
         "LoRA and gradients": lora * 8,
         "optimizer": lora * (2 if "8bit" in stage.optimizer else 8),
-        "activations": tokens * (kept + layer * stage.gradient_checkpointing),
-        "logits": tokens * c.vocab_size * (2 if gpu else 8),  # fused on a GPU; else float32 and its gradient
+        "activations": tokens * kept * (1 if gpu else CPU_KEPT),
+        "logits": tokens * c.vocab_size * 2 if gpu else 0.0,  # fused; on a CPU of learnt tokens, in pieces
         "libraries": 1e9,
     }
     return {name: size / GB for name, size in parts.items()}

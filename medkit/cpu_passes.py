@@ -7,6 +7,7 @@ row. DECISIONS.md ("Batches and attention on a CPU") has the figures.
 """
 
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from types import MethodType
 
@@ -16,6 +17,29 @@ ROW_BY_ROW = "row_by_row"  # as Transformers' table of attention functions knows
 # Tokens from which a row's attention is PyTorch's fused kernel: as plain products, every layer keeps heads x
 # tokens x tokens numbers for the backward pass.
 FUSED_FROM = 512
+UNPACKED_GB = 1.0  # of 4-bit weights that are computed with unpacked
+
+
+def compute_unpacked(model) -> None:
+    """Have a CPU's 4-bit layers compute with their weights unpacked once, where all of them take less than
+    UNPACKED_GB.
+
+    bitsandbytes unpacks a layer anew at each pass, forwards and backwards: a fifth of a step, most of a
+    decoded token. The values are the same. On processors with AVX-512 BF16 it also repacks the weights when
+    a model answers, and back with rounded constants when it trains on; a layer that does not unpack does
+    not repack.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+    from torch.nn.functional import linear
+
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    size = sum(layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in layers)
+    if size > UNPACKED_GB * 1e9:
+        return
+    for layer in layers:
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
+        layer.forward = partial(linear, weight=weight, bias=layer.bias)
 
 
 def at_once(model, tokens: int) -> int:
@@ -103,12 +127,15 @@ def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=
 
 
 def lora_in_one_product(self, x, *_, **__):
-    """PEFT's base + scale * B(A x), summed up by the product with B itself. PEFT copies the base's output,
-    scales, converts and adds one after another, each time over activations of the layer's full width."""
+    """PEFT's base + scale * B(A x), summed up by the product with B itself; the base alone where the adapter
+    is switched off. PEFT copies the base's output, scales, converts and adds one after another, each time
+    over activations of the layer's full width."""
     import torch
 
-    name = self.active_adapters[0]
     base = self.base_layer(x)
+    if self.disable_adapters:
+        return base
+    name = self.active_adapters[0]
     down, up = (lora[name].weight.to(x.dtype) for lora in (self.lora_A, self.lora_B))
     low = torch.nn.functional.linear(x, down)
     wide = torch.addmm(base.flatten(0, 1), low.flatten(0, 1), up.t(), alpha=self.scaling[name])
@@ -117,7 +144,7 @@ def lora_in_one_product(self, x, *_, **__):
 
 @contextmanager
 def as_trained_on_cpu(model):
-    """The model as it takes rows laid end to end, an adapter of it as above; on a GPU, as it is."""
+    """The model as it takes rows laid end to end, with LoRA in one product; on a GPU, as it is."""
     import torch
 
     if torch.cuda.is_available():
@@ -129,8 +156,20 @@ def as_trained_on_cpu(model):
     AttentionMaskInterface.register(ROW_BY_ROW, lambda *args, **kwargs: None)
     base = _base(model)
     answers_with = base.config._attn_implementation
-    base.set_attn_implementation(ROW_BY_ROW if _plainly_causal(base.config) else "eager")
-    layers = [layer for layer in model.modules() if _plain_lora(layer)]
+    base.set_attn_implementation(ROW_BY_ROW if plainly_causal(base.config) else "eager")
+    try:
+        with lora_on_cpu(model):
+            yield
+    finally:
+        base.set_attn_implementation(answers_with)
+
+
+@contextmanager
+def lora_on_cpu(model):
+    """The model with its adapter's layers computed in one product; on a GPU, as it is."""
+    import torch
+
+    layers = [] if torch.cuda.is_available() else [one for one in model.modules() if _plain_lora(one)]
     for layer in layers:
         layer.forward = MethodType(lora_in_one_product, layer)
     try:
@@ -138,7 +177,6 @@ def as_trained_on_cpu(model):
     finally:
         for layer in layers:
             del layer.forward
-        base.set_attn_implementation(answers_with)
 
 
 def shares(model) -> bool:
@@ -162,7 +200,7 @@ def _plain_lora(layer) -> bool:
     return isinstance(dropout, nn.Identity) and not layer.lora_variant
 
 
-def _plainly_causal(config) -> bool:
+def plainly_causal(config) -> bool:
     """Whether every layer attends to all tokens before. Where not, Transformers' own attention computes every
     pair of rows, and masks: slower, and right for any model."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

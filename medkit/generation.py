@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
-from medkit import MedkitError, results
+from medkit import MedkitError, prefix, results
+from medkit.cpu_passes import plainly_causal
 
 
 class GenerationError(MedkitError):
@@ -91,12 +92,15 @@ def generate_answers(
     jobs = {job.key: job for row in rows for job in row}
     queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
     missing = sum(job.key not in done for job in queue)
+    start, cache = _shared_start(model, [job.ids for job in queue]), None
     with tqdm(total=missing, desc="answers", unit="answer", disable=not progress or not missing) as bar:
         for batch in _chunks(queue, batch_size):
             new = [job.key for job in batch if job.key not in done]
             if not new:
                 continue
-            answers = _answer_batch(model, tokenizer, batch, stops, max_new_tokens, temperature, top_p)
+            cache = cache or (prefix.computed(model, start) if start else None)
+            begun = len(start), cache
+            answers = _answer_batch(model, tokenizer, batch, begun, stops, max_new_tokens, temperature, top_p)
             found = dict(zip((job.key for job in batch), answers, strict=True))
             done.update((key, found[key]) for key in new)
             if store:
@@ -141,15 +145,26 @@ def read_store(store: Path) -> dict[str, Answer]:
     return answers
 
 
+def _shared_start(model, prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all prompts begin with, to be computed once, on a CPU. On a GPU a prompt's pass is a small part of
+    an answer; and a window of attention would count the padding that comes to stand in between."""
+    on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
+    return prefix.shared(prompts) if on_cpu and plainly_causal(model.config) else ()
+
+
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here
 def _answer_batch(
-    model, tokenizer, batch: list[_Job], stops, max_new_tokens, temperature, top_p
+    model, tokenizer, batch: list[_Job], begun, stops, max_new_tokens, temperature, top_p
 ) -> list[Answer]:
+    """`begun`: (n, cache), the number of tokens that all prompts begin with and what the model keeps of them.
+    Padding stands behind them, before what is a prompt's own."""
     device = model.get_input_embeddings().weight.device
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     width = max(len(job.ids) for job in batch)
-    ids = torch.tensor([[pad] * (width - len(job.ids)) + list(job.ids) for job in batch])
-    mask = torch.tensor([[0] * (width - len(job.ids)) + [1] * len(job.ids) for job in batch])
+    same, cache = begun
+    rows, padding = [job.ids for job in batch], [width - len(job.ids) for job in batch]
+    ids = [[*row[:same], *[pad] * n, *row[same:]] for row, n in zip(rows, padding, strict=True)]
+    mask = [[1] * same + [0] * n + [1] * (width - same - n) for n in padding]
     processors = LogitsProcessorList([_RefuseNaN()])
     if temperature:
         processors.append(TemperatureLogitsWarper(temperature))
@@ -172,8 +187,9 @@ def _answer_batch(
     model.eval()
     try:
         output = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            past_key_values=prefix.for_rows(cache, len(batch)) if cache else None,
             generation_config=config,
             logits_processor=processors,
         )

@@ -9,7 +9,6 @@ that counts; how often it changed the letter is reported.
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
@@ -22,14 +21,13 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from medkit import MedkitError, prompts, results
+from medkit import MedkitError, prefix, prompts, results
 from medkit.records import LETTERS, MCQItem
 
 # Logit differences (nats) that a batch, padding or the shared prefix can make, by the dtype computed in.
 # Measured on SmolLM2-135M in bfloat16 (DECISIONS.md): leads below 1 moved by at most 0.25, one step of its
 # logits between 32 and 64, and no letter that led by more was changed.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.05, torch.bfloat16: 0.5}
-SHORTEST_PREFIX = 8  # tokens; sharing fewer costs more than it saves
 
 
 class McqError(MedkitError):
@@ -106,18 +104,18 @@ def score(
     questions = _questions(model, tokenizer, items, encode, letter_tokens, f"{key} {dtype}")
     done = _read_store(store) if store else {}
     from_store = sum(question.key in done for question in questions)
-    prefix, note = _shared_prefix([question.ids for question in questions] if prefix_cache else []), ""
+    start, note = prefix.shared([question.ids for question in questions] if prefix_cache else []), ""
     # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].ids), i))
-    batches = _batches([questions[i] for i in order], len(prefix), max_batch_tokens)
+    batches = _batches([questions[i] for i in order], len(start), max_batch_tokens)
     with (
         _evaluating(model),
         tqdm(total=len(items) - from_store, desc="questions", unit="item", disable=not progress) as bar,
     ):
         scorer = _Scorer(model, tokenizer, TOLERANCE[dtype])
-        if prefix and from_store < len(items):
-            note = scorer.share(prefix, questions[order[-1]])  # the shortest is the cheapest
+        if start and from_store < len(items):
+            note = scorer.share(start, questions[order[-1]])  # the shortest is the cheapest
         for batch in batches:
             new = [question for question in batch if question.key not in done]
             if new:
@@ -136,7 +134,7 @@ def score(
         "largest_move": max((outcome.moved for outcome in outcomes), default=0.0),
         "tolerance": TOLERANCE[dtype],
         "dtype": str(dtype).removeprefix("torch."),
-        "prefix_tokens": 0 if note else len(prefix),
+        "prefix_tokens": 0 if note else len(start),
         "prefix_note": note,
         "from_store": from_store,
         "seconds": seconds,
@@ -193,14 +191,13 @@ class _Scorer:
             found.append(outcome)
         return found
 
-    def share(self, prefix: tuple[int, ...], probe: _Question) -> str:
-        """Compute `prefix` once for all that follows; if the model cannot, say why, and go on without."""
+    def share(self, start: tuple[int, ...], probe: _Question) -> str:
+        """Compute `start` once for all that follows; if the model cannot, say why, and go on without."""
         alone = self.plain(probe)
         try:
-            ids = torch.tensor([prefix], device=self.device)
-            with torch.no_grad(), _last_only(self.model, torch.tensor([len(prefix) - 1])):
-                self.cache = self.model(input_ids=ids, use_cache=True).past_key_values
-            self.prefix = len(prefix)
+            with _last_only(self.model, torch.tensor([len(start) - 1])):
+                self.cache = prefix.computed(self.model, start)
+            self.prefix = len(start)
             shared = self.logits([probe, probe])
         except torch.OutOfMemoryError:
             raise
@@ -221,8 +218,7 @@ class _Scorer:
         """Per question its letters' logits, float32."""
         cache = None
         if self.prefix:
-            cache = copy.deepcopy(self.cache)  # the model appends to what it is given
-            cache.batch_repeat_interleave(len(batch))
+            cache = prefix.for_rows(self.cache, len(batch))
         return self._letters(batch, self.prefix, cache)
 
     @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
@@ -318,16 +314,6 @@ def _questions(model, tokenizer, items, encode, letter_tokens, key: str) -> list
             _Question(ids, letters, hashlib.sha256(json.dumps(stored_under).encode()).hexdigest())
         )
     return questions
-
-
-def _shared_prefix(sequences: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest beginning that all sequences have, at least one token of each left over."""
-    if len(sequences) < 2:
-        return ()
-    first, last = min(sequences), max(sequences)  # what these two share, all between them share
-    most = min(map(len, sequences)) - 1
-    shared = next((i for i in range(most) if first[i] != last[i]), most)
-    return first[:shared] if shared >= SHORTEST_PREFIX else ()
 
 
 def _batches(questions: list[_Question], skip: int, max_tokens: int) -> Iterator[list[_Question]]:

@@ -72,7 +72,7 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
         )
         checks += rows(recipe, tokenizer, records, prepared)
         tokens = total * float(np.mean(prepared["length"]))
-        checks.append(_course(recipe, stage, shape, total, tokens, validation))
+        checks += _course(recipe, stage, shape, total, tokens, validation, max(prepared["length"]))
     return checks + base_runs(recipe, tokenizer, prepared)
 
 
@@ -154,8 +154,9 @@ def _parts(parts: dict[str, float]) -> str:
     return f"{sum(parts.values()):.1f} GB (" + ", ".join(f"{n} {v:.2f}" for n, v in parts.items() if v) + ")"
 
 
-def _memory(recipe, name, shape, hardware) -> Check:
-    parts = costs.memory(shape, recipe, getattr(recipe, name), bool(hardware["gpus"]))
+def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
+    """longest: tokens of the longest row, on which a CPU's memory depends."""
+    parts = costs.memory(shape, recipe, getattr(recipe, name), bool(hardware["gpus"]), longest)
     free, where = psutil.virtual_memory().available / 1e9, "memory"
     if hardware["gpus"]:
         import torch
@@ -163,6 +164,9 @@ def _memory(recipe, name, shape, hardware) -> Check:
         if torch.cuda.is_available():
             free, where = torch.cuda.mem_get_info()[0] / 1e9, "GPU memory"
     mend = f"--set {name}.gradient_checkpointing=true or a smaller {name}.batch_size"
+    if longest:
+        mend = f"--set {name}.gradient_checkpointing=true or a smaller model.max_length"
+        return _against(f"{name}: memory of rows up to {longest:,} tokens", parts, free, where, mend)
     return _against(f"memory {name}", parts, free, where, mend)
 
 
@@ -269,17 +273,20 @@ def _stages(recipe, loaded: dict, data_dir: str):
     yield "stage2", mixed, *(round(n * (1 + dmt.replay_share)) for n in (consultations, held_out))
 
 
-def _course(recipe, stage, shape, total, tokens, validation) -> Check:
-    made = costs.plan(recipe, stage, shape, total, tokens, validation, this_machine.hardware())
+def _course(recipe, stage, shape, total, tokens, validation, longest) -> list[Check]:
+    hardware = this_machine.hardware()
+    made = costs.plan(recipe, stage, shape, total, tokens, validation, hardware)
     hours = "hours unknown" if made.hours is None else f"{made.hours:.2g} h"
     message = f"{total:,} rows, {made.steps:,} steps, {made.tokens / 1e6:.3g}M tokens, {hours} ({made.basis})"
-    return Check(f"{stage}: course", "pass", message)
+    checks = [Check(f"{stage}: course", "pass", message)]
+    return checks if hardware["gpus"] else [*checks, _memory(recipe, stage, shape, hardware, longest)]
 
 
 def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]:
-    """Steps, tokens and hours of a stage's prepared rows, by arithmetic."""
+    """Steps, tokens and hours of a stage's prepared rows, by arithmetic; on a CPU memory, too, by the longest."""
     shape = base_shape(recipe.model.base) or costs.LLAMA_8B
-    return [_course(recipe, stage, shape, len(train), sum(train["length"]), len(validation))]
+    longest = max([*train["length"], *validation["length"]])
+    return _course(recipe, stage, shape, len(train), sum(train["length"]), len(validation), longest)
 
 
 def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:

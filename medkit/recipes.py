@@ -214,9 +214,9 @@ _CPU_STAGE = TrainSpec(
     accumulation=1,
     micro_batch_tokens=1536,
     packing="off",
-    eval_rows=12,
-    eval_every=35,
-    save_every=35,
+    eval_rows=8,
+    eval_every=40,
+    save_every=40,
 )
 
 PRESETS = {
@@ -226,11 +226,11 @@ PRESETS = {
             name="cpu",
             about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus",
             model=ModelSpec(base="smollm2"),
-            data=DataSpec(origin="builtin", rows_medqa=32, rows_medmcqa=32, rows_pubmedqa=400),
+            data=DataSpec(origin="builtin", rows_medqa=24, rows_medmcqa=24, rows_pubmedqa=300),
             stage1=_CPU_STAGE,
             stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True, eval_every=12),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
-            mcq=McqSpec(rows=60, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
+            mcq=McqSpec(rows=48, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(
                 cases=12, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=32
             ),

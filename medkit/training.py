@@ -85,6 +85,8 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(model.base, error) from None
+    if not on_gpu():
+        cpu_passes.compute_unpacked(net)
     _prepare(tokenizer, model)
     net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer
@@ -199,7 +201,8 @@ def for_inference(model):
     fast.for_inference(model)
     model.config.use_cache = True
     try:
-        yield model
+        with cpu_passes.lora_on_cpu(model):
+            yield model
     finally:
         model.config.use_cache = cached
         if trained:

@@ -75,6 +75,31 @@ def test_greedy_equals_a_plain_forward_loop(tiny_llama, prompts):
     assert ask(tiny_llama, prompts)[1][0].text == expected
 
 
+@pytest.mark.parametrize("decoding", [{}, {"samples": 2, "temperature": 0.7, "top_p": 0.9}])
+def test_what_all_prompts_begin_with_is_computed_once(tiny_llama, monkeypatch, decoding):
+    """40 tokens that three prompts begin with, 3, 9 and 1 of their own: padding stands between the two."""
+    start, computed = tuple(range(30, 70)), []
+    ours = [[*start, *range(70, 70 + n)] for n in (3, 9, 1)]
+    plain = generation.prefix.computed
+    monkeypatch.setattr(
+        generation.prefix, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
+    )
+    shared = ask(tiny_llama, ours, batch_size=2, **decoding)
+    assert computed == [start]
+    monkeypatch.setattr(generation.prefix, "shared", lambda prompts: ())
+    assert ask(tiny_llama, ours, batch_size=2, **decoding) == shared
+    assert len({answer.text for row in shared for answer in row}) > 1
+
+
+def test_a_model_with_a_window_shares_nothing(tiny_llama, monkeypatch):
+    """Padding in between would count among the tokens that its window holds."""
+    model, _ = tiny_llama
+    ours = [tuple(range(30, 70 + n)) for n in (3, 9)]
+    assert generation._shared_start(model, ours) == tuple(range(30, 72))
+    monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
+    assert generation._shared_start(model, ours) == ()
+
+
 def test_order_is_the_prompts_not_the_lengths(tiny_llama, prompts):
     forward = ask(tiny_llama, prompts)
     assert ask(tiny_llama, prompts[::-1]) == forward[::-1]

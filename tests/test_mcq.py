@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medkit import MedkitError, mcq, prompts
+from medkit import MedkitError, mcq, prefix, prompts
 from medkit.records import MCQItem
 
 
@@ -99,10 +99,10 @@ def test_prompts_that_are_equal_or_one_within_the_other(tiny_llama):
 def test_shared_prefix(sequences, data):
     common = data.draw(st.lists(st.integers(0, 2), max_size=12).map(tuple))
     sequences = [common + sequence for sequence in sequences]
-    prefix = mcq._shared_prefix(sequences)
-    assert all(sequence[: len(prefix)] == prefix and len(sequence) > len(prefix) for sequence in sequences)
-    if len(sequences) > 1 and len(common) >= mcq.SHORTEST_PREFIX:
-        assert len(prefix) >= len(common)
+    start = prefix.shared(sequences)
+    assert all(sequence[: len(start)] == start and len(sequence) > len(start) for sequence in sequences)
+    if len(sequences) > 1 and len(common) >= prefix.SHORTEST:
+        assert len(start) >= len(common)
 
 
 @given(st.lists(st.integers(5, 60), max_size=30), st.integers(0, 4), st.integers(1, 200))

@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import bitsandbytes
 import numpy as np
 import pytest
 import tiny_run
@@ -430,6 +431,53 @@ def test_rows_end_to_end_give_the_losses_and_gradients_of_rows_alone(base):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)  # sums in another order
     assert expected.abs().max() > 0.01  # else nothing was compared
+
+
+def test_4_bit_layers_compute_with_weights_unpacked_once(base):
+    """Seven linear modules in each of two layers; output and gradient are those of bitsandbytes' own pass."""
+    model, _, *_ = tiny_run.model_and_rows(base)
+    layers = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) == 14 and all("forward" in vars(layer) for layer in layers)
+    given = torch.randn(2, 5, layers[0].in_features, generator=torch.manual_seed(0))
+
+    def passed() -> tuple[torch.Tensor, torch.Tensor]:
+        x = given.to(layers[0].compute_dtype).requires_grad_()
+        out = layers[0](x)
+        out.float().square().sum().backward()
+        return out, x.grad
+
+    unpacked = passed()
+    del layers[0].forward
+    for ours, theirs in zip(unpacked, passed(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_4_bit_weights_of_more_than_a_gigabyte_stay_packed(base, monkeypatch):
+    monkeypatch.setattr(cpu_passes, "UNPACKED_GB", 1e-6)
+    model, *_ = tiny_run.model_and_rows(base)
+    layers = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    assert layers and not any("forward" in vars(layer) for layer in layers)
+
+
+def test_lora_in_one_product_is_pefts_sum_and_the_base_where_it_is_switched_off(base):
+    model, tokenizer, *_ = tiny_run.model_and_rows(base, four_bit=False)
+    model.float().eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, generator=torch.manual_seed(1))
+    ids = torch.randint(3, len(tokenizer), (2, 9), generator=torch.manual_seed(2))
+
+    @torch.no_grad()
+    def logits() -> tuple[torch.Tensor, torch.Tensor]:
+        adapted = model(input_ids=ids).logits
+        with model.disable_adapter():
+            return adapted, model(input_ids=ids).logits
+
+    theirs = logits()
+    with cpu_passes.lora_on_cpu(model):
+        ours = logits()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(*ours, atol=0.1)
 
 
 def test_a_model_with_a_window_keeps_transformers_own_attention(base):

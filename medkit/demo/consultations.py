@@ -7,7 +7,6 @@ from pathlib import Path
 NOTES_PER_COMPLAINT = 4
 CONSULTATIONS_PER_NOTE = 2  # so that splitting by note and splitting by row are different things
 HISTORY_QUESTIONS = 4
-MOST_TURNS = 16
 
 GREETINGS = (
     "Good morning, please have a seat. What brings you in today?",
@@ -23,8 +22,8 @@ MEANINGS = (
 REQUESTS = (
     "I see. So what do you suggest that I do now?",
     "That makes sense. What should I do about it?",
-    "All right. What can be done to make it better?",
-    "Thank you for explaining. What happens next?",
+    "And what can be done to make it better?",
+    "All right, doctor. What happens next?",
 )
 THANKS = (
     "Thank you, doctor. Is there anything I should watch out for?",
@@ -75,15 +74,17 @@ def _note(case: dict) -> str:
 
 
 def _conversation(case: dict, rng: random.Random) -> str:
-    """10 to 16 alternating turns, the last the doctor's: one to three questions, answered as noted."""
-    greeting = [rng.choice(GREETINGS)] if rng.random() < 0.7 else []
+    """6 to 15 alternating turns, the last the doctor's: up to two questions, answered as noted."""
+    greeting = [rng.choice(GREETINGS)] if rng.random() < 0.5 else []
     turns = [*greeting, rng.choice(case["openings"]).format(since=case["time"])]
-    for number in sorted(rng.sample(range(HISTORY_QUESTIONS), rng.randint(1, 3))):
+    for number in sorted(rng.sample(range(HISTORY_QUESTIONS), rng.randint(0, 2))):
         item, answer = case["history"][number], case["answers"][number]
         turns += [rng.choice(item[:2]), item[2 + 2 * answer]]
-    turns += [case["finding"][0], rng.choice(MEANINGS), case["explain"], rng.choice(REQUESTS)]
-    turns += [case["advice"][0]]
-    if len(turns) <= MOST_TURNS - 4 and rng.random() < 0.7:
+    turns += [case["finding"][0]]
+    if rng.random() < 0.5:
+        turns += [rng.choice(MEANINGS), case["explain"]]
+    turns += [rng.choice(REQUESTS), case["advice"][0]]
+    if rng.random() < 0.3:
         turns += case["worry"]
     turns += [rng.choice(THANKS), case["back"][0]]
     return _as_upstream(turns, "Doctor" if greeting else "Patient", rng)

@@ -1,0 +1,33 @@
+"""What all prompts begin with, computed once: the instruction stands before every question."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+SHORTEST = 8  # tokens; sharing fewer costs more than it saves
+
+
+def shared(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest beginning that all prompts have, at least one token of each left over; () where it is
+    shorter than SHORTEST, or there are not two prompts."""
+    if len(prompts) < 2:
+        return ()
+    first, last = min(prompts), max(prompts)  # what these two share, all between them share
+    most = min(map(len, prompts)) - 1
+    length = next((i for i in range(most) if first[i] != last[i]), most)
+    return first[:length] if length >= SHORTEST else ()
+
+
+@torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
+def computed(model, ids: tuple[int, ...]):
+    """The model's key-value cache after `ids`."""
+    tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    return model(input_ids=tokens, use_cache=True).past_key_values
+
+
+def for_rows(cache, rows: int):
+    """A copy of the cache for a batch: the model appends to what it is given."""
+    copied = copy.deepcopy(cache)
+    copied.batch_repeat_interleave(rows)
+    return copied
