@@ -297,6 +297,26 @@ def test_what_a_laptop_lacks(monkeypatch):
     assert machine(monkeypatch, CPU, SMALL, room=1e7)["disk"].status == "fail"
 
 
+def test_a_cpus_memory_goes_by_the_rows_there_are(monkeypatch):
+    """A pass holds 768 tokens in float32, or one longer row. A token takes 2.6 x 30 layers x 4 bytes x
+    (6 x 576 + 2 x 192 + 3 x 1,536) = 2.636 MB, so that 1,500 take (1,500 - 768) x 2.636 MB = 1.93 GB more."""
+    machine(monkeypatch, CPU, SMALL)
+    monkeypatch.setattr(preflight, "base_shape", lambda base: SMALL)
+
+    def needed(longest):
+        return sum(costs.memory(SMALL, CPU, CPU.stage1, gpu=False, longest=longest).values())
+
+    assert needed(120) == needed(768) == sum(costs.memory(SMALL, CPU, CPU.stage1, gpu=False).values())
+    assert needed(1500) - needed(120) == pytest.approx(1.93, abs=0.01)
+    _, memory = preflight.course(CPU, "stage1", {"length": [100, 1500]}, {"length": [90]})
+    assert memory.name == "stage1: memory of rows up to 1,500 tokens"
+    assert memory.message.startswith(f"{needed(1500):.1f} GB (")
+    machine(monkeypatch, CPU, SMALL, free=needed(1500) * 0.9e9)
+    assert preflight.course(CPU, "stage1", {"length": [1500]}, {"length": [90]})[1].status == "fail"
+    monkeypatch.setattr(preflight.this_machine, "hardware", lambda: H100)  # packed rows are always full
+    assert len(preflight.course(RECIPE, "stage1", {"length": [100]}, {"length": [90]})) == 1
+
+
 def test_versions(monkeypatch):
     assert machine(monkeypatch, CPU, SMALL)["versions"].status == "pass"
     real = preflight.importlib.metadata.version
