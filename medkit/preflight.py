@@ -283,7 +283,7 @@ def _course(recipe, stage, shape, total, tokens, validation, longest) -> list[Ch
 
 
 def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]:
-    """Steps, tokens and hours of a stage's prepared rows, by arithmetic; on a CPU the memory they take, too."""
+    """Steps, tokens and hours of a stage's prepared rows, by arithmetic; on a CPU their memory, too."""
     shape = base_shape(recipe.model.base) or costs.LLAMA_8B
     longest = max([*train["length"], *validation["length"]])
     return _course(recipe, stage, shape, len(train), sum(train["length"]), len(validation), longest)
