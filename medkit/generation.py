@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
-from medkit import MedkitError, prefix, results
+from medkit import MedkitError, inference, results
 from medkit.cpu_passes import plainly_causal
 
 
@@ -93,12 +93,15 @@ def generate_answers(
     queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
     missing = sum(job.key not in done for job in queue)
     start, cache = _shared_start(model, [job.ids for job in queue]), None
-    with tqdm(total=missing, desc="answers", unit="answer", disable=not progress or not missing) as bar:
+    with (
+        inference.evaluating(model),
+        tqdm(total=missing, desc="answers", unit="answer", disable=not progress or not missing) as bar,
+    ):
         for batch in _chunks(queue, batch_size):
             new = [job.key for job in batch if job.key not in done]
             if not new:
                 continue
-            cache = cache or (prefix.computed(model, start) if start else None)
+            cache = cache or (inference.computed(model, start) if start else None)
             begun = len(start), cache
             answers = _answer_batch(model, tokenizer, batch, begun, stops, max_new_tokens, temperature, top_p)
             found = dict(zip((job.key for job in batch), answers, strict=True))
@@ -149,7 +152,7 @@ def _shared_start(model, prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
     """What all prompts begin with, to be computed once, on a CPU. On a GPU a prompt's pass is a small part of
     an answer; and a window of attention would count the padding that comes to stand in between."""
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
-    return prefix.shared(prompts) if on_cpu and plainly_causal(model.config) else ()
+    return inference.shared_start(prompts) if on_cpu and plainly_causal(model.config) else ()
 
 
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here
@@ -183,18 +186,13 @@ def _answer_batch(
         eos_token_id=stops,
         pad_token_id=pad,
     )
-    was_training = model.training
-    model.eval()
-    try:
-        output = model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            past_key_values=prefix.for_rows(cache, len(batch)) if cache else None,
-            generation_config=config,
-            logits_processor=processors,
-        )
-    finally:
-        model.train(was_training)
+    output = model.generate(
+        input_ids=torch.tensor(ids, device=device),
+        attention_mask=torch.tensor(mask, device=device),
+        **({"past_key_values": inference.for_rows(cache, len(batch))} if cache else {}),
+        generation_config=config,
+        logits_processor=processors,
+    )
     return [_answer(tokenizer, row, stops) for row in output[:, width:].tolist()]
 
 

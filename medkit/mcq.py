@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from medkit import MedkitError, prefix, prompts, results
+from medkit import MedkitError, inference, prompts, results
 from medkit.records import LETTERS, MCQItem
 
 # Logit differences (nats) that a batch, padding or the shared prefix can make, by the dtype computed in.
@@ -104,13 +104,13 @@ def score(
     questions = _questions(model, tokenizer, items, encode, letter_tokens, f"{key} {dtype}")
     done = _read_store(store) if store else {}
     from_store = sum(question.key in done for question in questions)
-    start, note = prefix.shared([question.ids for question in questions] if prefix_cache else []), ""
+    start, note = inference.shared_start([question.ids for question in questions] if prefix_cache else []), ""
     # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].ids), i))
     batches = _batches([questions[i] for i in order], len(start), max_batch_tokens)
     with (
-        _evaluating(model),
+        inference.evaluating(model),
         tqdm(total=len(items) - from_store, desc="questions", unit="item", disable=not progress) as bar,
     ):
         scorer = _Scorer(model, tokenizer, TOLERANCE[dtype])
@@ -196,7 +196,7 @@ class _Scorer:
         alone = self.plain(probe)
         try:
             with _last_only(self.model, torch.tensor([len(start) - 1])):
-                self.cache = prefix.computed(self.model, start)
+                self.cache = inference.computed(self.model, start)
             self.prefix = len(start)
             shared = self.logits([probe, probe])
         except torch.OutOfMemoryError:
@@ -218,7 +218,7 @@ class _Scorer:
         """Per question its letters' logits, float32."""
         cache = None
         if self.prefix:
-            cache = prefix.for_rows(self.cache, len(batch))
+            cache = inference.for_rows(self.cache, len(batch))
         return self._letters(batch, self.prefix, cache)
 
     @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
@@ -267,16 +267,6 @@ def _last_only(model, last: torch.Tensor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _evaluating(model) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _outcome(logits: torch.Tensor) -> tuple[Outcome, float]:

@@ -80,13 +80,13 @@ def test_what_all_prompts_begin_with_is_computed_once(tiny_llama, monkeypatch, d
     """40 tokens that three prompts begin with, 3, 9 and 1 of their own: padding stands between the two."""
     start, computed = tuple(range(30, 70)), []
     ours = [[*start, *range(70, 70 + n)] for n in (3, 9, 1)]
-    plain = generation.prefix.computed
+    plain = generation.inference.computed
     monkeypatch.setattr(
-        generation.prefix, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
+        generation.inference, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
     )
     shared = ask(tiny_llama, ours, batch_size=2, **decoding)
     assert computed == [start]
-    monkeypatch.setattr(generation.prefix, "shared", lambda prompts: ())
+    monkeypatch.setattr(generation.inference, "shared_start", lambda prompts: ())
     assert ask(tiny_llama, ours, batch_size=2, **decoding) == shared
     assert len({answer.text for row in shared for answer in row}) > 1
 

@@ -1,14 +1,26 @@
-"""What all prompts begin with, computed once: the instruction stands before every question."""
+"""What scoring and answering share: evaluation mode, and what all prompts begin with computed once."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 SHORTEST = 8  # tokens; sharing fewer costs more than it saves
 
 
-def shared(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+@contextlib.contextmanager
+def evaluating(model) -> Iterator[None]:
+    """The model in evaluation mode, put back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The longest beginning that all prompts have, at least one token of each left over; () where it is
     shorter than SHORTEST, or there are not two prompts."""
     if len(prompts) < 2:
