@@ -433,23 +433,33 @@ def test_rows_end_to_end_give_the_losses_and_gradients_of_rows_alone(base):
     assert expected.abs().max() > 0.01  # else nothing was compared
 
 
-def test_4_bit_layers_compute_with_weights_unpacked_once(base):
-    """Seven linear modules in each of two layers; output and gradient are those of bitsandbytes' own pass."""
-    model, _, *_ = tiny_run.model_and_rows(base)
+def test_every_4_bit_layer_of_a_loaded_model_computes_unpacked(base):
+    """Seven linear modules in each of two layers."""
+    model, *_ = tiny_run.model_and_rows(base)
     layers = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 14 and all("forward" in vars(layer) for layer in layers)
-    given = torch.randn(2, 5, layers[0].in_features, generator=torch.manual_seed(0))
+
+
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_an_unpacked_layer_computes_what_bitsandbytes_computes(computed, given):
+    """Output and gradient, in whatever dtype the input comes."""
+    torch.manual_seed(0)
+    layer = bitsandbytes.nn.Linear4bit(64, 32, bias=False, compute_dtype=computed, quant_type="nf4").to("cpu")
+    x = torch.randn(2, 5, 64).to(given)
 
     def passed() -> tuple[torch.Tensor, torch.Tensor]:
-        x = given.to(layers[0].compute_dtype).requires_grad_()
-        out = layers[0](x)
+        leaf = x.clone().requires_grad_()
+        out = layer(leaf)
         out.float().square().sum().backward()
-        return out, x.grad
+        return out, leaf.grad
 
-    unpacked = passed()
-    del layers[0].forward
-    for ours, theirs in zip(unpacked, passed(), strict=True):
-        assert torch.equal(ours, theirs)
+    theirs = passed()
+    cpu_passes.compute_unpacked(layer)
+    ours = passed()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype == given
+        assert torch.equal(one, other)
 
 
 def test_4_bit_weights_of_more_than_a_gigabyte_stay_packed(base, monkeypatch):
