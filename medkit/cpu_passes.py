@@ -171,10 +171,12 @@ def as_trained_on_cpu(model):
 
 @contextmanager
 def lora_on_cpu(model):
-    """The model with its adapter's layers computed in one product; on a GPU, as it is."""
+    """The model with its adapter's layers computed in one product; on a GPU, or where they are already, as it
+    is."""
     import torch
 
-    layers = [] if torch.cuda.is_available() else [one for one in model.modules() if _plain_lora(one)]
+    layers = [one for one in model.modules() if _plain_lora(one) and "forward" not in vars(one)]
+    layers = [] if torch.cuda.is_available() else layers
     for layer in layers:
         layer.forward = MethodType(lora_in_one_product, layer)
     try:
