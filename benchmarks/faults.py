@@ -391,6 +391,9 @@ def faults(bench: Bench) -> dict:
         "kill -9 while writing results": lambda: results_killed(bench),
         "two processes on one run name": lambda: two_on_one_run(bench),
         "SIGTERM": lambda: told(bench, "SIGTERM", 5, 5, r"stopped by SIGTERM; checkpoint-5 is saved", 143),
+        "SIGTERM in validation": lambda: told(
+            bench, "SIGTERM in validation", 8, 8, r"stopped by SIGTERM; checkpoint-8 is saved", 143
+        ),
         "SIGTERM under papermill": lambda: sigterm_under_papermill(bench),
         "kernel killed under papermill": lambda: notebook_fails(
             bench, "import os; os.kill(os.getpid(), 9)", None, "the kernel was killed by SIGKILL"

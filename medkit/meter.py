@@ -157,10 +157,13 @@ class LossLog:
         self.measured = {}  # of the step just done, from the meter
 
     def begin(self, step: int, steps: int, earlier: str = "") -> None:
-        """`earlier`: loss.csv as it was when training came to `step`, from which it goes on."""
+        """`earlier`: loss.csv as it was when training came to `step`, from which it goes on. Its last line
+        stays at hand: the step's validation may be due yet."""
         from tqdm.auto import tqdm
 
-        results.write_text(self.path, earlier or _line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+        written = earlier.splitlines(keepends=True)[:-1] or [_line(dict(zip(COLUMNS, COLUMNS, strict=True)))]
+        results.write_text(self.path, "".join(written))
+        self.line = last_line(earlier) if earlier else None
         self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not self.progress)
 
     def add(self, step: int, logs: dict) -> None:
@@ -190,6 +193,11 @@ class LossLog:
     def end(self) -> None:
         self.write()
         self.bar.close()
+
+
+def last_line(text: str) -> dict:
+    """The last line of a loss.csv, its fields as they stand there."""
+    return list(csv.DictReader(io.StringIO(text)))[-1]
 
 
 def _line(fields: dict) -> str:

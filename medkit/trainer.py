@@ -12,7 +12,7 @@ import numpy as np
 
 from medkit import checkpoints
 from medkit.cpu_passes import at_once, passes, shares
-from medkit.meter import LossLog, Meter, TrainerError, any_process
+from medkit.meter import LossLog, Meter, TrainerError, any_process, last_line
 from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
 
@@ -67,6 +67,10 @@ def subsample(dataset, rows: int, seed: int):
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
 
 
+class CutShort(Exception):
+    """SIGTERM came while the validation rows were computed."""
+
+
 class Stop:
     """While it lasts, SIGTERM does not end the process but asks for a checkpoint, and an end after it."""
 
@@ -107,7 +111,7 @@ def make_trainer(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback, TrainerState
     from trl import SFTConfig, SFTTrainer
 
     workers = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun and accelerate launch tell it
@@ -123,10 +127,12 @@ def make_trainer(
     meter = Meter(model)
     saved = folder / "checkpoints"
     log = LossLog(folder / "loss.csv", progress)
-    earlier = ""
+    earlier, unvalidated = "", True
     if start:
         meter.restore(json.loads((start / "meter.json").read_text()))
         earlier = (start / "loss.csv").read_text(encoding="utf-8")
+        due = checkpoints.finished(start) or checkpoints.step_of(start) % stage.eval_every == 0
+        unvalidated = due and not last_line(earlier)["eval_loss"]
 
     class Trainer(SFTTrainer):
         def training_step(self, net, inputs, num_items_in_batch=None):
@@ -141,8 +147,29 @@ def make_trainer(
                     loss += super().training_step(net, part, num_items_in_batch)
             return loss
 
+        def evaluate(self, *args, **kwargs):
+            """Ends with SIGTERM, as the whole of the paper's validation rows takes an hour and more. Before
+            the first step there is nothing to save; after another one, the run that resumes validates it."""
+            try:
+                return super().evaluate(*args, **kwargs)
+            except CutShort:
+                stop.asked = True
+                if not self.control.should_evaluate:
+                    raise
+                self.control.should_save = self.control.should_training_stop = True
+                return {}
+
+        def validate_last_step(self):
+            """Of a training that was stopped while it validated its last step."""
+            self.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+            self.callback_handler.on_train_begin(self.args, self.state, self.control)
+            self.evaluate()
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+
         def prediction_step(self, net, inputs, *args, **kwargs):
             """The mean loss of a batch's supervised tokens, on a CPU pass by pass."""
+            if any_process(stop.asked):
+                raise CutShort
             if gpu:
                 return super().prediction_step(net, inputs, *args, **kwargs)
             parts = passes(inputs, most, sharing)
@@ -229,7 +256,7 @@ def make_trainer(
         gradient_checkpointing=stage.gradient_checkpointing,
         eval_strategy="steps",
         eval_steps=stage.eval_every,
-        eval_on_start=start is None,
+        eval_on_start=unvalidated,
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=stage.save_every,

@@ -270,7 +270,8 @@ class Stopped(SystemExit):
     """SIGTERM came during training: a checkpoint was saved, and the process ends as after that signal."""
 
     def __init__(self, step: int):
-        print(f"stopped by SIGTERM; checkpoint-{step} is saved, resume goes on from there", file=sys.stderr)
+        there = f"checkpoint-{step} is saved, resume goes on from there" if step else "no step was done yet"
+        print(f"stopped by SIGTERM; {there}", file=sys.stderr)
         super().__init__(128 + signal.SIGTERM)
 
 
@@ -312,7 +313,7 @@ def fit(
     checkpoint is saved, after SIGTERM.
     """
     from medkit import checkpoints
-    from medkit.trainer import Stop, TrainerError, make_trainer, out_of_memory
+    from medkit.trainer import CutShort, Stop, TrainerError, make_trainer, out_of_memory
 
     folder.mkdir(parents=True, exist_ok=True)
     # Each process saves the state of its own random numbers: another number of them cannot take them up.
@@ -338,8 +339,12 @@ def fit(
             if start and checkpoints.finished(start):  # the trainer would take one step more
                 use_adapter(model, start)
                 shutil.copy(start / "loss.csv", folder / "loss.csv")
+                if trainer.args.eval_on_start:
+                    trainer.validate_last_step()
             else:
                 trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except CutShort:
+            pass  # before a step was done
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

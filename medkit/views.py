@@ -3,7 +3,7 @@
 import html
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 
 from medkit import inputs, prompts, recipes, runs
 from medkit.records import MCQItem
@@ -58,9 +58,11 @@ def duplicates(stage2: dict) -> pd.Series:
     return pd.Series(counts, name="duplicates")
 
 
-def found_in_training(part: dict) -> pd.DataFrame:
+def found_in_training(part: dict) -> pd.DataFrame | Markdown:
     """Evaluation items found in training rows by source and method, and how many of them count as known;
     from a part of the manifest with `overlap`."""
+    if not part["overlap"]["counts"]:
+        return Markdown("No evaluation item was found in a training row, by any of the measures.")
     counts = pd.DataFrame(part["overlap"]["counts"]).T.fillna(0).astype(int)
     known = pd.Series([name.split("/", 1)[0] for name in part["overlap"]["contaminated"]], dtype=str)
     return counts.assign(**{"known": known.value_counts().reindex(counts.index, fill_value=0)})

@@ -118,6 +118,54 @@ def test_sigterm_saves_a_checkpoint_and_ends(unbroken, base, tmp_path, monkeypat
     assert lines(tmp_path) == lines(unbroken[0])
 
 
+def in_validation(monkeypatch, step: int, act) -> None:
+    from transformers import Trainer
+
+    inner = Trainer.evaluation_loop
+
+    def evaluation_loop(self, *args, **kwargs):
+        if self.state.global_step == step:
+            act()
+        return inner(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", evaluation_loop)
+
+
+@pytest.mark.parametrize("step", [4, 10])
+def test_sigterm_cuts_a_validation_short_and_the_resumed_run_makes_up_for_it(
+    unbroken, base, tmp_path, monkeypatch, step
+):
+    folder, done, model = unbroken
+    with monkeypatch.context() as patch:
+        in_validation(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        for resume in (False, True):  # the second time in the validation that is made up for
+            with pytest.raises(training.Stopped):
+                tiny_run.train(tmp_path, base, resume=resume)
+            last = lines(tmp_path / "checkpoints" / f"checkpoint-{step}")[-1]
+            assert (last["step"], last["eval_loss"]) == (str(step), "")
+            assert last["train_loss"] == lines(folder)[step]["train_loss"]
+    resumed, again = tiny_run.train(tmp_path, base, resume=True)
+    assert resumed.resumed_from == step
+    assert (resumed.tokens, resumed.samples) == (done.tokens, done.samples)
+    assert lines(tmp_path) == lines(folder)
+    want = adapter(model)
+    assert all(torch.equal(value, want[name]) for name, value in adapter(again).items())
+
+
+def test_sigterm_in_the_validation_before_the_first_step_leaves_nothing(
+    unbroken, base, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        in_validation(patch, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(training.Stopped):
+            tiny_run.train(tmp_path, base)
+    assert "stopped by SIGTERM; no step was done yet" in capsys.readouterr().err
+    assert not list(tmp_path.glob("checkpoints/checkpoint-*"))
+    again, _ = tiny_run.train(tmp_path, base, resume=True)
+    assert again.resumed_from == 0
+    assert lines(tmp_path) == lines(unbroken[0])
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_out_of_memory_is_told_and_the_batch_is_left_alone(base, tmp_path, monkeypatch, error):
     def act():

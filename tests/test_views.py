@@ -41,3 +41,11 @@ def test_lengths_are_told_apart_by_source():
     rows = {"length": [5, 6, 7]}
     records = [SimpleNamespace(source=name) for name in ("medqa", "notechat", "medqa")]
     assert views.lengths_by_source(records, rows) == {"medqa": [5, 7], "notechat": [6]}
+
+
+def test_what_was_found_in_training_is_counted_and_nothing_is_said_in_words():
+    found = {"counts": {"medqa": {"verbatim": 2, "any 13-gram": 3}}, "contaminated": ["medqa/1", "medqa/2"]}
+    table = views.found_in_training({"overlap": found})
+    assert table.loc["medqa"].to_dict() == {"verbatim": 2, "any 13-gram": 3, "known": 2}
+    none = views.found_in_training({"overlap": {"counts": {}, "contaminated": []}})
+    assert none.data.startswith("No evaluation item")

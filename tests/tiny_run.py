@@ -155,6 +155,16 @@ def befall(fault: str, at: int) -> None:
 
         Trainer.training_step = step
 
+    def in_validation(act):
+        inner = Trainer.evaluation_loop
+
+        def loop(self, *args, **kwargs):
+            if self.state.global_step == at:
+                act()
+            return inner(self, *args, **kwargs)
+
+        Trainer.evaluation_loop = loop
+
     def limit(what, value):
         return lambda: resource.setrlimit(what, (value, resource.getrlimit(what)[1]))
 
@@ -174,6 +184,7 @@ def befall(fault: str, at: int) -> None:
         "out of memory": lambda: at_step(no_more_memory),
         "a slow step": lambda: at_step(lambda: time.sleep(5)),
         "SIGTERM": lambda: at_step(lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        "SIGTERM in validation": lambda: in_validation(lambda: os.kill(os.getpid(), signal.SIGTERM)),
     }[fault]()
 
 
