@@ -202,7 +202,8 @@ def measure_medkit(recipe, steps: int) -> dict:
             max_length=recipe.model.max_length,
             progress=False,
         )
-        return vars(fit) | {"loss": validation_loss(model, held_out)}
+        dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        return vars(fit) | {"loss": validation_loss(model, held_out), "dtype": dtype}
 
 
 class PlainHead:
@@ -219,9 +220,10 @@ class PlainHead:
         return logprobs.gather(-1, labels[:, None])[:, 0], entropy, None, None, top
 
 
-def measure_trl(recipe, steps: int) -> dict:
+def measure_trl(recipe, steps: int, dtype: str) -> dict:
     """The same updates of the same recipe through a plain TRL + PEFT script, without Unsloth: the rows of an
-    update in one padded batch."""
+    update in one padded batch. `dtype`: what medkit computed in, as a processor without bfloat16 emulates it
+    many times more slowly than it computes in float32."""
     import torch
     import trl.trainer.utils
     from peft import LoraConfig
@@ -233,15 +235,15 @@ def measure_trl(recipe, steps: int) -> dict:
     from medkit.trainer import row_order
 
     trl.trainer.utils._ChunkedLogProbFunction = trl.trainer.utils._ChunkedLogProbFunction or PlainHead
-    spec, folder = small_stage(recipe), smollm2.folder()
+    spec, folder, compute = small_stage(recipe), smollm2.folder(), getattr(torch, dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     quantized = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute,
     )
-    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantized, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantized, dtype=compute)
     scratch = Path(tempfile.mkdtemp())
     train, held_out = small_rows(recipe, steps, tokenizer, scratch)
     seen = {"tokens": 0, "positions": 0, "seconds": 0.0}
@@ -275,6 +277,7 @@ def measure_trl(recipe, steps: int) -> dict:
             seed=spec.seed,
             train_sampling_strategy="sequential",
             use_cpu=True,
+            bf16=compute is torch.bfloat16,
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
@@ -290,6 +293,9 @@ def measure_trl(recipe, steps: int) -> dict:
         ),
         callbacks=[Meter()],
     )
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:  # TRL has made the adapter bfloat16, whatever the model computes in
+            weight.data = weight.data.to(compute)
     trainer.train()
     measured = {
         "tokens_per_s": seen["tokens"] / seen["seconds"],
@@ -308,7 +314,8 @@ def in_turn(arms: tuple[str, ...], rounds: int) -> dict[str, list[dict]]:
     found = {arm: [] for arm in arms}
     for _ in range(rounds):
         for arm in arms:
-            found[arm].append(child("--arm", arm))
+            dtype = found["medkit"][-1]["dtype"] if found["medkit"] else ""
+            found[arm].append(child("--arm", arm, "--dtype", dtype))
     return found
 
 
@@ -328,7 +335,12 @@ def small(args) -> dict:
     found = in_turn(arms, args.rounds)
     keys = ("tokens_per_s", "samples_per_s", "padding_share", "peak_memory_gb", "samples", "loss")
     line = {key: statistics.median(run[key] for run in found["medkit"]) for key in keys}
-    line |= {"mfu": None, "projected_hours_stage1": None, "projected_hours_stage2": None}
+    line |= {
+        "dtype": found["medkit"][0]["dtype"],
+        "mfu": None,
+        "projected_hours_stage1": None,
+        "projected_hours_stage2": None,
+    }
     if args.against:
         line["trl"] = {key: statistics.median(run[key] for run in found["trl"]) for key in keys}
         pairs = zip(found["medkit"], found["trl"], strict=True)
@@ -374,6 +386,7 @@ def main():
     parser.add_argument("--model-folder", type=Path, help="where the random model is kept between calls")
     parser.add_argument("--stage", choices=("stage1", "stage2"), help=argparse.SUPPRESS)
     parser.add_argument("--arm", choices=("medkit", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)  # of the other arm
     args = parser.parse_args()
     if args.against and args.shape != "smollm2-135m":
         parser.error("--against goes with --shape smollm2-135m")
@@ -383,8 +396,10 @@ def main():
     recipe = recipes.get(args.recipe, recipes.parse_settings(";".join(args.set)))
     if args.stage:
         print(json.dumps(measure_llama(recipe, args.stage, args.steps, args.model_folder)))
-    elif args.arm:
-        print(json.dumps({"medkit": measure_medkit, "trl": measure_trl}[args.arm](recipe, args.steps)))
+    elif args.arm == "medkit":
+        print(json.dumps(measure_medkit(recipe, args.steps)))
+    elif args.arm == "trl":
+        print(json.dumps(measure_trl(recipe, args.steps, args.dtype)))
     else:
         import torch
 
