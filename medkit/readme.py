@@ -108,6 +108,7 @@ MEASURED = {
         ),
     ),
     "throughput_cpu": ("training beside plain TRL + PEFT, same updates, recipe `cpu`", _beside_trl),
+    "throughput_cpu_float32": ("the same on a processor without bfloat16, both in float32", _beside_trl),
     "prepare": (
         "preparing stage 1's rows, at real lengths",
         lambda b: (
