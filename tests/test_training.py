@@ -68,18 +68,46 @@ def test_a_run_writes_a_line_a_step(unbroken):
     assert len({line["batch"] for line in log[1:]}) == 10
 
 
+def assert_is_the_unbroken(ended: Path, resumed, again, unbroken) -> None:
+    """Bit for bit: loss.csv, what the meter counted, and the adapter."""
+    folder, done, model = unbroken
+    assert (resumed.tokens, resumed.samples) == (done.tokens, done.samples)
+    assert lines(ended) == lines(folder)
+    want = adapter(model)
+    assert all(torch.equal(value, want[name]) for name, value in adapter(again).items())
+
+
 @pytest.mark.parametrize("step", [3, 6, 10])
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(unbroken, base, tmp_path, step):
-    folder, done, model = unbroken
+    folder, _, _ = unbroken
     for path in (folder / "checkpoints").glob("checkpoint-*"):
         if checkpoints.step_of(path) <= step:
             shutil.copytree(path, tmp_path / "checkpoints" / path.name)
     resumed, again = tiny_run.train(tmp_path, base, resume=True)
     assert resumed.resumed_from == step
-    assert (resumed.tokens, resumed.samples) == (done.tokens, done.samples)
-    assert lines(tmp_path) == lines(folder)
-    want = adapter(model)
-    assert all(torch.equal(value, want[name]) for name, value in adapter(again).items())
+    assert_is_the_unbroken(tmp_path, resumed, again, unbroken)
+
+
+def test_a_checkpoint_is_read_as_data_and_never_as_code(unbroken, base, tmp_path, monkeypatch):
+    shutil.copytree(unbroken[0] / "checkpoints" / "checkpoint-9", tmp_path / "checkpoints" / "checkpoint-9")
+    inner, asked = torch.load, []
+
+    def load(*args, weights_only=None, **kwargs):
+        asked.append(weights_only)
+        return inner(*args, weights_only=weights_only, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load)
+    resumed, _ = tiny_run.train(tmp_path, base, resume=True)
+    assert resumed.resumed_from == 9
+    assert len(asked) >= 3 and all(asked)  # optimizer, scheduler and random numbers
+
+
+def test_packing_that_did_not_stay_on_is_refused(base, tmp_path, monkeypatch):
+    """As on a GPU, where rows are packed: here Unsloth turns it off."""
+    loaded, stage = tiny_run.model_and_rows(base), replace(tiny_run.STAGE, packing="isolated")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(TrainerError, match="packing was asked for and the libraries turned it off"):
+        training.fit(*loaded, stage, folder=tmp_path, max_length=tiny_run.MAX_LENGTH, progress=False)
 
 
 def test_a_stage_of_max_steps_that_was_killed_after_its_last_checkpoint_trains_no_further(base, tmp_path):
@@ -135,7 +163,7 @@ def in_validation(monkeypatch, step: int, act) -> None:
 def test_sigterm_cuts_a_validation_short_and_the_resumed_run_makes_up_for_it(
     unbroken, base, tmp_path, monkeypatch, step
 ):
-    folder, done, model = unbroken
+    folder, _, _ = unbroken
     with monkeypatch.context() as patch:
         in_validation(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         for resume in (False, True):  # the second time in the validation that is made up for
@@ -146,10 +174,7 @@ def test_sigterm_cuts_a_validation_short_and_the_resumed_run_makes_up_for_it(
             assert last["train_loss"] == lines(folder)[step]["train_loss"]
     resumed, again = tiny_run.train(tmp_path, base, resume=True)
     assert resumed.resumed_from == step
-    assert (resumed.tokens, resumed.samples) == (done.tokens, done.samples)
-    assert lines(tmp_path) == lines(folder)
-    want = adapter(model)
-    assert all(torch.equal(value, want[name]) for name, value in adapter(again).items())
+    assert_is_the_unbroken(tmp_path, resumed, again, unbroken)
 
 
 def test_sigterm_in_the_validation_before_the_first_step_leaves_nothing(
