@@ -26,14 +26,25 @@ def check(run: Run) -> str:
     return "\n".join(f"- {checked(run)}" for checked in checks)
 
 
+def _has_control(run: Run) -> bool:
+    """Whether the run has a control arm. One that was trained from an earlier stage 1 and is not among the
+    evaluated models is not the run's: the committed results/cpu leaves it to who runs the notebooks anew."""
+    entries = run.info["notebooks"]
+    if CONTROL not in entries:
+        return False
+    evaluated = entries.get("03_mcq_eval", {}).get("models") or {}
+    first = entries.get("01_stage1", {}).get("started", "")
+    return "control" in evaluated or entries[CONTROL]["started"] > first
+
+
 def _stages(run: Run) -> tuple[str, ...]:
-    """The training notebooks of the run, the control arm's where it was begun."""
-    return (*STAGES, CONTROL) if CONTROL in run.info["notebooks"] else STAGES
+    """The training notebooks of the run, the control arm's where it has one."""
+    return (*STAGES, CONTROL) if _has_control(run) else STAGES
 
 
 def arms(run: Run) -> tuple[str, ...]:
     """The models of stage 2."""
-    return ("med-nirvana", "control") if CONTROL in run.info["notebooks"] else ("med-nirvana",)
+    return ("med-nirvana", "control") if _has_control(run) else ("med-nirvana",)
 
 
 def _finished(run: Run) -> str:
@@ -100,7 +111,7 @@ def _versions(run: Run) -> str:
     changed = [part for part in run.info.get("continued", []) if {k: part[k] for k in origin} != origin]
     if not changed:
         return f"Made by one version of the code, commit {(origin['git']['commit'] or 'unknown')[:12]}."
-    commits = [str(part["git"]["commit"])[:12] for part in [origin, *changed]]
+    commits = dict.fromkeys(str(part["git"]["commit"])[:12] for part in [origin, *changed])
     return f"Made in parts, under different code or libraries: commits {', '.join(commits)}."
 
 
