@@ -163,11 +163,10 @@ def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
 
         if torch.cuda.is_available():
             free, where = torch.cuda.mem_get_info()[0] / 1e9, "GPU memory"
-    mend = f"--set {name}.gradient_checkpointing=true or a smaller {name}.batch_size"
-    if longest:
-        mend = f"--set {name}.gradient_checkpointing=true or a smaller model.max_length"
-        return _against(f"{name}: memory of rows up to {longest:,} tokens", parts, free, where, mend)
-    return _against(f"memory {name}", parts, free, where, mend)
+    title = f"{name}: memory of rows up to {longest:,} tokens" if longest else f"memory {name}"
+    smaller = "model.max_length" if longest else f"{name}.batch_size"
+    mend = f"--set {name}.gradient_checkpointing=true or a smaller {smaller}"
+    return _against(title, parts, free, where, mend)
 
 
 def _disk(recipe, shape) -> Check:

@@ -344,7 +344,7 @@ def fit(
             else:
                 trainer.train(resume_from_checkpoint=str(start) if start else None)
         except CutShort:
-            pass  # before a step was done
+            pass  # in a validation before this process's first step: nothing is to be saved
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
