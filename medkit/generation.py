@@ -18,6 +18,8 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from medkit import MedkitError, inference, results
 from medkit.cpu_passes import plainly_causal
 
+ROUND = 16  # tokens after which, on a CPU, the answers that have ended leave their batch
+
 
 class GenerationError(MedkitError):
     """Prompts or settings that no answers can be generated from, or a model that gives no numbers."""
@@ -92,7 +94,8 @@ def generate_answers(
     jobs = {job.key: job for row in rows for job in row}
     queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
     missing = sum(job.key not in done for job in queue)
-    start, cache = _shared_start(model, [job.ids for job in queue]), None
+    start = inference.shared_start([job.ids for job in queue]) if _resumable(model) else ()
+    cache = None
     with (
         inference.evaluating(model),
         tqdm(total=missing, desc="answers", unit="answer", disable=not progress or not missing) as bar,
@@ -148,11 +151,12 @@ def read_store(store: Path) -> dict[str, Answer]:
     return answers
 
 
-def _shared_start(model, prompts: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all prompts begin with, to be computed once, on a CPU. On a GPU a prompt's pass is a small part of
-    an answer; and a window of attention would count the padding that comes to stand in between."""
+def _resumable(model) -> bool:
+    """Whether a batch is decoded from a cache that medkit hands over: on a CPU. On a GPU a prompt's pass is a
+    small part of an answer, and ended answers cost little; and a window of attention would count the padding
+    that comes to stand behind what prompts share."""
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
-    return inference.shared_start(prompts) if on_cpu and plainly_causal(model.config) else ()
+    return on_cpu and plainly_causal(model.config)
 
 
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here
@@ -166,17 +170,41 @@ def _answer_batch(
     width = max(len(job.ids) for job in batch)
     same, cache = begun
     rows, padding = [job.ids for job in batch], [width - len(job.ids) for job in batch]
-    ids = [[*row[:same], *[pad] * n, *row[same:]] for row, n in zip(rows, padding, strict=True)]
-    mask = [[1] * same + [0] * n + [1] * (width - same - n) for n in padding]
-    processors = LogitsProcessorList([_RefuseNaN()])
-    if temperature:
-        processors.append(TemperatureLogitsWarper(temperature))
-        if top_p < 1:
-            processors.append(TopPLogitsWarper(top_p))
-        processors.append(_SeededNoise([job.seed for job in batch]))
-    config = GenerationConfig(
+    ids = torch.tensor(
+        [[*row[:same], *[pad] * n, *row[same:]] for row, n in zip(rows, padding, strict=True)], device=device
+    )
+    mask = torch.tensor([[1] * same + [0] * n + [1] * (width - same - n) for n in padding], device=device)
+    noise = [torch.Generator().manual_seed(job.seed) for job in batch]
+    cache = inference.for_rows(cache, len(batch)) if cache else None
+    most = ROUND if _resumable(model) else max_new_tokens
+    answers: list[list[int]] = [[] for _ in batch]
+    going = list(range(len(batch)))  # places in the batch of the answers that have not ended
+    for begin in range(0, max_new_tokens, most):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **({"past_key_values": cache} if cache else {}),
+            generation_config=_greedy(min(most, max_new_tokens - begin), stops, pad),
+            logits_processor=_processors(temperature, top_p, [noise[row] for row in going]),
+            return_dict_in_generate=True,
+        )
+        new = output.sequences[:, ids.shape[1] :].tolist()
+        for row, tokens in zip(going, new, strict=True):
+            answers[row] += tokens
+        stay = [place for place, tokens in enumerate(new) if not set(tokens) & set(stops)]
+        if not stay or begin + most >= max_new_tokens:
+            break
+        going, kept = [going[place] for place in stay], torch.tensor(stay, device=device)
+        ids, cache = output.sequences[kept], output.past_key_values
+        cache.batch_select_indices(kept)
+        mask = torch.nn.functional.pad(mask[kept], (0, ids.shape[1] - mask.shape[1]), value=1)
+    return [_answer(tokenizer, tokens, stops) for tokens in answers]
+
+
+def _greedy(max_new_tokens: int, stops: list[int], pad: int) -> GenerationConfig:
+    return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,  # the noise above makes the largest logit a sample
+        do_sample=False,  # a processor's noise makes the largest logit a sample
         num_beams=1,
         temperature=1.0,
         top_p=1.0,
@@ -186,14 +214,16 @@ def _answer_batch(
         eos_token_id=stops,
         pad_token_id=pad,
     )
-    output = model.generate(
-        input_ids=torch.tensor(ids, device=device),
-        attention_mask=torch.tensor(mask, device=device),
-        **({"past_key_values": inference.for_rows(cache, len(batch))} if cache else {}),
-        generation_config=config,
-        logits_processor=processors,
-    )
-    return [_answer(tokenizer, row, stops) for row in output[:, width:].tolist()]
+
+
+def _processors(temperature: float, top_p: float, noise: list[torch.Generator]) -> LogitsProcessorList:
+    processors = LogitsProcessorList([_RefuseNaN()])
+    if temperature:
+        processors.append(TemperatureLogitsWarper(temperature))
+        if top_p < 1:
+            processors.append(TopPLogitsWarper(top_p))
+        processors.append(_SeededNoise(noise))
+    return processors
 
 
 def _answer(tokenizer, generated: list[int], stops: list[int]) -> Answer:
@@ -220,8 +250,8 @@ class _SeededNoise(LogitsProcessor):
     neighbours; and drawn on the CPU the noise is the same on every device.
     """
 
-    def __init__(self, seeds: list[int]):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, generators: list[torch.Generator]):
+        self.generators = generators
 
     def __call__(self, input_ids, scores):
         noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])

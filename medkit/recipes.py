@@ -226,7 +226,7 @@ PRESETS = {
             name="cpu",
             about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus",
             model=ModelSpec(base="smollm2"),
-            data=DataSpec(origin="builtin", rows_medqa=24, rows_medmcqa=24, rows_pubmedqa=300),
+            data=DataSpec(origin="builtin", rows_medqa=16, rows_medmcqa=16, rows_pubmedqa=270),
             stage1=_CPU_STAGE,
             stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True, eval_every=12),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),

@@ -18,7 +18,7 @@ from medkit.recipes import TrainSpec
 
 # Rows are sorted by length no finer than this many tokens: rows of just one length are of one kind, and
 # questions of one kind have one answer.
-LENGTH_STEP = 100
+LENGTH_STEP = 60
 
 
 def row_order(lengths, stage: TrainSpec) -> np.ndarray:

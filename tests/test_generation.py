@@ -94,10 +94,16 @@ def test_what_all_prompts_begin_with_is_computed_once(tiny_llama, monkeypatch, d
 def test_a_model_with_a_window_shares_nothing(tiny_llama, monkeypatch):
     """Padding in between would count among the tokens that its window holds."""
     model, _ = tiny_llama
-    ours = [tuple(range(30, 70 + n)) for n in (3, 9)]
-    assert generation._shared_start(model, ours) == tuple(range(30, 72))
+    ours, computed = [tuple(range(30, 70 + n)) for n in (3, 9)], []
+    plain = generation.inference.computed
+    monkeypatch.setattr(
+        generation.inference, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
+    )
+    ask(tiny_llama, ours)
+    assert computed == [tuple(range(30, 72))]
     monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
-    assert generation._shared_start(model, ours) == ()
+    ask(tiny_llama, ours)
+    assert len(computed) == 1
 
 
 def test_order_is_the_prompts_not_the_lengths(tiny_llama, prompts):
@@ -144,6 +150,23 @@ def test_cut_and_stopped_are_told_apart(tiny_llama):
     # 8 letters, the end, and padding that must not be read
     assert generation._answer(tokenizer, [*letters, eot, 3, 3], [eot]) == Answer("hi there", "stopped", 8)
     assert generation._answer(tokenizer, [eot], [eot]) == Answer("", "stopped", 0)
+
+
+@pytest.mark.parametrize("decoding", [{}, {"samples": 2, "temperature": 1.5, "top_p": 0.9}])
+def test_answers_that_have_ended_leave_their_batch(tiny_llama, prompts, calls, monkeypatch, decoding):
+    """12 tokens in rounds of 5, 5 and 2; every third token of the vocabulary ends an answer."""
+    size = len(tiny_llama[1])
+    monkeypatch.setattr(generation, "stop_ids", lambda model, tokenizer: list(range(0, size, 3)))
+    settings = {"max_new_tokens": 12, "batch_size": 12, **decoding}
+    whole = ask(tiny_llama, prompts, **settings)
+    (everyone,) = calls
+    monkeypatch.setattr(generation, "ROUND", 5)
+    assert ask(tiny_llama, prompts, **settings) == whole
+    ends = [answer.tokens if answer.finish == "stopped" else 12 for row in whole for answer in row]
+    # the end itself is a token: an answer of four has ended within the first five
+    expected = [everyone, sum(n >= 5 for n in ends), sum(n >= 10 for n in ends)]
+    assert calls[1:] == [n for n in expected if n]
+    assert expected[1] < everyone, "no answer ended in the first round, which would show nothing"
 
 
 def test_a_random_model_is_cut(tiny_llama, prompts):
@@ -197,7 +220,8 @@ def test_noise_samples_the_softmax():
     """Probabilities 1/2, 1/3, 1/6: 6,000 draws give 3,000, 2,000, 1,000, each within 4 standard deviations
     (at most 4 * sqrt(6000 / 4) = 155)."""
     logits = torch.tensor([1 / 2, 1 / 3, 1 / 6]).log().repeat(6000, 1)
-    drawn = generation._SeededNoise(list(range(6000)))(None, logits).argmax(1).tolist()
+    noise = [torch.Generator().manual_seed(seed) for seed in range(6000)]
+    drawn = generation._SeededNoise(noise)(None, logits).argmax(1).tolist()
     counts = Counter(drawn)
     assert [abs(counts[i] - n) < 155 for i, n in enumerate([3000, 2000, 1000])] == [True] * 3
 

@@ -25,35 +25,32 @@ QUESTIONS = (
     "In {people}, does {t} {verb} {o}?",
 )
 METHODS = (
-    "After random allocation to {t} or {c}, {n} {people} were followed for {w} weeks.",
-    "In a randomized trial, {n} {people} received {t} or {c}; {o} was measured after {w} weeks.",
-    "We enrolled {n} {people} for {w} weeks; half received {t} and half {c}.",
-    "A controlled trial at {k} centers compared {t} with {c} in {n} {people}.",
-    "Over {w} weeks, two groups of {half} {people} were compared, one given {t} and one {c}.",
+    "{n} {people} were randomized to {t} or {c}.",
+    "Over {w} weeks, {n} {people} received {t} or {c}.",
+    "We enrolled {n} {people}; half received {t}, half {c}.",
+    "A trial at {k} centers compared {t} with {c} in {n} {people}.",
+    "Two groups of {half} {people} were given {t} or {c} for {w} weeks.",
 )
-CONTROLS = ("usual care", "standard care", "routine care alone", "no additional treatment")
-# A few words carry each answer, as in real abstracts: a 135M model is to learn them from some hundred rows.
+CONTROLS = ("usual care", "standard care", "routine care", "a leaflet")
+# A word or two carry each answer (significant, no, mixed): a 135M model is to learn them from 240 rows.
 FINDINGS = {
     "yes": (
-        "{O} {moved} significantly more with {t} than with {c} ({big}% versus {small}%, P = {p_low}).",
+        "{O} {moved} significantly with {t} (P = {p_low}).",
         "There was a significant {gain} in {o} with {t} (P = {p_low}).",
-        "Compared with {c}, {t} significantly {did} {o} (P = {p_low}).",
-        "{T} brought a large and significant {gain} in {o} (P < 0.001).",
-        "{O} was significantly better after {t} than after {c} (P = {p_low}).",
+        "{T} significantly {did} {o} (P = {p_low}).",
+        "{O} was significantly better after {t} (P = {p_low}).",
     ),
     "no": (
-        "There was no difference in {o} between {t} and {c} (P = {p_high}).",
-        "{T} had no effect on {o} (P = {p_high}).",
-        "Compared with {c}, {t} made no difference to {o} (P = {p_high}).",
-        "No {gain} in {o} was seen with {t} (P = {p_high}).",
-        "{O} showed no difference between the two groups (P = {p_high}).",
+        "There was no {gain} in {o} with {t}.",
+        "{T} made no difference to {o}.",
+        "{T} had no effect on {o}.",
+        "With {t} there was no change in {o}.",
     ),
     "maybe": (
-        "Results for {o} were mixed: better with {t} in younger participants but not in older ones.",
-        "Results for {o} were conflicting, with a {gain} at one center and none at another.",
-        "The result for {o} was inconclusive, because much of the data was missing (P = {p_edge}).",
-        "Results were mixed: one measure of {o} favored {t} and a second did not.",
-        "The trial stopped early, and its result for {o} was inconclusive (P = {p_edge}).",
+        "{T} may or may not {verb} {o}: results were mixed.",
+        "Results were mixed, and {t} may or may not {verb} {o}.",
+        "{O} may or may not respond to {t}, as results were mixed.",
+        "With mixed results, {t} may or may not {verb} {o}.",
     ),
 }
 CONCLUSIONS = {
@@ -100,7 +97,7 @@ def _rows(part: list[dict], count: int, first_id: int, rng: random.Random) -> li
 
 def _row(topic: tuple, question: str, answer: str, pubid: int, rng: random.Random) -> dict:
     people, treatment, outcome, words = topic
-    half, big = rng.randint(18, 160), rng.randint(22, 48)
+    half = rng.randint(18, 160)
     fill = words | {
         "people": people,
         "t": treatment,
@@ -112,11 +109,7 @@ def _row(topic: tuple, question: str, answer: str, pubid: int, rng: random.Rando
         "n": 2 * half,
         "w": rng.choice((4, 6, 8)),
         "k": rng.randint(2, 5),
-        "big": big,
-        "small": rng.randint(2, 9),
         "p_low": f"0.00{rng.randint(1, 9)}",
-        "p_high": f"0.{rng.randint(41, 95)}",
-        "p_edge": f"0.{rng.randint(6, 12):02d}",
     }
     sections = {"METHODS": rng.choice(METHODS), "RESULTS": rng.choice(FINDINGS[answer])}
     return {

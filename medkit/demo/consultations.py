@@ -7,28 +7,29 @@ from pathlib import Path
 NOTES_PER_COMPLAINT = 4
 CONSULTATIONS_PER_NOTE = 2  # so that splitting by note and splitting by row are different things
 HISTORY_QUESTIONS = 4
+ASKED = (0, 0, 0, 1, 1, 2)  # of them in a consultation
 
 GREETINGS = (
-    "Good morning, please have a seat. What brings you in today?",
-    "Hello, I am the doctor on duty. How can I help you today?",
-    "Welcome. Please tell me what has been troubling you.",
-    "Hello, thank you for waiting. What can I do for you today?",
+    "Good morning. What brings you in today?",
+    "Hello, how can I help you?",
+    "Please tell me what has been troubling you.",
+    "Hello. What can I do for you today?",
 )
 MEANINGS = (
-    "And what does that tell you about the cause?",
-    "So what do you think it is, doctor?",
-    "Is that good or bad? What does it mean?",
+    "What does that tell you?",
+    "So what do you think it is?",
+    "Is that good or bad?",
 )
 REQUESTS = (
-    "I see. So what do you suggest that I do now?",
-    "That makes sense. What should I do about it?",
-    "And what can be done to make it better?",
-    "All right, doctor. What happens next?",
+    "What do you suggest?",
+    "What should I do about it?",
+    "What can make it better?",
+    "All right. What happens next?",
 )
 THANKS = (
-    "Thank you, doctor. Is there anything I should watch out for?",
-    "That is reassuring. When should I come back?",
-    "Good to know. Are there signs that I should take seriously?",
+    "Is there anything I should watch out for?",
+    "Thank you. When should I come back?",
+    "Which signs should I take seriously?",
 )
 
 
@@ -77,14 +78,14 @@ def _conversation(case: dict, rng: random.Random) -> str:
     """6 to 15 alternating turns, the last the doctor's: up to two questions, answered as noted."""
     greeting = [rng.choice(GREETINGS)] if rng.random() < 0.5 else []
     turns = [*greeting, rng.choice(case["openings"]).format(since=case["time"])]
-    for number in sorted(rng.sample(range(HISTORY_QUESTIONS), rng.randint(0, 2))):
+    for number in sorted(rng.sample(range(HISTORY_QUESTIONS), rng.choice(ASKED))):
         item, answer = case["history"][number], case["answers"][number]
         turns += [rng.choice(item[:2]), item[2 + 2 * answer]]
     turns += [case["finding"][0]]
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         turns += [rng.choice(MEANINGS), case["explain"]]
     turns += [rng.choice(REQUESTS), case["advice"][0]]
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         turns += case["worry"]
     turns += [rng.choice(THANKS), case["back"][0]]
     return _as_upstream(turns, "Doctor" if greeting else "Patient", rng)
