@@ -186,7 +186,6 @@ def _answer_batch(
             **({"past_key_values": cache} if cache else {}),
             generation_config=_greedy(min(most, max_new_tokens - begin), stops, pad),
             logits_processor=_processors(temperature, top_p, [noise[row] for row in going]),
-            return_dict_in_generate=True,
         )
         new = output.sequences[:, ids.shape[1] :].tolist()
         for row, tokens in zip(going, new, strict=True):
@@ -213,6 +212,7 @@ def _greedy(max_new_tokens: int, stops: list[int], pad: int) -> GenerationConfig
         use_cache=True,
         eos_token_id=stops,
         pad_token_id=pad,
+        return_dict_in_generate=True,  # the cache too, to go on from
     )
 
 

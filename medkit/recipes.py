@@ -230,7 +230,7 @@ PRESETS = {
             stage1=_CPU_STAGE,
             stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True, eval_every=12),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
-            mcq=McqSpec(rows=60, generated_rows=10, max_new_tokens=8, max_batch_tokens=768),
+            mcq=McqSpec(rows=40, generated_rows=5, max_new_tokens=8, max_batch_tokens=768),
             consumer=ConsumerSpec(
                 cases=12, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=32
             ),
