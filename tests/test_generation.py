@@ -242,7 +242,7 @@ def test_a_second_call_computes_nothing(tiny_llama, prompts, tmp_path, calls):
     assert calls == [4, 2]  # 6 prompts in batches of 4
     assert ask(tiny_llama, prompts, store=store, batch_size=1) == first
     assert calls == [4, 2]
-    assert len(store.read_text().splitlines()) == 6
+    assert len(store.read_bytes().splitlines()) == 6
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_killed_run_goes_on_with_the_same_result(tiny_llama, prompts, tmp_path
         patch.setattr(model, "generate", dies_in_the_third_batch, raising=False)
         with pytest.raises(KeyboardInterrupt):
             ask(tiny_llama, prompts, store=store, **settings)
-    assert len(store.read_text().splitlines()) == 6  # 2 batches of 3
+    assert len(store.read_bytes().splitlines()) == 6  # 2 batches of 3
     assert ask(tiny_llama, prompts, store=store, **settings) == whole
 
 

@@ -109,7 +109,7 @@ def test_the_whole_study(recipe, settings, rows_from_a_folder, environment, tmp_
     assert {"figure11", "figure12"} <= figures
     # 4 questions of each of 3 benchmarks by 4 models; 2 of each in words
     assert len((run / "mcq" / "items.csv").read_text().splitlines()) == 1 + 4 * 3 * 4
-    assert len((run / "mcq" / "answers.jsonl").read_text().splitlines()) == 2 * 3 * 4
+    assert len((run / "mcq" / "answers.jsonl").read_bytes().splitlines()) == 2 * 3 * 4
     for path in (run / "notebooks").glob("*.ipynb"):
         text = path.read_text()
         assert str(tmp_path) not in text, f"{path.name} names a path of this machine"
