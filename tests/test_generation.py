@@ -42,6 +42,16 @@ def calls(tiny_llama, monkeypatch):
     return sizes
 
 
+@pytest.fixture
+def starts(monkeypatch):
+    """What was computed once for all prompts, call by call."""
+    computed, plain = [], generation.inference.computed
+    monkeypatch.setattr(
+        generation.inference, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
+    )
+    return computed
+
+
 def test_greedy_does_not_depend_on_the_batch(tiny_llama, prompts):
     alone = ask(tiny_llama, prompts, batch_size=1)
     together = ask(tiny_llama, prompts, batch_size=6)
@@ -76,34 +86,26 @@ def test_greedy_equals_a_plain_forward_loop(tiny_llama, prompts):
 
 
 @pytest.mark.parametrize("decoding", [{}, {"samples": 2, "temperature": 0.7, "top_p": 0.9}])
-def test_what_all_prompts_begin_with_is_computed_once(tiny_llama, monkeypatch, decoding):
+def test_what_all_prompts_begin_with_is_computed_once(tiny_llama, starts, monkeypatch, decoding):
     """40 tokens that three prompts begin with, 3, 9 and 1 of their own: padding stands between the two."""
-    start, computed = tuple(range(30, 70)), []
+    start = tuple(range(30, 70))
     ours = [[*start, *range(70, 70 + n)] for n in (3, 9, 1)]
-    plain = generation.inference.computed
-    monkeypatch.setattr(
-        generation.inference, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
-    )
     shared = ask(tiny_llama, ours, batch_size=2, **decoding)
-    assert computed == [start]
+    assert starts == [start]
     monkeypatch.setattr(generation.inference, "shared_start", lambda prompts: ())
     assert ask(tiny_llama, ours, batch_size=2, **decoding) == shared
     assert len({answer.text for row in shared for answer in row}) > 1
 
 
-def test_a_model_with_a_window_shares_nothing(tiny_llama, monkeypatch):
+def test_a_model_with_a_window_shares_nothing(tiny_llama, starts, monkeypatch):
     """Padding in between would count among the tokens that its window holds."""
     model, _ = tiny_llama
-    ours, computed = [tuple(range(30, 70 + n)) for n in (3, 9)], []
-    plain = generation.inference.computed
-    monkeypatch.setattr(
-        generation.inference, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
-    )
+    ours = [tuple(range(30, 70 + n)) for n in (3, 9)]
     ask(tiny_llama, ours)
-    assert computed == [tuple(range(30, 72))]
+    assert starts == [tuple(range(30, 72))]
     monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
     ask(tiny_llama, ours)
-    assert len(computed) == 1
+    assert len(starts) == 1
 
 
 def test_order_is_the_prompts_not_the_lengths(tiny_llama, prompts):
