@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import published
+from medkit import published, runs
 from medkit.outcomes import CHANCE, MODELS
 from medkit.page import Table, in_percent, load, origin_note, percent, with_interval
 
@@ -22,7 +22,7 @@ def table3(run_dir: str | Path) -> Table:
         "Table 3: multiple-choice accuracy, percent",
         figures,
         _page3(figures),
-        _text3(summary),
+        _text3(summary, runs.read(Path(run_dir))),
         origin_note(run_dir),
     )
 
@@ -106,18 +106,47 @@ def _cell3(row) -> str:
     return printed if pd.isna(row.low) else f"{printed} [{row.low:.1f}, {row.high:.1f}]"
 
 
-def _text3(summary: dict) -> str:
+def _text3(summary: dict, info: dict | None) -> str:
     paragraphs = [
         "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average; those of "
         "published figures take Table 1's test sizes. † no whole count of these gives this figure (`medkit "
         "audit` shows the arithmetic).",
         blind(summary),
         one_letter(summary),
+        template(summary, info),
+        ties(summary),
         told_apart(summary["comparisons"]),
     ]
     if lost := forgetting(summary["comparisons"]):
         paragraphs.append(lost)
     return "\n\n".join(filter(None, paragraphs))
+
+
+def template(summary: dict, info: dict | None) -> str:
+    """What a difference to the base contains where it is asked in a template it was not instructed in."""
+    if not info or info["recipe"]["model"]["chat_template"] != "chatml":
+        return ""
+    trained = [MODELS[name] for name in summary["models"] if name != "base" and name in MODELS]
+    if "base" not in summary["models"] or not trained:
+        return ""
+    return (
+        "All models are asked in ChatML, in which the others were trained and the base was not instructed: "
+        f"{' or '.join(trained)} minus base is the effect of the template and of the training together."
+    )
+
+
+def ties(summary: dict) -> str:
+    """How many questions had two best letters with exactly the same logit, by model."""
+    counts = {model: own["ties"] for model, own in summary.get("scoring", {}).items() if "ties" in own}
+    if not counts:
+        return ""
+    tied = "; ".join(f"{MODELS.get(model, model)} {count:,}" for model, count in counts.items() if count)
+    rounded = [MODELS.get(m, m) for m, own in summary["scoring"].items() if own.get("head_note")]
+    note = f" Not in float32, but as the model rounds them: {', '.join(rounded)}." if rounded else ""
+    return (
+        f"Exact ties between the two best letters, which go to the first of them: {tied or 'none'}; the "
+        f"letters' logits are computed in float32.{note}"
+    )
 
 
 def one_letter(summary: dict) -> str:

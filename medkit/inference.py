@@ -5,6 +5,7 @@ import copy
 from collections.abc import Iterator, Sequence
 
 import torch
+from transformers import Cache, DynamicCache
 
 SHORTEST = 8  # tokens; sharing fewer costs more than it saves
 
@@ -32,13 +33,15 @@ def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
-def computed(model, ids: tuple[int, ...]):
-    """The model's key-value cache after `ids`."""
+def computed(model, ids: tuple[int, ...]) -> Cache:
+    """The model's key-value cache after `ids`. Unsloth's forward on a GPU gives keys and values as a tuple a
+    layer; they come back in a DynamicCache."""
     tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
-    return model(input_ids=tokens, use_cache=True).past_key_values
+    found = model(input_ids=tokens, use_cache=True).past_key_values
+    return found if isinstance(found, Cache) else DynamicCache(found)
 
 
-def for_rows(cache, rows: int):
+def for_rows(cache: Cache, rows: int) -> Cache:
     """A copy of the cache for a batch: the model appends to what it is given."""
     copied = copy.deepcopy(cache)
     copied.batch_repeat_interleave(rows)

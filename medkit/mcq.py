@@ -3,6 +3,9 @@
 The letters' log-probabilities are read where the answer begins, at the prompt's last token. Any causal
 language model of Transformers will do, with an adapter or in 4 bits, on any device.
 
+The letters' logits are computed in float32 from the last hidden state: in bfloat16 a logit between 16 and 32
+has steps of 0.125, and one question in fifty would end in an exact tie.
+
 A prediction does not depend on the batch it was computed in. Rounding does, so a question whose two best
 letters lie within TOLERANCE of each other is scored again alone, unpadded and without the shared prefix, and
 that counts; how often it changed the letter is reported.
@@ -22,6 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from medkit import MedkitError, inference, prompts, results
+from medkit.letter_head import LetterHead
 from medkit.records import LETTERS, MCQItem
 
 # Logit differences (nats) that a batch, padding or the shared prefix can make, by the dtype computed in.
@@ -39,12 +43,14 @@ class Outcome:
     """`predicted` is a letter, or "" where the model's logits were not finite: a wrong answer, not a gap.
 
     `logprobs`: of the item's letters, in nats, normalized over those letters; empty where not finite.
+    `tied`: the two best letters have exactly the same logit, and the first of them is taken.
     `rescored`: scored again alone, as a near-tie; `flipped`: which changed the letter; `moved`: by how much
     (nats) that changed the lead of one letter over another at most.
     """
 
     predicted: str
     logprobs: tuple[float, ...]
+    tied: bool = False
     rescored: bool = False
     flipped: bool = False
     moved: float = 0.0
@@ -89,7 +95,8 @@ def score(
     store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
         on, with the same result; entries are found by `key` (identities.of_model), dtype,
         template, prompt and item, and it needs a `key`.
-    report: n, invalid (not finite), rescored, flips, largest_move, tolerance, dtype, prefix_tokens,
+    report: n, invalid (not finite), ties, rescored, flips, largest_move, tolerance, dtype, head_note (why the
+        letters' logits are the model's own, in its dtype; "" where they are float32), prefix_tokens,
         prefix_note, from_store, seconds, items_per_s (of those computed now).
 
     Raises McqError for an empty prompt, one longer than the model's context, or a store without key;
@@ -101,10 +108,11 @@ def score(
         )
     started = time.monotonic()
     dtype = compute_dtype(model)
-    questions = _questions(model, tokenizer, items, encode, letter_tokens, f"{key} {dtype}")
+    questions = _questions(model, tokenizer, items, encode, letter_tokens, f"{key} {dtype} float32 letters")
     done = _read_store(store) if store else {}
     from_store = sum(question.key in done for question in questions)
-    start, note = inference.shared_start([question.ids for question in questions] if prefix_cache else []), ""
+    start = inference.shared_start([question.ids for question in questions] if prefix_cache else [])
+    head_note = prefix_note = ""
     # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].ids), i))
@@ -113,9 +121,12 @@ def score(
         inference.evaluating(model),
         tqdm(total=len(items) - from_store, desc="questions", unit="item", disable=not progress) as bar,
     ):
-        scorer = _Scorer(model, tokenizer, TOLERANCE[dtype])
-        if start and from_store < len(items):
-            note = scorer.share(start, questions[order[-1]])  # the shortest is the cheapest
+        letters = max((question.letters for question in questions), key=len, default=())
+        scorer = _Scorer(model, tokenizer, letters, dtype)
+        if from_store < len(items):
+            probe = questions[order[-1]]  # the shortest is the cheapest
+            head_note = scorer.use_float32(probe)
+            prefix_note = scorer.share(start, probe) if start else ""
         for batch in batches:
             new = [question for question in batch if question.key not in done]
             if new:
@@ -129,13 +140,15 @@ def score(
     report = {
         "n": len(items),
         "invalid": sum(not outcome.predicted for outcome in outcomes),
+        "ties": sum(outcome.tied for outcome in outcomes),
         "rescored": sum(outcome.rescored for outcome in outcomes),
         "flips": sum(outcome.flipped for outcome in outcomes),
         "largest_move": max((outcome.moved for outcome in outcomes), default=0.0),
         "tolerance": TOLERANCE[dtype],
         "dtype": str(dtype).removeprefix("torch."),
-        "prefix_tokens": 0 if note else len(start),
-        "prefix_note": note,
+        "head_note": head_note,
+        "prefix_tokens": 0 if prefix_note else len(start),
+        "prefix_note": prefix_note,
         "from_store": from_store,
         "seconds": seconds,
         "items_per_s": (len(items) - from_store) / seconds,
@@ -166,10 +179,11 @@ def compute_dtype(model) -> torch.dtype:
 class _Scorer:
     """A model's letter logits at the end of prompts, in batches."""
 
-    def __init__(self, model, tokenizer, tolerance: float):
-        self.model, self.tolerance = model, tolerance
+    def __init__(self, model, tokenizer, letters: tuple[int, ...], dtype: torch.dtype):
+        self.model, self.letters, self.dtype, self.tolerance = model, list(letters), dtype, TOLERANCE[dtype]
         self.pad = tokenizer.pad_token_id or 0
         self.device = model.get_input_embeddings().weight.device
+        self.head = None  # the letters' rows of the output layer; None reads the model's own logits
         self.prefix, self.cache = 0, None  # tokens that are computed already, and their keys and values
 
     def outcomes(self, batch: list[_Question]) -> list[Outcome]:
@@ -184,12 +198,32 @@ class _Scorer:
                 outcome = Outcome(
                     again.predicted,
                     again.logprobs,
+                    tied=again.tied,
                     rescored=True,
                     flipped=again.predicted != outcome.predicted,
                     moved=max(changes) - min(changes),
                 )
             found.append(outcome)
         return found
+
+    def use_float32(self, probe: _Question) -> str:
+        """Compute the letters' logits in float32 from here on; where that is not what the model computes, say
+        why, and go on with its own."""
+        try:
+            head = LetterHead.of(self.model, self.letters)  # before a pass, in which a CPU may repack 4 bits
+            own, hidden = self._pass([probe], 0, None)
+            exact = None if hidden is None else head(hidden)
+        except (torch.OutOfMemoryError, MedkitError):
+            raise
+        except Exception as error:  # an output layer of a kind that was not foreseen
+            return f"the output layer's weights cannot be read ({type(error).__name__})"
+        if exact is None:
+            return "the model's code does not call its output layer"
+        apart = (exact - own).abs().max().item()
+        if not apart <= max(self.tolerance, 4 * torch.finfo(self.dtype).eps * own.abs().max().item()):
+            return f"the model's own logits differ from them by {apart:.2g}"
+        self.head = head
+        return ""
 
     def share(self, start: tuple[int, ...], probe: _Question) -> str:
         """Compute `start` once for all that follows; if the model cannot, say why, and go on without."""
@@ -221,8 +255,16 @@ class _Scorer:
             cache = inference.for_rows(self.cache, len(batch))
         return self._letters(batch, self.prefix, cache)
 
-    @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
     def _letters(self, batch: list[_Question], skip: int, cache) -> list[torch.Tensor]:
+        logits, hidden = self._pass(batch, skip, cache)
+        if self.head and hidden is not None:  # Unsloth multiplies a single token by hand
+            logits = self.head(hidden)
+        return [row[: len(question.letters)] for row, question in zip(logits, batch, strict=True)]
+
+    @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
+    def _pass(self, batch: list[_Question], skip: int, cache) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(the model's own logits of the letters, (rows, letters), on the CPU; what its output layer was
+        given there, (rows, hidden size), or None where its code does not call that layer)."""
         # Padding stands on the right, where no token of a causal model sees it: no mask is needed.
         lengths = [len(question.ids) - skip for question in batch]
         width = max(lengths)
@@ -230,17 +272,18 @@ class _Scorer:
             [[*q.ids[skip:], *[self.pad] * (width - n)] for q, n in zip(batch, lengths, strict=True)]
         )
         last = torch.tensor(lengths) - 1
-        with _last_only(self.model, last):
+        with _last_only(self.model, last) as given_to_head:
             given = {"past_key_values": cache, "use_cache": True} if skip else {"use_cache": False}
             logits = self.model(input_ids=ids.to(self.device), **given).logits
         at = last.to(logits.device) if logits.shape[1] > 1 else 0
-        logits = logits[torch.arange(len(batch), device=logits.device), at].float().cpu()
-        return [row[list(question.letters)] for row, question in zip(logits, batch, strict=True)]
+        logits = logits[torch.arange(len(batch), device=logits.device), at]
+        return logits[:, self.letters].float().cpu(), given_to_head[0] if given_to_head else None
 
 
 @contextlib.contextmanager
-def _last_only(model, last: torch.Tensor) -> Iterator[None]:
+def _last_only(model, last: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Each row's last real position alone goes through the output layer and, on a CPU, the last block's MLP.
+    Gives a list that what the output layer is given, (rows, hidden size), is put into.
 
     At a vocabulary of 50,000 and more the logits of every position would cost a fifth of a small model's
     time, and most of its memory. A hook leaves whatever the model does to its logits (scaling, capping) in
@@ -250,20 +293,25 @@ def _last_only(model, last: torch.Tensor) -> Iterator[None]:
     them, and no other is read after it.
     """
 
+    head, given_to_head = model.get_output_embeddings(), []
+
     def select(layer, inputs):
         hidden = inputs[0]
         if hidden.shape[0] != len(last) or hidden.shape[1] <= int(last.max()):
             return None
         rows = torch.arange(len(last), device=hidden.device)
-        return (hidden[rows, last.to(hidden.device)][:, None], *inputs[1:])
+        chosen = hidden[rows, last.to(hidden.device)]
+        if layer is head:
+            given_to_head.append(chosen)
+        return (chosen[:, None], *inputs[1:])
 
-    layers = [model.get_output_embeddings()]
-    if layers[0].weight.device.type == "cpu" and hasattr(model, "get_decoder"):
+    layers = [head]
+    if head.weight.device.type == "cpu" and hasattr(model, "get_decoder"):
         blocks = getattr(model.get_decoder(), "layers", None)
         layers += [blocks[-1].mlp] if blocks and hasattr(blocks[-1], "mlp") else []
     hooks = [layer.register_forward_pre_hook(select) for layer in layers]
     try:
-        yield
+        yield given_to_head
     finally:
         for hook in hooks:
             hook.remove()
@@ -274,8 +322,9 @@ def _outcome(logits: torch.Tensor) -> tuple[Outcome, float]:
     logprobs = torch.log_softmax(logits, dim=0)
     if not torch.isfinite(logprobs).all():
         return Outcome("", ()), math.inf
-    best = torch.topk(logprobs, 2).values
-    return Outcome(LETTERS[int(logits.argmax())], tuple(logprobs.tolist())), float(best[0] - best[1])
+    best = torch.topk(logits, 2).values
+    lead = float(best[0] - best[1])
+    return Outcome(LETTERS[int(logits.argmax())], tuple(logprobs.tolist()), tied=lead == 0), lead
 
 
 def _questions(model, tokenizer, items, encode, letter_tokens, key: str) -> list[_Question]:

@@ -137,6 +137,9 @@ def test_near_ties_are_decided_alone(tiny, lead, rescored, flips):
     alone = mcq.score(model, tokenizer, ITEMS, max_batch_tokens=1, prefix_cache=False, progress=False)
     assert {o.predicted for o in together.outcomes} == {o.predicted for o in alone.outcomes} == {"A"}
     assert (together.report["rescored"], together.report["flips"]) == (rescored, flips)
+    assert together.report["ties"] == alone.report["ties"] == (14 if lead == 0 else 0)
+    # what a hook does to the logits, the output layer's weights do not show
+    assert alone.report["head_note"].startswith("the model's own logits differ")
     assert sum(outcome.flipped for outcome in together.outcomes) == flips
     assert (alone.report["rescored"], alone.report["flips"]) == (0, 0)
     # alone, B stands 5e-4 lower beside A than in the batch
@@ -149,10 +152,10 @@ def test_logits_that_are_not_finite_are_counted_and_wrong(tiny):
     odd = tokenizer.encode("%", add_special_tokens=False)[0]  # in item 3's question alone
     items = [item(i) for i in range(3)] + [MCQItem("3", "medqa", "5 % of what?", ("w", "x", "y", "z"), "B")]
 
-    def poison(module, args, kwargs, output):
-        output.logits[(kwargs["input_ids"] == odd).any(1)] = math.nan
+    def poison(module, args, output):
+        output[(args[0] == odd).any(1)] = math.nan
 
-    model.register_forward_hook(poison, with_kwargs=True)
+    model.get_input_embeddings().register_forward_hook(poison)
     scored = mcq.score(model, tokenizer, items, progress=False)
     assert [bool(outcome.predicted) for outcome in scored.outcomes] == [True, True, True, False]
     assert scored.outcomes[3].logprobs == ()
@@ -293,6 +296,33 @@ def test_a_model_that_takes_no_cache(tiny, monkeypatch):
     )
 
 
+def test_a_model_that_keeps_its_cache_in_tuples(tiny, monkeypatch):
+    """As Unsloth's forward does on a GPU: (keys, values) a layer comes back, and any cache is made one."""
+    from transformers import Cache, DynamicCache
+
+    model, tokenizer = tiny
+    plainly = mcq.score(model, tokenizer, ITEMS, progress=False)
+    forward, given_caches = model.forward, []
+
+    def in_tuples(*args, past_key_values=None, **kwargs):
+        if isinstance(past_key_values, Cache):
+            given_caches.append(past_key_values.get_seq_length())
+            past_key_values = DynamicCache([(layer.keys, layer.values) for layer in past_key_values.layers])
+        output = forward(*args, past_key_values=past_key_values, **kwargs)
+        if output.past_key_values is not None:
+            output.past_key_values = tuple(
+                (layer.keys, layer.values) for layer in output.past_key_values.layers
+            )
+        return output
+
+    monkeypatch.setattr(model, "forward", in_tuples)
+    scored = mcq.score(model, tokenizer, ITEMS, progress=False)
+    assert scored.report["prefix_tokens"] == plainly.report["prefix_tokens"] > 100
+    assert scored.report["prefix_note"] == ""
+    assert set(given_caches) == {scored.report["prefix_tokens"]}  # each batch goes on from the shared tokens
+    assert scored.outcomes == plainly.outcomes
+
+
 def test_a_model_that_ignores_the_cache(tiny, monkeypatch):
     model, tokenizer = tiny
     reference, forward = plain(model, tokenizer, ITEMS), model.forward
@@ -320,7 +350,9 @@ def test_a_model_that_multiplies_its_output_weights_itself(tiny, monkeypatch):
         return CausalLMOutputWithPast(logits=logits, past_key_values=inner.past_key_values)
 
     monkeypatch.setattr(model, "forward", by_hand)
-    assert same(model, tokenizer, reference).report["prefix_tokens"] > 0
+    report = same(model, tokenizer, reference).report
+    assert report["prefix_tokens"] > 0
+    assert report["head_note"] == "the model's code does not call its output layer"
 
 
 def test_the_model_is_left_as_it_was(tiny):
@@ -328,6 +360,154 @@ def test_the_model_is_left_as_it_was(tiny):
     mcq.score(model.train(), tokenizer, ITEMS[:3], progress=False)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+# -- the letters' logits in float32 ---------------------------------------------------------------
+
+
+def in_float32(model, tokenizer, items):
+    """The log-probabilities where the model's own code goes on from an output layer that computes in float32:
+    Transformers leaves that dtype alone, so scaling and capping are the model's own."""
+    layer = model.get_output_embeddings()
+    weight, bias = layer.weight.detach().float(), layer.bias
+    bias = None if bias is None else bias.detach().float()
+
+    def again(module, args, output):
+        return torch.nn.functional.linear(args[0].float(), weight, bias)
+
+    hook = layer.register_forward_hook(again)
+    found = plain(model, tokenizer, items)
+    hook.remove()
+    return found
+
+
+def near_letters(model, tokenizer, size=1.0, apart=2e-3):
+    """Give the letters rows of the output layer that are all but the same."""
+    rows = prompts.letter_ids(tokenizer)
+    generator = torch.Generator().manual_seed(1)
+    weight = model.get_output_embeddings().weight.data
+    shared = size * torch.randn(weight.shape[1], generator=generator)
+    for row in rows:
+        weight[row] = (shared + apart * torch.randn(weight.shape[1], generator=generator)).to(weight)
+
+
+def equal(scored, reference):
+    assert scored.report["head_note"] == ""
+    for outcome, logprobs in zip(scored.outcomes, reference, strict=True):
+        assert outcome.logprobs == pytest.approx(logprobs, abs=1e-5)
+        assert outcome.predicted == best(logprobs)
+
+
+ALONE = {"max_batch_tokens": 1, "prefix_cache": False, "progress": False}
+
+
+def test_ties_that_only_bfloat16_makes(tiny):
+    model, tokenizer = tiny
+    model = model.to(torch.bfloat16)
+    near_letters(model, tokenizer, size=4)
+    rounded = plain(model, tokenizer, ITEMS)  # the model's own logits
+    ties = sum(sorted(logprobs)[-1] == sorted(logprobs)[-2] for logprobs in rounded)
+    assert ties > 3, "no tie in bfloat16 would show nothing"
+    reference = in_float32(model, tokenizer, ITEMS)
+    assert [best(a) for a in rounded] != [best(a) for a in reference]
+    scored = mcq.score(model, tokenizer, ITEMS, **ALONE)
+    equal(scored, reference)
+    assert scored.report["ties"] == 0 and scored.report["dtype"] == "bfloat16"
+
+
+def test_a_tie_is_counted_and_goes_to_the_first(tiny):
+    model, tokenizer = tiny
+    near_letters(model, tokenizer, apart=0)
+    scored = mcq.score(model, tokenizer, ITEMS, progress=False)
+    assert {outcome.predicted for outcome in scored.outcomes} == {"A"}
+    assert scored.report["ties"] == len(ITEMS) == sum(outcome.tied for outcome in scored.outcomes)
+    assert scored.report["flips"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("gemma2", {"final_logit_softcapping": 0.5, "tie_word_embeddings": True}),
+        ("phi", {}),  # a bias
+        ("cohere", {"logit_scale": 0.0625}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("qwen2", {"tie_word_embeddings": True}),
+    ],
+)
+def test_what_a_model_does_to_its_logits_is_done_in_float32(tiny_llama, kind, extra):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE | extra)).float()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model = model.to(torch.bfloat16).eval()
+    reference = in_float32(model, tiny_llama[1], ITEMS)
+    equal(mcq.score(model, tiny_llama[1], ITEMS, **ALONE), reference)
+    assert reference != plain(model, tiny_llama[1], ITEMS)
+
+
+def test_a_scaling_of_another_kind_leaves_the_models_own_logits(tiny):
+    """`logits_scaling` divides in Granite; a model that multiplies with it must not be divided."""
+    model, tokenizer = tiny
+    model.config.logits_scaling = 8.0
+    reference = plain(model, tokenizer, ITEMS)
+    report = same(model, tokenizer, reference).report
+    assert report["head_note"].startswith("the model's own logits differ from them by")
+
+
+@pytest.mark.parametrize("kind", ["lora", "whole"])
+def test_an_adapter_on_the_output_layer(tiny, kind):
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny
+    where = {"target_modules": ["q_proj", "lm_head"]} if kind == "lora" else {"modules_to_save": ["lm_head"]}
+    config = LoraConfig(r=2, **{"target_modules": ["q_proj"]} | where, init_lora_weights=False)
+    adapted = get_peft_model(model, config).eval()
+    for name, parameter in adapted.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    switched_on = plain(adapted, tokenizer, ITEMS)
+    equal(mcq.score(adapted, tokenizer, ITEMS, **ALONE), switched_on)
+    with adapted.disable_adapter():
+        switched_off = plain(adapted, tokenizer, ITEMS)
+        equal(mcq.score(adapted, tokenizer, ITEMS, **ALONE), switched_off)
+    assert switched_on != switched_off
+
+
+def test_an_output_layer_in_four_bits(tiny):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model, tokenizer = tiny
+    model = model.to(torch.bfloat16)
+    weight = torch.nn.functional.pad(model.lm_head.weight.data, (0, 0, 0, 27))  # 261 rows; some CPUs want 32s
+    model.lm_head = bitsandbytes.nn.Linear4bit(
+        weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+    )
+    model.lm_head.weight = bitsandbytes.nn.Params4bit(weight, quant_type="nf4").to("cpu")
+    state = model.lm_head.weight.quant_state
+    unpacked = bitsandbytes.functional.dequantize_4bit(model.lm_head.weight.data, state).float()
+    scored = mcq.score(model, tokenizer, ITEMS, **ALONE)
+    assert scored.report["head_note"] == ""
+    kept = []
+    hook = model.lm_head.register_forward_pre_hook(lambda module, args: kept.append(args[0][0, -1].float()))
+    plain(model, tokenizer, ITEMS)
+    hook.remove()
+    letters = prompts.letter_ids(tokenizer)
+    for outcome, hidden, each in zip(scored.outcomes, kept, ITEMS, strict=True):
+        logits = hidden @ unpacked[letters[: len(each.letters)]].T
+        assert outcome.logprobs == pytest.approx(torch.log_softmax(logits, 0).tolist(), abs=1e-5)
+
+
+def test_an_output_layer_that_cannot_be_read(tiny, monkeypatch):
+    model, tokenizer = tiny
+    reference = plain(model, tokenizer, ITEMS)
+
+    def unknown(*args):
+        raise NotImplementedError
+
+    monkeypatch.setattr(mcq.LetterHead, "of", unknown)
+    report = same(model, tokenizer, reference).report
+    assert report["head_note"] == "the output layer's weights cannot be read (NotImplementedError)"
 
 
 # -- refusals ------------------------------------------------------------------------------------

@@ -350,3 +350,36 @@ def test_answers_that_are_one_letter_are_named():
     said = one_letter(outcomes.mcq_summary(items))
     assert said == "Nearly always one letter, and its share of the answers. MedQA: base (A, 100%)."
     assert one_letter(outcomes.mcq_summary(mcq_items(models=("med-mix",)))) == ""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "models", "said"),
+    [
+        ("paper", MODELS, True),
+        ("as_released", ("base", "med-mix"), True),
+        ("recommended", MODELS, False),  # the model's own template
+        ("paper", ("base",), False),  # no difference is printed
+        ("paper", ("med-mix", "med-nirvana"), False),
+    ],
+)
+def test_table3_says_that_a_difference_to_the_base_contains_the_template(tmp_path, recipe, models, said):
+    results.write_json(tmp_path / "mcq/summary.json", outcomes.mcq_summary(mcq_items(models=models)))
+    results.write_json(tmp_path / "run.json", runs.describe(recipe))
+    text = table3(tmp_path).text
+    assert ("minus base is the effect of the template and of the training together" in text) == said
+    assert "ties" not in text  # a summary of an earlier version, which did not count them
+
+
+def test_table3_counts_ties(tmp_path):
+    summary = outcomes.mcq_summary(mcq_items(models=("base", "med-mix", "med-nirvana")))
+    counts = {"base": (2, ""), "med-mix": (0, ""), "med-nirvana": (1, "the model's code does not ...")}
+    summary["scoring"] = {name: {"ties": n, "head_note": note} for name, (n, note) in counts.items()}
+    results.write_json(tmp_path / "mcq/summary.json", summary)
+    text = table3(tmp_path).text
+    assert "which go to the first of them: base 2; Med-Nirvana 1; the letters' logits" in text
+    assert "Not in float32, but as the model rounds them: Med-Nirvana." in text
+    summary["scoring"] = {"base": {"ties": 0, "head_note": ""}}
+    results.write_json(tmp_path / "mcq/summary.json", summary)
+    text = table3(tmp_path).text
+    assert "the first of them: none; the letters' logits are computed in float32." in text
+    assert "Not in float32" not in text
