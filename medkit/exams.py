@@ -45,7 +45,7 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Ru
     if adapter:
         training.adapter_spec(Path(adapter).expanduser())
     if not model or info is None:
-        recipe, settings = (ALONE, f"model.base={model}") if model else ("", "")
+        recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
         needs = () if model else lineup.needs("med-mix", "med-nirvana")
         return runs.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
@@ -57,6 +57,14 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Ru
             "run_dir of its own"
         )
     return runs.begin(run_dir, NOTEBOOK, data_dir=data_dir)
+
+
+def _as_trained(adapter: str) -> str:
+    """What an adapter's own run, where it still lies in its folder, has settled for its evaluation: one that
+    saw PubMedQA's labelled rows is asked the official fold alone."""
+    info = runs.read(Path(adapter).expanduser().resolve().parents[1]) if adapter else None
+    trained = info["recipe"]["data"].get("pubmedqa_train", "artificial") if info else "artificial"
+    return "" if trained == "artificial" else f"\ndata.pubmedqa_train={trained}"
 
 
 def exam_items(run: Run) -> list[MCQItem]:

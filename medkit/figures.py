@@ -33,6 +33,7 @@ MARKS = {"base": "o", "med-mix": "s", "med-nirvana": "D", "control": "^"}
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 TITLES = published.TITLES | {
     "notechat": "NoteChat",
+    "mts_dialog": "MTS-Dialog",
     "icliniq": "iCliniq",
     "healthcaremagic": "HealthCareMagic",
 }

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -33,11 +34,16 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
     if SCORER in parts:
         check_scorer(recipe.consumer.scorer, offline=private(recipe, data_dir))
     if not data_dir and recipe.data.origin == "builtin":
+        if recipe.data != replace(recipe.data, dialogues="notechat", pubmedqa_train="artificial"):
+            raise InputError(
+                "the built-in corpus has neither MTS-Dialog nor PubMedQA's official test fold; give "
+                "--data-dir, or leave data.dialogues and data.pubmedqa_train as they are"
+            )
         return
     for name, which in (part.split() for part in parts if part != SCORER):
         limit = getattr(recipe.data, f"rows_{name}", 0) if which == "train" else 0
         # From the hub one row tells that the split is there; of a folder's files all rows are checked.
-        sources.load(name, which, data_dir or None, limit=limit if data_dir else 1)
+        sources.load(*recipe.data.reads(name, which), data_dir or None, limit=limit if data_dir else 1)
 
 
 def check_data_dir(data_dir: str) -> None:

@@ -76,6 +76,8 @@ KNOBS = (
         words="randomly selected samples",
         why="a draw of rows leaves validation conversations verbatim in the training rows",
     ),
+    _both("data.dialogues", "notechat", words="NoteChat"),
+    _both("data.pubmedqa_train", "artificial", words="all 211,269 artificially created samples"),
     _both("lora.r", 16),
     _both("lora.alpha", 16),
     _both("lora.dropout", 0.0),

@@ -31,17 +31,17 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
 
     Raises SourceError where there is none, or where a path speaks for training and for evaluation.
     """
-    folder = data_dir / source.name
+    folder = _folder(data_dir, source.name)
     if not folder.is_dir():
         raise SourceError(
             f"no folder {source.name} in {data_dir}: expected it to hold {source.title}'s files"
         )
     wanted = source.parts[part]
-    others = [other for key, other in source.parts.items() if key != part]
+    others = [other for other in source.parts.values() if other.named != wanted.named]
     paths = {path.relative_to(data_dir).as_posix(): path for path in data_files(folder)}
     chosen = []
     for name, path in paths.items():
-        inside = name.split("/", 1)[1].lower()
+        inside = path.relative_to(folder).as_posix().lower()
         if not wanted.takes(inside) or _is_fold_file(path):
             continue
         if any(other.takes(inside) for other in others):
@@ -54,6 +54,15 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
             f"in its path ({wanted.why}), found {found}"
         )
     return chosen
+
+
+def _folder(data_dir: Path, name: str) -> Path:
+    """The source's folder: `name` itself, or as its authors spell it (MTS-Dialog for mts_dialog)."""
+    exact = data_dir / name
+    if exact.is_dir() or not data_dir.is_dir():
+        return exact
+    spelt = (path for path in sorted(data_dir.iterdir()) if path.name.lower().replace("-", "_") == name)
+    return next(spelt, exact)
 
 
 def _is_fold_file(path: Path) -> bool:
@@ -72,6 +81,10 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     import datasets
 
     wanted = source.parts[part]
+    if not source.hub_id:
+        raise SourceError(
+            f"{source.name} is not read from the hub; get it from {source.home} and give --data-dir"
+        )
     split = None if wanted.split == ONLY_SPLIT else wanted.split
     name = f"{source.hub_id}@{source.revision[:7]}"
     try:

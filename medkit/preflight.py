@@ -222,23 +222,24 @@ def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
         where = demo.write(scratch / "corpus")
     checks, loaded = [], {}
     parts = [(name, part) for name in sources.EXAMS for part in ("train", "eval")]
-    for name, part in [*parts, ("notechat", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
+    for name, part in [*parts, ("dialogues", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
         limit = getattr(recipe.data, f"rows_{name}", 0) if part == "train" else 0
+        source, which = recipe.data.reads(name, part)
         try:
-            one = sources.load(name, part, where, limit=limit if where else SAMPLE, progress=False)
+            one = sources.load(source, which, where, limit=limit if where else SAMPLE, progress=False)
         except MedkitError as error:
-            checks.append(Check(f"data {name} {part}", "fail", *_halves(error)))
+            checks.append(Check(f"data {source} {which}", "fail", *_halves(error)))
             continue
         dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
         message = f"{len(one.records):,} of {one.rows:,} rows read; dropped: {dropped}"
-        declared = sources.SOURCES[name].parts[part].rows
+        declared = sources.SOURCES[source].parts[which].rows
         if data_dir and not limit and one.rows != declared:
             mend = "fetch the file anew if it was meant to be whole"
             checks.append(
-                Check(f"data {name} {part}", "warn", f"{message}; the data set has {declared:,}", mend)
+                Check(f"data {source} {which}", "warn", f"{message}; the data set has {declared:,}", mend)
             )
         else:
-            checks.append(Check(f"data {name} {part}", "pass", message))
+            checks.append(Check(f"data {source} {which}", "pass", message))
         loaded[name, part] = one.records
     return checks, loaded
 
@@ -249,7 +250,7 @@ def _stages(recipe, loaded: dict, data_dir: str):
     exams = {name: loaded[name, "train"] for name in sources.EXAMS}
     first = mixture.stage1(exams, data.validation_share, data.seed)
     talks = mixture.dialogues(
-        loaded["notechat", "train"],
+        loaded["dialogues", "train"],
         dmt.notechat_train,
         dmt.notechat_validation,
         deduplicate=data.deduplicate,
@@ -259,7 +260,7 @@ def _stages(recipe, loaded: dict, data_dir: str):
     train, validation = len(first.train), len(first.validation)
     consultations, held_out = len(talks.train), len(talks.validation)
     if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
-        sizes = {name: sources.SOURCES[name].parts["train"].rows for name in sources.EXAMS}
+        sizes = {n: sources.SOURCES[n].parts[data.reads(n, "train")[1]].rows for n in sources.EXAMS}
         total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
         validation = round(total * data.validation_share)
         train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation

@@ -55,17 +55,32 @@ class DataSpec:
     mcq_target: str = "letter"  # "letter": `C`; "letter_and_text": `Answer: C) option text`
     deduplicate: bool = True  # drop NoteChat conversations that repeat an earlier one
     notechat_split: str = "note"  # "note": no clinical note on both sides; "row": rows at random
+    dialogues: str = "notechat"  # stage 2's consultations: "notechat" or "mts_dialog"
+    # "artificial": the machine-labelled rows; "labelled_outside_fold": the 500 expert-labelled rows that are
+    # not in the official test fold, and only that fold evaluates
+    pubmedqa_train: str = "artificial"
 
     def __post_init__(self):
         _one_of("data.origin", self.origin, ("hub", "builtin"))
         _one_of("data.mcq_target", self.mcq_target, ("letter", "letter_and_text"))
         _one_of("data.notechat_split", self.notechat_split, ("note", "row"))
+        _one_of("data.dialogues", self.dialogues, ("notechat", "mts_dialog"))
+        _one_of("data.pubmedqa_train", self.pubmedqa_train, ("artificial", "labelled_outside_fold"))
         for name in ("rows_medqa", "rows_medmcqa", "rows_pubmedqa", "seed"):
             _at_least(f"data.{name}", getattr(self, name), 0)
         if not 0 < self.validation_share < 1:
             raise RecipeError(
                 f"data.validation_share is {self.validation_share}; it must lie between 0 and 1"
             )
+
+    def reads(self, name: str, part: str) -> tuple[str, str]:
+        """The source, and the part of it, that is read for `part` ("train" or "eval") of `name`: a source's
+        name, or "dialogues" for whichever source has stage 2's consultations."""
+        if name == "dialogues":
+            return self.dialogues, part
+        if name == "pubmedqa" and self.pubmedqa_train == "labelled_outside_fold":
+            return name, {"train": "labelled_outside_fold", "eval": "official_fold"}[part]
+        return name, part
 
 
 @dataclass(frozen=True)

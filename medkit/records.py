@@ -70,6 +70,7 @@ class Dialogue:
     source: str
     turns: tuple[Turn, ...]
     note: str = ""  # the clinical note the consultation was written from; never shown to the model
+    group: str = ""  # MTS-Dialog: the section of the note that the consultation is about; else empty
 
     def __post_init__(self):
         roles = [turn.role for turn in self.turns]

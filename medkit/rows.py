@@ -195,6 +195,15 @@ def notechat(row: dict, id: str, notes: Counter) -> Dialogue:
     return dialogue
 
 
+def mts_dialog(row: dict, id: str, notes: Counter) -> Dialogue:
+    """Columns dialogue, section_text (the section of a note that it was written for) and section_header."""
+    turns, changed = turns_of(text(row, "dialogue"))
+    header = text(row, "section_header")
+    dialogue = Dialogue(id, "mts_dialog", turns, text(row, "section_text"), header)
+    notes.update(changed)
+    return dialogue
+
+
 # The site's name, put by the upstream over other text: "the anti-tubercular ChatDoctor.", "cougChatDoctores".
 NAME_REPLACED = re.compile(r"chat ?doctor", re.IGNORECASE)
 ADVERTISING = re.compile(

@@ -30,7 +30,7 @@ class Step:
     takes: tuple[str, ...]  # which of the run's recipe, run_dir, data_dir and settings are its parameters
     fixed: dict = field(default_factory=dict)  # its other parameters
     needs: tuple[str, ...] = ()  # files in the run's folder
-    reads: tuple[str, ...] = ()  # of the sources: "NAME train" or "NAME eval"
+    reads: tuple[str, ...] = ()  # as DataSpec.reads names them: "NAME train" or "NAME eval"
     writes: tuple[str, ...] = ()  # in the run's folder: what later steps need
     suffix: str = ""  # of the executed copy
 
@@ -45,7 +45,7 @@ _ADAPTERS = ("stage1/adapter", "stage2/adapter", "stage2_noreplay/adapter")
 _EXAMS_TRAIN = tuple(f"{name} train" for name in sources.EXAMS)
 _EXAMS_EVAL = tuple(f"{name} eval" for name in sources.EXAMS)
 _CASES = ("icliniq eval", "healthcaremagic eval")
-_ROWS2 = (*_EXAMS_TRAIN, "notechat train")
+_ROWS2 = (*_EXAMS_TRAIN, "dialogues train")
 _STAGE2 = {"takes": _TRAINING, "needs": _ADAPTERS[:1]}
 
 NOTEBOOKS = (

@@ -1,4 +1,4 @@
-"""The six data sets: which split is used and why, under which licence, and how its rows become records."""
+"""The data sets: which split is used and why, under which licence, and how its rows become records."""
 
 import re
 from collections import Counter
@@ -26,6 +26,7 @@ class Part:
     config: str | None = None
     named: str = ""  # regular expression over a file's path, lower case; "" takes every file
     not_named: str = "(?!)"  # the same, for files left out
+    fold: bool | None = None  # PubMedQA: whether its rows are those of the official test fold; None: both
 
     def takes(self, path: str) -> bool:
         """Whether a file of this path, lower case and relative to the source's folder, serves the part."""
@@ -39,11 +40,12 @@ class Source:
     name: str
     title: str
     kind: type  # of its records
-    hub_id: str
+    hub_id: str  # "" where its authors publish it elsewhere: `home`
     revision: str  # commit of the hub repository; "main" where no commit could be found to pin
     licence: str  # SPDX identifier where there is one
-    parts: dict[str, Part]  # keys "train" and "eval"
+    parts: dict[str, Part]  # "train", "eval", and what DataSpec.reads may take in their place
     forms: tuple[rows.Form, ...]
+    home: str = ""
 
     @property
     def card(self) -> str:
@@ -54,9 +56,9 @@ class Source:
         return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
 
-TRAIN_FILE = r"(?<![a-z])train(ing)?(?![a-z])"
-TEST_FILE = r"(?<![a-z])test(?![a-z])"
-VALIDATION_FILE = r"(?<![a-z])(dev|val|valid|validation)(?![a-z])"
+TRAIN_FILE = r"(?<![a-z])train(ing)?(set)?(?![a-z])"
+TEST_FILE = r"(?<![a-z])test(set)?(?![a-z])"
+VALIDATION_FILE = r"(?<![a-z])(dev|val|valid|validation)(set)?(?![a-z])"
 
 MEDQA = Source(
     name="medqa",
@@ -108,6 +110,14 @@ MEDMCQA = Source(
 ARTIFICIAL = r"pqa_?a(rtificial)?(?![a-z])"
 LABELLED = r"pqa_?l(abell?ed)?(?![a-z])"
 OTHER_PQA = r"pqa_?u(nlabell?ed)?(?![a-z])"
+EXPERT = Part(
+    "train",
+    1_000,
+    "expert-labelled; the official 500-row test fold is marked by the record's group",
+    config="pqa_labeled",
+    named=f"{LABELLED}|^(?!.*pqa).*({TEST_FILE}|{VALIDATION_FILE})",
+    not_named=OTHER_PQA,
+)
 
 PUBMEDQA = Source(
     name="pubmedqa",
@@ -126,14 +136,10 @@ PUBMEDQA = Source(
             named=f"{ARTIFICIAL}|^(?!.*pqa).*{TRAIN_FILE}",
             not_named=OTHER_PQA,
         ),
-        "eval": Part(
-            "train",
-            1_000,
-            "expert-labelled; the official 500-row test fold is marked by the record's group",
-            config="pqa_labeled",
-            named=f"{LABELLED}|^(?!.*pqa).*({TEST_FILE}|{VALIDATION_FILE})",
-            not_named=OTHER_PQA,
-        ),
+        "eval": EXPERT,
+        # The two belong together: what trains on the one is evaluated on the other.
+        "labelled_outside_fold": replace(EXPERT, fold=False, why="expert-labelled, outside the test fold"),
+        "official_fold": replace(EXPERT, fold=True, why="the official 500-row test fold"),
     },
     forms=(
         rows.Form("hub", ("question", "context", "final_decision"), rows.pubmedqa_hub, own_id="pubid"),
@@ -152,6 +158,26 @@ NOTECHAT = Source(
     licence="unknown",
     parts={"train": Part("train", 207_001, "the only split; validation rows are drawn from it")},
     forms=(rows.Form("hub", ("conversation",), rows.notechat, also=("data",)),),
+)
+
+OTHER_MTS = "augmented|summaries|scores"  # translated there and back; what models and judges wrote
+
+MTS_DIALOG = Source(
+    name="mts_dialog",
+    title="MTS-Dialog",
+    kind=Dialogue,
+    hub_id="",
+    revision="main",
+    licence="cc-by-4.0",
+    parts={
+        "train": Part("train", 1_201, "the official training rows", named=TRAIN_FILE, not_named=OTHER_MTS),
+        "validation": Part(
+            "validation", 100, "the official validation rows", named=VALIDATION_FILE, not_named=OTHER_MTS
+        ),
+        "test": Part("test", 400, "both challenges' test rows", named=TEST_FILE, not_named=OTHER_MTS),
+    },
+    forms=(rows.Form("original", ("section_header", "section_text", "dialogue"), rows.mts_dialog),),
+    home="https://github.com/abachaa/MTS-Dialog",
 )
 
 ICLINIQ = Source(
@@ -177,7 +203,8 @@ HEALTHCAREMAGIC = Source(
 )
 
 SOURCES: dict[str, Source] = {
-    source.name: source for source in (MEDQA, MEDMCQA, PUBMEDQA, NOTECHAT, ICLINIQ, HEALTHCAREMAGIC)
+    source.name: source
+    for source in (MEDQA, MEDMCQA, PUBMEDQA, NOTECHAT, MTS_DIALOG, ICLINIQ, HEALTHCAREMAGIC)
 }
 EXAMS = ("medqa", "medmcqa", "pubmedqa")  # stage 1 trains on them, notebook 03 evaluates on them
 
@@ -199,7 +226,7 @@ class Loaded:
 def load(
     name: str, part: str, data_dir: str | Path | None = None, limit: int = 0, progress: bool = True
 ) -> Loaded:
-    """Read one part ("train" or "eval") of a source and check every row.
+    """Read one part ("train", "eval" or another of its `parts`) of a source and check every row.
 
     `data_dir`: a folder with a folder `name` in it that holds a hub snapshot or the upstream's files (all
     files of the part are read; the columns decide the format); None reads the hub at the pinned revision.
@@ -266,6 +293,7 @@ def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progres
         try:
             record = convert(row, id, loaded.notes)
             _check_encodable(record)
+            _check_fold(source.parts[part], record)
         except RecordError as error:
             loaded.dropped[error.reason] += 1
             loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
@@ -278,6 +306,20 @@ def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progres
         else:
             loaded.example = loaded.example or (row, record)
             yield record
+
+
+def _check_fold(part: Part, record) -> None:
+    """RecordError for a row on the other side of PubMedQA's official test fold than the part's; ValueError
+    where that cannot be told: no row that evaluates may have trained."""
+    if part.fold is None:
+        return
+    if not record.id.isdigit():
+        raise ValueError(
+            "expected a PMID (pubid, or the row's key), without which nothing tells whether a row is in the "
+            f"official test fold, found {record.id!r:.40}"
+        )
+    if (record.group == "fold") != part.fold:
+        raise RecordError("outside the official test fold" if part.fold else "in the official test fold")
 
 
 def _check_encodable(record) -> None:

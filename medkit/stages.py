@@ -21,14 +21,16 @@ def _builtin() -> tuple[Path, tempfile.TemporaryDirectory]:
 
 
 def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
-    """One part of a source from where the run takes its rows, cut to the recipe's limits and noted.
+    """One part of a source ("dialogues": stage 2's), from where the run takes its rows, cut to the recipe's
+    limits and noted.
 
     Raises SourceError, and ResultsError where a file is not the one the run began with.
     """
     where = run.data_dir or (_builtin()[0] if run.recipe.data.origin == "builtin" else None)
     limit = getattr(run.recipe.data, f"rows_{name}", 0) if part == "train" else 0
-    loaded = sources.load(name, part, where, limit=limit, progress=progress)
-    run.use_data({f"{name}/{file}": digest for file, digest in loaded.files.items()})
+    source, which = run.recipe.data.reads(name, part)
+    loaded = sources.load(source, which, where, limit=limit, progress=progress)
+    run.use_data({f"{source}/{file}": digest for file, digest in loaded.files.items()})
     return loaded
 
 
@@ -119,8 +121,9 @@ def evaluated_in_training(
     notebook 01: exam questions and patients' queries in the consultations, and the queries in stage 1's rows;
     and, apart, of the consultations that validate in those that train."""
     found = overlap.find(split.train, [*questions, *queries, *split.validation])
-    validation = [match for match in found if match.eval_source == "notechat"]
-    others = [match for match in found if match.eval_source != "notechat"]
+    talks = {record.source for record in split.validation}
+    validation = [match for match in found if match.eval_source in talks]
+    others = [match for match in found if match.eval_source not in talks]
     return others + overlap.find(first.records, queries), validation
 
 
@@ -143,6 +146,7 @@ def describe_stage2(
     same_bytes = Counter(loaded.files.values())
     return {
         "notechat": {
+            "source": split.train[0].source,
             "rows": split.rows,
             "distinct": split.distinct,
             "train": len(split.train),
@@ -153,7 +157,7 @@ def describe_stage2(
             "files": loaded.files,
             "files_of_the_same_bytes": sum(n for n in same_bytes.values() if n > 1),
             "duplicate_groups": {"groups": len(groups), "rows": sum(map(len, groups)), "first": groups[:20]},
-            "validation_found_in_train": overlap.counts(validation_matches).get("notechat", {}),
+            "validation_found_in_train": overlap.counts(validation_matches).get(split.train[0].source, {}),
         },
         "replay": {
             "train": len(drawn.train),

@@ -13,6 +13,7 @@ from medkit import published, results, runs, statistics
 from medkit.accuracy_table import ALPHA, table3
 from medkit.outcomes import MODELS, mcq_summary
 from medkit.page import Table, TableError, load, origin_note, with_interval
+from medkit.sources import SOURCES
 
 __all__ = ["Table", "TableError", "mcq_summary", "save", "table1", "table2", "table3", "table4", "write"]
 
@@ -72,7 +73,8 @@ def table2(run_dir: str | Path) -> Table:
     """Composition of the stage-2 mixture and the replay's share of it, from data/manifest.json."""
     manifest = load(run_dir, "data/manifest.json", ("stage2",), writer="02_stage2")
     notechat, replay = manifest["stage2"]["notechat"], manifest["stage2"]["replay"]
-    titles = {"notechat": "NoteChat", "replay": "stage-1 mixture (replay)"}
+    talks = SOURCES[notechat.get("source", "notechat")].title
+    titles = {"notechat": talks, "replay": "stage-1 mixture (replay)"}
     rows = [
         {"dataset": name, "train": part["train"], "validation": part["validation"]}
         | {"paper_train": paper[0], "paper_validation": paper[1]}
@@ -88,10 +90,10 @@ def table2(run_dir: str | Path) -> Table:
         f"{replay[key]:.1%} of the {what}" for what, key in shares.items() if replay.get(key) is not None
     ]
     text = (
-        f"Replay: {replay['rows_per_stage2_row']:.4f} rows per NoteChat row, which is "
+        f"Replay: {replay['rows_per_stage2_row']:.4f} rows per {talks} row, which is "
         f"{replay['share_of_stage1']:.4f} of stage 1 (the k of Dong et al.); it makes "
         f"{', '.join(parts) or 'no known share'} of what stage 2 trains on. "
-        f"NoteChat: {notechat['rows']:,} rows read, {notechat['distinct']:,} distinct; "
+        f"{talks}: {notechat['rows']:,} rows read, {notechat['distinct']:,} distinct; "
         f"{notechat['validation_verbatim_in_train']:,} of {notechat['validation']:,} validation rows stand "
         "verbatim in the training rows."
     )

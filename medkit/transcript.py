@@ -1,75 +1,214 @@
-"""NoteChat's text -> turns: who speaks in a line, and what is done where that cannot be told."""
+"""A consultation's text -> turns: who speaks in a line and to whom, and where the consultation ends."""
 
 import re
 from collections import Counter
+from typing import NamedTuple
 
 from medkit.records import RecordError, Turn
 
-LEAKED_INSTRUCTION = "if the patient eventually dies"  # the generator's prompt, copied into its answer
-SPEAKER = re.compile(r"^\W{0,3}([A-Z][A-Za-z.'’]*(?: [A-Za-z0-9.'’()]+){0,3})\W{0,3}:\**\s*(.*)$")
-PHYSICIAN = re.compile(r"^(doctor|dr|dr\. .*|physician)$", re.IGNORECASE)
-# Who may speak besides the physician. Any other label may be a heading ("Diagnosis:", "Family history:").
-PEOPLE = re.compile(
-    r"^(the )?(patient['’]?s? )?(patient|mother|father|mom|mum|dad|parent|guardian|wife|husband|spouse|"
-    r"partner|son|daughter|brother|sister|family|relative|caregiver|caretaker|friend|nurse|assistant|"
-    r"interpreter)s?( members?| \d+)?$",
+# The generator's prompt, copied into its answer: what to add "if the patient eventually dies".
+LEAKED_INSTRUCTION = re.compile(
+    r"\b(if|in case|should|when) (the )?patient (eventually |ultimately |finally |later )?"
+    r"(dies?|pass(es)? away|expires?|does not survive|doesn['’]t survive)\b",
     re.IGNORECASE,
 )
-STAGE_LINE = re.compile(r"^(\[.*\]|\(.*\)|\*[^*].*[^*]\*|-{3,}|={3,}|\*{3,})\.?$")
-LIST_ITEM = re.compile(r"^([-•*]|\d{1,2}[.)])\s")
-LABEL_INSIDE = re.compile(r"\b(Doctor|Patient):\s")
+OTHERS = (
+    r"mother|father|mom|mum|dad|parent|guardian|wife|husband|spouse|partner|son|daughter|brother|sister|"
+    r"family|families|relative|caregiver|caretaker|friend|nurse|assistant|interpreter"
+)
+COLLEAGUES = r"colleague|team|resident|student|intern|staff|surgeon|specialist|paramedic"
+PHYSICIAN = re.compile(r"^(the )?(doctor|dr|dr\. .*|physician)$", re.IGNORECASE)
+PATIENT = re.compile(r"^(the )?patient( \d+)?$", re.IGNORECASE)
+# Who may speak besides the physician. Any other label may be a heading ("Diagnosis:", "Family history:").
+PEOPLE = re.compile(
+    rf"^(the |guest_)?(patient['’]?s? )?(patient|{OTHERS})s?( members?)?[ _]?\d*$", re.IGNORECASE
+)
+CLINICIAN = re.compile(r"^(guest[ _]clinicia?n|do[ct]{2}or|do[co]{2}tr|physician)[ _]?\d*$", re.IGNORECASE)
+# "Patient", "**Doctor**", "Doctor (smiling)", "Doctor, turning to the nurse"; without the marks around it.
+LABEL = re.compile(
+    r"((?:[Tt]he )?[A-Z][\w.'’]*(?: (?!to\b|turn|speak|talk|address)[\w.'’]+){0,3})\s*"
+    r"(?:[\[(,*–—-]+(?P<after>.*)|(?P<to>(?:to|turn|speak|talk|address).*))?"
+)
+LIST_ITEM = re.compile(r"^([-•*–—]\s|[-•]\w|\(?(\d{1,2}|[a-z])[.)]\s)")
+LABEL_INSIDE = re.compile(r"\b(Doctor|Patient|Guest_\w+):\s")
+
+# A stage line: all in brackets, between marks, or begun like one that ends in a later line.
+STAGE_LINE = re.compile(r"^([\[({<【（［｛]|[*_~#=>|–—―-])")
+ENCLOSED = re.compile(
+    r"^(\[[^\[\]]*\]|\([^()]*\)|\{[^{}]*\}|<(\w+)>.*</\2>|【[^【】]*】|（[^（）]*）|［[^［］]*］|"
+    r"(\*{1,3}|_{1,3}|~|[–—-]+)(?=[^*_]*[^\W_]).*\3)\W?$"
+)
+INSIDE = re.compile(
+    r"[\[({<【（［｛](?P<in>[^\])}>】）］｝]{3,200})[\])}>】）］｝]|(?<![*\w])\*{1,3}(?P<star>[^*\s][^*]{2,200})\*{1,3}|"
+    r"(?<!\w)_(?P<line>[^_\s][^_]{2,200})_(?!\w)"
+)
+TO_OTHERS = (
+    r"\b(to|towards?|with|at|addressing|addresses|tells?|telling|informs?|informing|calls?|calling|facing) "
+    rf"((the|his|her|their|your|a) )?(\w+['’]s )?(\w+ )?({OTHERS}|{COLLEAGUES})s?\b"
+)
+LATER = r"\b(later|next (day|morning|week|visit|scene)|following (day|morning|week)|meanwhile)\W*$"
+DIRECTION = re.compile(
+    rf"{TO_OTHERS}|^(the |a )?(doctor|dr\.?( [A-Z]\w+)?|physician|patient|{OTHERS})s?( members?)?( \w+ly)? "
+    rf"(\w+(s|ed|ing)|leave|enter|return)\b|^(scene|end of|cut to|fade|exit|enter)\b|^(?-i:[A-Z\d]).*{LATER}",
+    re.IGNORECASE,
+)
+TURNS_TO_OTHERS = re.compile(
+    r"(?:^|(?<=[.!?]))\W*(?:turning |turns |speaking |talking |addressing |now )?(?:to )?(?:the )?"
+    rf"(?:patient['’]s )?(?:{OTHERS})s?(?: members?)?:|(?:^|(?<=[.!?]))\W*(?:turning|speaking|talking|turns) "
+    rf"to (?:the |your )?(?:patient['’]s )?(?:{OTHERS})s?\b",
+    re.IGNORECASE,
+)
+# The death of somebody, told to those who are left: not for a patient who speaks.
+_DIED = (
+    r"(passed (away|on)|(has |have |had )?died|deceased|did(n['’]t| not) (make it|survive)|succumbed|"
+    r"no longer with us)\b"
+)
+NOTICE = re.compile(
+    r"\byour loved one\b|\bthe patient\b[^.?!]{0,60}\b"
+    rf"{_DIED}|\b(regret|inform|despite|efforts|we did (all|everything))\b[^.?!]{{0,100}}\b{_DIED}",
+    re.IGNORECASE,
+)
+# The same, or what a physician says to a patient who has spoken of a death.
+SYMPATHY = re.compile(
+    r"\b(your|the family['’]s) loss\b(?! of)|\bcondolences?\b|"
+    rf"\b(sorry|sad(ly)?|unfortunately)\b[^.?!]{{0,100}}\b{_DIED}",
+    re.IGNORECASE,
+)
+A_DEATH = re.compile(
+    r"\b(pass(es|ing)? (away|on)|passed(?! (out|urine|gas|stools?|blood|an?|the|my|by|through|to|over)\b)|"
+    r"died|dies|dying|dead|deaths?|deceased|funeral|griev\w+|grief|widow\w*|miscarr\w+|"
+    rf"stillb\w+|suicide|killed|(lost|losing|loss of) (my|our|his|her|the|a) ({OTHERS}|baby|child|pregnancy|"
+    r"sons?|daughters?|children|twins?|grand\w+|aunt|uncle))\b",
+    re.IGNORECASE,
+)
+AT_STAGE_LINE, AT_OTHERS = "a stage line", "words to others than the patient"
 
 
 def turns_of(conversation: str) -> tuple[tuple[Turn, ...], Counter]:
     """The turns of lines "Doctor: ...", "Patient: ...", and what was cut (each counted 0 or 1).
 
     The physician's lines become the assistant's turns, all other speakers' the user's; lines by one role
-    in a row become one turn. What comes before the first label, stage lines, and turns after the
-    physician's last are cut. Raises RecordError for a line whose speaker cannot be told, for the
-    generator's leaked instruction, and where one side never speaks.
+    in a row become one turn. What comes before the first label and turns after the physician's last are
+    cut. The consultation ends at a stage line and where the physician turns to others than the patient: what
+    follows is another scene, often the patient's death told to the family, and would read as said to the
+    patient. Raises RecordError for a line whose speaker cannot be told, for a second clinician (the two
+    speak of the patient, not with), for the generator's leaked instruction, and where one side never speaks.
     """
-    if LEAKED_INSTRUCTION in conversation.lower():
+    if LEAKED_INSTRUCTION.search(conversation):
         raise RecordError("leaked instruction of the generator")
-    bare_label = False
-    changed = Counter()
     turns: list[list[str]] = []  # [role, line, line, ...]
-    role = ""  # whose line was the last
-    for line in filter(None, map(str.strip, conversation.split("\n"))):
-        said = line
-        label = SPEAKER.match(line)
-        speaker = _role(label[1]) if label else ""
-        if speaker:
-            role, said = speaker, label[2].strip()
-        elif not role:
+    changed, end, bare_label, before = Counter(), "", False, _Line()
+    texts = [text.strip() for text in conversation.split("\n") if text.strip()]
+    with_patient = any(PATIENT.match(_label(text)[0]) for text in texts)
+    for text in texts:
+        line = _read(text, before, bare_label)
+        if not line.role:
             changed["rows with a preamble cut"] = 1
             continue
-        elif label:
-            raise RecordError("speaker not known")
-        elif STAGE_LINE.match(line):
-            changed["rows with stage lines cut"] = 1
-            continue
-        elif not (LIST_ITEM.match(line) or bare_label):
-            raise RecordError("line without a speaker")
+        said, end = _until_the_end(line, _out_of_place(turns) if with_patient else ())
         bare_label = not said  # "Doctor:" alone: the next line is what he says
         if LABEL_INSIDE.search(said):
             raise RecordError("two speakers on one line")
-        if turns and turns[-1][0] == role:
+        if turns and turns[-1][0] == line.role:
             turns[-1].append(said)
         elif said:
-            turns.append([role, said])
-    if not any(role == "user" for role, *_ in turns):
-        raise RecordError("no patient turn")
-    if not any(role == "assistant" for role, *_ in turns):
-        raise RecordError("no physician turn")
-    if turns[-1][0] == "user":
-        turns.pop()
-        changed["rows with a last patient turn cut"] = 1
-    return tuple(Turn(role, "\n".join(filter(None, lines))) for role, *lines in turns), changed
+            turns.append([line.role, said])
+        before = line
+        if end:
+            changed[f"rows cut at {end}"] = 1
+            break
+    return _checked(turns, changed, end), changed
+
+
+class _Line(NamedTuple):
+    role: str = ""  # whose it is; "" before the first label
+    said: str = ""
+    end: str = ""  # why the consultation ends before it
+
+
+def _read(text: str, before: _Line, bare_label: bool) -> _Line:
+    """The line's speaker and words; what has no label is the speaker's before, where that is plain."""
+    speaker, aside, said = _label(text)
+    role = _role(speaker)
+    if role and not (ENCLOSED.match(text) and text[0] not in "*_"):
+        end = AT_OTHERS if role == "assistant" and re.search(TO_OTHERS, aside, re.IGNORECASE) else ""
+        end = end or (AT_STAGE_LINE if re.search(LATER, aside, re.IGNORECASE) else "")
+        return _Line(role, said, end)
+    if not before.role:
+        return before
+    item = LIST_ITEM.match(text)
+    if ENCLOSED.match(text[item.end() - 1 :].strip() if item else text) or ENCLOSED.match(text):
+        return before._replace(said="", end=AT_STAGE_LINE)
+    if not item and STAGE_LINE.match(text):
+        return before._replace(said="", end=AT_STAGE_LINE)
+    if speaker:
+        raise RecordError("speaker not known")
+    if not (item or bare_label):
+        raise RecordError("line without a speaker")
+    return before._replace(said=text)
+
+
+def _label(text: str) -> tuple[str, str, str]:
+    """(speaker, what stands beside the name, words) of a line; the first is "" where it has no label."""
+    head, colon, said = text.partition(":")
+    found = LABEL.fullmatch(head.strip(" \t*_#>[]()\"“'")) if colon and len(head) <= 80 else None
+    if not found:
+        return "", "", text
+    said = said.lstrip("*_]) ") if text[0] in "*_[(" else said.strip()
+    return found[1], found["after"] or found["to"] or "", said
 
 
 def _role(speaker: str) -> str:
     """ "assistant", "user", or "" for a label that is no person's."""
-    speaker = re.sub(r" ?\(.*?\)", "", speaker).strip()  # "Patient (coughing)"
     if PHYSICIAN.match(speaker):
         return "assistant"
+    if CLINICIAN.match(speaker):
+        raise RecordError("a second clinician speaks")
     return "user" if PEOPLE.match(speaker) else ""
+
+
+def _out_of_place(turns: list[list[str]]) -> tuple[re.Pattern, ...]:
+    """What a physician does not say to the patient in answer to these turns."""
+    lately = " ".join(text for role, *lines in turns[-4:] if role == "user" for text in lines)
+    return (NOTICE,) if A_DEATH.search(lately) else (NOTICE, SYMPATHY)
+
+
+def _until_the_end(line: _Line, out_of_place: tuple[re.Pattern, ...]) -> tuple[str, str]:
+    """The line's words up to where the consultation ends in them, and why it does ("" where it goes on).
+
+    out_of_place: what, in the physician's words, is for nobody who takes part.
+    """
+    if line.end:
+        return "", line.end
+    if ENCLOSED.match(line.said):
+        return "", AT_STAGE_LINE
+    ends = [
+        (found.start(), AT_STAGE_LINE)
+        for found in INSIDE.finditer(line.said)
+        if DIRECTION.search(next(filter(None, found.groupdict().values())).strip())
+    ]
+    if line.role == "assistant":
+        ends += [(found.start(), AT_OTHERS) for found in TURNS_TO_OTHERS.finditer(line.said)]
+        for found in filter(None, (pattern.search(line.said) for pattern in out_of_place)):
+            sentence = max(line.said.rfind(mark, 0, found.start()) for mark in ".!?") + 1
+            ends.append((sentence, AT_OTHERS))
+    if not ends:
+        return line.said, ""
+    place, why = min(ends)
+    return line.said[:place].strip(), why
+
+
+def _checked(turns: list[list[str]], changed: Counter, end: str) -> tuple[Turn, ...]:
+    """The turns, without a last one of the patient's; RecordError where one side never speaks."""
+    roles = [role for role, *_ in turns]
+    if end and not {"user", "assistant"} <= set(roles[: -1 if roles[-1:] == ["user"] else None]):
+        raise RecordError(f"nothing left before {end}")
+    if "user" not in roles:
+        raise RecordError("no patient turn")
+    if "assistant" not in roles:
+        raise RecordError("no physician turn")
+    if roles[-1] == "user":
+        turns.pop()
+        if not end:
+            changed["rows with a last patient turn cut"] = 1
+    return tuple(Turn(role, "\n".join(filter(None, lines))) for role, *lines in turns)

@@ -33,6 +33,7 @@ def test_front_matter_is_the_declaration(source):
         key: {"config": part.config, "split": part.split, "rows": part.rows}
         for key, part in source.parts.items()
     }
+    assert front.get("home", "") == source.home
     low, high = SIZES[front["size_categories"][0]]
     assert low <= sum(part.rows for part in source.parts.values()) < high
 

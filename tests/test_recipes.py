@@ -99,6 +99,8 @@ CHOICES = {
     "data.origin": "builtin",
     "data.mcq_target": "letter_and_text",
     "data.notechat_split": "row",
+    "data.dialogues": "mts_dialog",
+    "data.pubmedqa_train": "labelled_outside_fold",
     "stage1.scheduler": "cosine",
     "stage1.optimizer": "adamw_torch",
     "stage1.loss_on": "text",

@@ -409,9 +409,9 @@ def test_notechat_continues_a_turn_only_where_the_speaker_is_plain():
         ("Here is the talk you asked for.\n\n" + TALK, "rows with a preamble cut", 5),
         ("The talk you asked:\n" + TALK, "rows with a preamble cut", 5),
         (
-            TALK.replace("\nDoctor: Since", "\n[He examines her]\nDoctor: Since"),
-            "rows with stage lines cut",
-            5,
+            TALK.replace("\nPatient: Monday", "\n[He examines her]\nPatient: Monday"),
+            "rows cut at a stage line",
+            3,
         ),
         (TALK + "\nPatient: Thank you.", "rows with a last patient turn cut", 5),
     ],
@@ -465,6 +465,91 @@ def test_notechat_keeps_repeated_files_for_the_mixture_to_count(tmp_path):
     loaded = load("notechat", "train", tmp_path, progress=False)
     assert (len(loaded.records), len({d.id for d in loaded.records}), loaded.dropped) == (2, 2, {})
     assert len(set(loaded.files.values())) == 1  # one hash: the files are the same
+
+
+# MTS-Dialog
+
+SECTION = {"ID": "0", "section_header": "CC", "section_text": "Sore ankle."}
+
+
+def mts(folder, name, *dialogues):
+    path = put(folder, f"mts_dialog/{name}", "")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*SECTION, "dialogue"])
+        writer.writeheader()
+        writer.writerows({**SECTION, "ID": i, "dialogue": text} for i, text in enumerate(dialogues))
+    return path
+
+
+def test_mts_dialog_rows_become_dialogues_with_note_and_section(tmp_path):
+    mts(
+        tmp_path,
+        "MTS-Dialog-TrainingSet.csv",
+        f"{TALK} \r\nPatient: I will.",
+        "Doctor: Where?\nPatient: Here.",
+    )
+    loaded = load("mts_dialog", "train", tmp_path, progress=False)
+    assert (loaded.rows, loaded.dropped) == (2, {"fewer than two turns": 1})
+    assert loaded.notes == {"rows with a last patient turn cut": 1}
+    (dialogue,) = loaded.records
+    assert (dialogue.note, dialogue.group, dialogue.source) == ("Sore ankle.", "CC", "mts_dialog")
+    assert [turn.text for turn in dialogue.turns][-1] == "Rest well."
+
+
+def test_mts_dialogs_files_serve_the_part_that_they_are_named_after(tmp_path):
+    for n, name in enumerate(("TrainingSet", "ValidationSet", "TestSet-1-A-2023", "TestSet-2-B-2023")):
+        mts(
+            tmp_path,
+            f"Main-Dataset/MTS-Dialog-{name}.csv",
+            *[TALK.replace("Monday", f"{name} {i}") for i in range(n + 1)],
+        )
+    mts(tmp_path, "Augmented-Data/MTS-Dialog-Augmented-TrainingSet-3.csv", TALK)
+    mts(tmp_path, "ManualScores/MTS-Dialog-Automatic-Summaries-ValidationSet.csv", TALK)
+    counts = {
+        part: load("mts_dialog", part, tmp_path, progress=False).rows for part in SOURCES["mts_dialog"].parts
+    }
+    assert counts == {"train": 1, "validation": 2, "test": 7}  # 3 + 4 = 7
+
+
+def test_mts_dialogs_folder_may_have_its_authors_name(tmp_path):
+    mts(tmp_path, "train.csv", TALK).parent.rename(tmp_path / "MTS-Dialog")
+    loaded = load("mts_dialog", "train", tmp_path, progress=False)
+    assert list(loaded.files) == ["MTS-Dialog/train.csv"]
+
+
+def test_mts_dialog_is_not_on_the_hub():
+    assert refused(None, "mts_dialog") == (
+        "mts_dialog is not read from the hub; get it from https://github.com/abachaa/MTS-Dialog "
+        "and give --data-dir"
+    )
+
+
+# PubMedQA's official fold
+
+INSIDE, OUTSIDE = min(OFFICIAL_TEST_PMIDS), min(OFFICIAL_TEST_PMIDS) + 1
+
+
+@pytest.mark.parametrize(
+    ("part", "kept", "reason"),
+    [
+        ("labelled_outside_fold", OUTSIDE, "in the official test fold"),
+        ("official_fold", INSIDE, "outside the official test fold"),
+    ],
+)
+def test_the_labelled_rows_are_split_by_the_official_fold(tmp_path, part, kept, reason):
+    assert OUTSIDE not in OFFICIAL_TEST_PMIDS
+    labelled = [PUBMEDQA | {"pubid": INSIDE}, PUBMEDQA | {"pubid": OUTSIDE, "question": "Does rest help?"}]
+    put(tmp_path, "pubmedqa/pqa_labeled.jsonl", labelled)
+    put(tmp_path, "pubmedqa/pqa_artificial.jsonl", [PUBMEDQA])
+    loaded = load("pubmedqa", part, tmp_path, progress=False)
+    assert [record.id for record in loaded.records] == [str(kept)] and loaded.dropped == {reason: 1}
+
+
+@pytest.mark.parametrize("part", ["labelled_outside_fold", "official_fold"])
+def test_a_row_whose_side_cannot_be_told_is_refused(tmp_path, part):
+    put(tmp_path, "pubmedqa/pqa_labeled.jsonl", [{k: v for k, v in PUBMEDQA.items() if k != "pubid"}])
+    message = refused(tmp_path, "pubmedqa", part)
+    assert message.startswith("pubmedqa/pqa_labeled.jsonl, line 1: expected a PMID (pubid, or the row's key)")
 
 
 # Consumer queries
@@ -670,9 +755,9 @@ def test_an_unreachable_hub_is_one_line(hub):
 
 def test_declarations_hold_together():
     for name, source in SOURCES.items():
-        assert source.name == name and source.hub_id.count("/") == 1
+        assert source.name == name and (source.hub_id.count("/") == 1 or source.home)
         assert source.pinned or source.revision == "main"
-        assert set(source.parts) <= {"train", "eval"} and all(part.why for part in source.parts.values())
+        assert {"train", "eval"} & set(source.parts) and all(part.why for part in source.parts.values())
     # The paper's stage 1: 10,178 + 182,822 + 211,269 = 404,269 training rows.
     assert sum(SOURCES[name].parts["train"].rows for name in ("medqa", "medmcqa", "pubmedqa")) == 404_269
     assert sum(SOURCES[name].parts["eval"].rows for name in ("medqa", "medmcqa", "pubmedqa")) == 6_456

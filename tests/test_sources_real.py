@@ -103,3 +103,21 @@ def test_consumer_rows_that_are_passed_over_are_counted(loaded, name, undamaged)
     assert got.dropped == {"damaged by name replacement": 100 - undamaged}
     assert not any("chat doctor" in f"{r.query} {r.reference}".lower() for r in got.records)
     assert not any(r.reference.endswith("online") for r in got.records)
+
+
+@pytest.mark.parametrize(
+    ("part", "rows", "records", "dropped"),
+    [("train", 1_201, 1_016, 185), ("validation", 100, 77, 23), ("test", 400, 323, 77)],
+)
+def test_mts_dialog(loaded, part, rows, records, dropped):
+    got = loaded("mts_dialog", part)
+    assert (got.rows, len(got.records), got.dropped.total()) == (rows, records, dropped)
+    assert got.dropped["fewer than two turns"] + got.dropped["a second clinician speaks"] > 0.9 * dropped
+    assert all(dialogue.note and dialogue.group.isupper() for dialogue in got.records)
+    assert not any("cut at" in note for note in got.notes)  # real speech ends at no stage line
+
+
+def test_pubmedqas_labelled_rows_are_half_fold_and_half_outside(loaded):
+    outside, fold = (loaded("pubmedqa", part).records for part in ("labelled_outside_fold", "official_fold"))
+    assert (len(outside), len(fold)) == (500, 500)
+    assert not {item.id for item in outside} & {item.id for item in fold}

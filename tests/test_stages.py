@@ -1,13 +1,31 @@
 """A run's stages on the tiny random Llama: what training leaves, and what it will not go on from."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+from peft import LoraConfig
+from safetensors.torch import save_file
 
-from medkit import checkpoints, recipes, runner, runs, stages, training
+from medkit import (
+    checkpoints,
+    demo,
+    exams,
+    inputs,
+    ledger,
+    recipes,
+    runner,
+    runs,
+    stages,
+    tables,
+    training,
+)
+from medkit.pubmedqa_fold import OFFICIAL_TEST_PMIDS
 
 SETTINGS = {
     "data.rows_medqa": 8,
@@ -90,6 +108,81 @@ def test_arms_are_told_by_a_truth_value():
     assert [stages.arm_of(replay) for replay in (True, False)] == ["stage2", "stage2_noreplay"]
     with pytest.raises(ValueError, match="replay='no' is neither true nor false"):
         stages.arm_of("no")  # what papermill makes of `-p replay no`
+
+
+@pytest.fixture
+def files(place, tmp_path):
+    """The built-in exams, six labelled abstracts of which three are in the official fold, and MTS-Dialog."""
+    folder = demo.write(tmp_path / "files")
+    for path in (folder / "pubmedqa").iterdir():
+        path.unlink()
+    fold = sorted(OFFICIAL_TEST_PMIDS)[:3]
+    labelled = [
+        {
+            "pubid": pmid,
+            "question": f"Does tea help group {pmid}?",
+            "context": {"contexts": [f"Adults of group {pmid} drank tea."]},
+            "final_decision": "maybe",
+        }
+        for pmid in (*fold, 1, 2, 3)
+    ]
+    lines = "".join(f"{json.dumps(row)}\n" for row in labelled)
+    (folder / "pubmedqa" / "pqa_labeled.jsonl").write_text(lines)
+    (folder / "mts_dialog").mkdir()
+    with (folder / "mts_dialog" / "TrainingSet.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ID", "section_header", "section_text", "dialogue"])
+        for i in range(8):
+            rows.writerow([i, "CC", f"Cough {i}.", f"Doctor: Well?\nPatient: I cough {i}.\nDoctor: Drink."])
+    return str(folder)
+
+
+SWAPPED = "data.dialogues=mts_dialog\ndata.pubmedqa_train=labelled_outside_fold\ndata.rows_pubmedqa=0"
+
+
+def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_folder):
+    settings = f"model.base={tiny_llama_folder}\n{SWAPPED}\ndmt.notechat_train=6\ndmt.notechat_validation=2"
+    run = runs.begin("try", "02_stage2", "cpu", settings, files)
+    train, evaluation = (stages.load_exams(run, part) for part in ("train", "eval"))
+    assert [item.id for item in train["pubmedqa"].records] == ["1", "2", "3"]
+    assert {item.group for item in evaluation["pubmedqa"].records} == {"fold"}
+    mixed = stages.stage1_mixture(run, train)
+    talks = stages.load(run, "dialogues", "train")
+    split, drawn = stages.stage2_rows(run, mixed, talks.records, True)
+    assert {record.source for record in split.train + split.validation} == {"mts_dialog"}
+    assert (len(split.train), len(split.validation)) == (6, 2)
+    # the same consultation on both sides would be found as such, whatever its source
+    twice = replace(split, validation=[*split.validation, split.train[0]])
+    found, of_validation = stages.evaluated_in_training(twice, mixed, evaluation["pubmedqa"].records, [])
+    assert {match.eval_source for match in of_validation} == {"mts_dialog"} and not found
+    rows = {"length": [9] * 8, "supervised": [2] * 8}
+    described = stages.describe_stage2(
+        talks, twice, replace(drawn, train=drawn.train[:2]), mixed, rows, found, of_validation
+    )
+    assert described["notechat"]["source"] == "mts_dialog"
+    assert described["notechat"]["validation_found_in_train"]["exact"] == 1
+    stages.update_manifest(run, {"stage2": described})
+    assert "MTS-Dialog: 8 rows" in tables.table2(place).text
+    changed = ledger.ledger(run.info).set_index("knob").loc[["data.dialogues", "data.pubmedqa_train"]]
+    assert list(changed["run"]) == ["mts_dialog", "labelled_outside_fold"]
+
+
+def test_an_adapter_that_saw_the_labelled_rows_is_asked_the_fold_alone(place, files, tiny_llama_folder):
+    trained = runs.begin("trained", "01_stage1", "cpu", f"model.base={tiny_llama_folder}\n{SWAPPED}", files)
+    adapter = trained.folder / "stage1" / "adapter"
+    LoraConfig(r=4, target_modules=["q_proj"]).save_pretrained(adapter)
+    save_file({}, adapter / "adapter_model.safetensors")
+    for given, count in (("", 6), (str(adapter), 3)):
+        run = exams.begin(f"alone{count}", files, str(tiny_llama_folder), given)
+        assert sum(item.source == "pubmedqa" for item in exams.exam_items(run)) == count
+
+
+def test_the_built_in_corpus_has_neither(tiny_llama_folder):
+    for setting in ("dialogues=mts_dialog", "pubmedqa_train=labelled_outside_fold"):
+        name, value = setting.split("=")
+        recipe = recipes.get("cpu", {"model.base": str(tiny_llama_folder), f"data.{name}": value})
+        with pytest.raises(inputs.InputError, match=r"the built-in corpus has neither .*; give --data-dir"):
+            inputs.check(recipe, "", ["medqa train"])
 
 
 @pytest.mark.slow
