@@ -80,7 +80,7 @@ def generate_answers(
     stops = stop_ids(model, tokenizer)
     decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": stops}
     if temperature:
-        decoding["seed"] = seed
+        decoding |= {"seed": seed, "noise": "murmur3"}
     rows = [
         [
             _Job(i, s, tuple(ids), _hash(key, ids, decoding, s), int(_hash(seed, ids, s)[:15], 16))
@@ -174,7 +174,6 @@ def _answer_batch(
         [[*row[:same], *[pad] * n, *row[same:]] for row, n in zip(rows, padding, strict=True)], device=device
     )
     mask = torch.tensor([[1] * same + [0] * n + [1] * (width - same - n) for n in padding], device=device)
-    noise = [torch.Generator().manual_seed(job.seed) for job in batch]
     cache = inference.for_rows(cache, len(batch)) if cache else None
     most = ROUND if _resumable(model) else max_new_tokens
     answers: list[list[int]] = [[] for _ in batch]
@@ -185,7 +184,7 @@ def _answer_batch(
             attention_mask=mask,
             **({"past_key_values": cache} if cache else {}),
             generation_config=_greedy(min(most, max_new_tokens - begin), stops, pad),
-            logits_processor=_processors(temperature, top_p, [noise[row] for row in going]),
+            logits_processor=_processors(temperature, top_p, [batch[row].seed for row in going], width),
         )
         new = output.sequences[:, ids.shape[1] :].tolist()
         for row, tokens in zip(going, new, strict=True):
@@ -216,13 +215,13 @@ def _greedy(max_new_tokens: int, stops: list[int], pad: int) -> GenerationConfig
     )
 
 
-def _processors(temperature: float, top_p: float, noise: list[torch.Generator]) -> LogitsProcessorList:
+def _processors(temperature: float, top_p: float, seeds: list[int], width: int) -> LogitsProcessorList:
     processors = LogitsProcessorList([_RefuseNaN()])
     if temperature:
         processors.append(TemperatureLogitsWarper(temperature))
         if top_p < 1:
             processors.append(TopPLogitsWarper(top_p))
-        processors.append(_SeededNoise(noise))
+        processors.append(_SeededNoise(seeds, width))
     return processors
 
 
@@ -246,16 +245,36 @@ class _RefuseNaN(LogitsProcessor):
 class _SeededNoise(LogitsProcessor):
     """Adds each row's own Gumbel noise, after which the largest logit is a draw from the softmax.
 
-    torch.multinomial takes the randomness of all rows from one stream, so a row's draw would depend on its
-    neighbours; and drawn on the CPU the noise is the same on every device.
+    A token's noise is a hash of the row's seed, the step and the token, as in counter-based generators
+    (Salmon et al., SC 2011): all of it is computed at once where the logits are, and is the same on every
+    device and in any batch. torch.multinomial takes the randomness of all rows from one stream, so that a
+    row's draw would depend on its neighbours.
     """
 
-    def __init__(self, generators: list[torch.Generator]):
-        self.generators = generators
+    def __init__(self, seeds: list[int], width: int):
+        """seeds: 64 bits a row at most; width: tokens of the prompts, after which step 0 begins."""
+        halves = [[seed & 0xFFFFFFFF, seed >> 32] for seed in seeds]
+        self.seeds = torch.tensor(halves).to(torch.int32)  # wraps, as everything below does
+        self.width = width
 
     def __call__(self, input_ids, scores):
-        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
-        return scores.float() - noise.log().to(scores.device)
+        self.seeds = self.seeds.to(scores.device)
+        step = torch.full_like(self.seeds[:, 1:], input_ids.shape[1] - self.width)
+        tokens = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
+        bits = _fmix32(tokens ^ self.seeds[:, :1])
+        bits = _fmix32(bits.bitwise_xor_(_fmix32(step ^ self.seeds[:, 1:])))
+        # 31 of the bits, from (0, 1): a draw is decided by the smallest, which float32 tells apart
+        uniform = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2**-31).clamp_(max=1 - 2**-24)
+        exponential = uniform.neg_().log1p_().neg_()
+        return scores.float() - exponential.log_()
+
+
+def _fmix32(x: torch.Tensor) -> torch.Tensor:
+    """MurmurHash3's finalizer on int32, in place: every bit of the input changes half of the output's. The
+    masks make an arithmetic shift a logical one."""
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x85EBCA6B - 2**32)
+    x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF)).mul_(0xC2B2AE35 - 2**32)
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
 def _check(model, prompts, max_new_tokens, samples, temperature, top_p, batch_size):
