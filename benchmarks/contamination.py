@@ -5,9 +5,10 @@
 Rows are words drawn from a Zipf-like vocabulary, as long as the data sets' rows are (mean and standard
 deviation of words a row, measured on real rows of each). Into the training rows go copies of known
 evaluation items: as they are, with one word in thirty replaced, as a passage of 40 words in another row, with
-the options in another order, and with other options; the last line printed is one JSON object with what was
-planted and what was found. `not_planted` are items that a method found besides those planted for it: a copy
-with other options still shares its 13-grams.
+the options in another order, with other options, and of short questions with the correct answer among other
+options. Every other copy, and every short one, has invisible characters in its words. The last line printed
+is one JSON object with what was planted and what was found. `not_planted` are items that a method found
+besides those planted for it: a copy with other options still shares its 13-grams.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections import Counter
 import numpy as np
 
 from medkit import machine
-from medkit.overlap import METHODS, NGRAM, find, normalize, text_of
+from medkit.overlap import METHODS, NGRAM, QUESTION, find, normalize, text_of
 from medkit.records import PUBMEDQA_OPTIONS, MCQItem
 from medkit.sources import SOURCES
 
@@ -62,7 +63,7 @@ def plant(train: list, evaluation: list, planted: int, generator: Generator) -> 
     rng = random.Random(1)
     long_enough = [e for e in evaluation if len(normalize(text_of(e)).split()) >= 60]
     chosen = rng.sample(long_enough, 5 * planted)
-    places = iter(rng.sample(range(len(train)), 5 * planted))
+    places = iter(rng.sample(range(len(train) - planted), 5 * planted))  # plant_short has the last ones
     must = {method: set() for method in METHODS}
     for number, item in enumerate(chosen):
         words = normalize(text_of(item)).split()
@@ -88,8 +89,24 @@ def plant(train: list, evaluation: list, planted: int, generator: Generator) -> 
             must["same question"].add(key)
         place = next(places)
         question = question or " ".join(words)
+        if number % 2:
+            question, context = hidden(question), hidden(context)
         train[place] = MCQItem(train[place].id, "pubmedqa", question, options, "A", context)
     return must
+
+
+def plant_short(train: list, evaluation: list, planted: int, generator: Generator) -> set[tuple[str, str]]:
+    """The same for short questions, over the last training rows: the correct answer at another letter."""
+    chosen = [e for e in evaluation if e.source == "medmcqa" and len(e.question.split()) < QUESTION][:planted]
+    for place, item in zip(range(len(train) - len(chosen), len(train)), chosen, strict=True):
+        options = (*generator.words(3), item.options[0])
+        train[place] = MCQItem(train[place].id, "medmcqa", hidden(item.question), options, "D")
+    return {(item.source, item.id) for item in chosen}
+
+
+def hidden(text: str) -> str:
+    """The text with characters in its words that are not seen."""
+    return " ".join(f"{word[:2]}\u200b{word[2:3]}\u00ad{word[3:]}" for word in text.split(" "))
 
 
 def main() -> None:
@@ -99,7 +116,9 @@ def main() -> None:
     generator = Generator(0)
     train = [r for source in LENGTHS for r in generator.records(source, "train", scale)]
     evaluation = [r for source in LENGTHS for r in generator.records(source, "eval", max(scale, 0.2))]
-    must = plant(train, evaluation, max(5, round(PLANTED * scale)), generator)
+    planted = max(5, round(PLANTED * scale))
+    must = plant(train, evaluation, planted, generator)
+    must["short question"] = plant_short(train, evaluation, planted, generator)
 
     start = time.perf_counter()
     matches = find(train, evaluation)

@@ -1,7 +1,8 @@
-"""Duplicates, and evaluation items that stand in training rows: as they are, as the same question with other
+"""Duplicates, and evaluation items found in training rows: as they are, as the same question with other
 options, by 13-grams, or nearly (MinHash)."""
 
 import hashlib
+import html
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from medkit.records import PUBMEDQA_OPTIONS, Dialogue, MCQItem
+from medkit.records import LETTERS, PUBMEDQA_OPTIONS, Dialogue, MCQItem
 
-METHODS = ("exact", "same question", "13-gram", "near-duplicate")
+METHODS = ("exact", "same question", "short question", "13-gram", "near-duplicate")
 NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
 SHINGLE = 3  # words; short, so that one changed word leaves most of a 25-word question's shingles
 QUESTION = 8  # words from which an exam question is its own ("All of the following are true, except" is not)
@@ -21,12 +22,39 @@ NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a ne
 PERMUTATIONS, BANDS = 128, 32  # bands of 4: a pair at similarity 0.7 becomes a candidate with p = 0.9998
 
 NOT_A_WORD = re.compile(r"[\W_]+")
+LINE_END_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})[-\u2010\u00ad][^\S\n]*\n\s*(?=[^\W\d_])")  # not of X-ray
+INLINE_TAG = re.compile(r"</?(b|i|em|strong|sub|sup|span|u)\b[^<>]*>", re.IGNORECASE)
+TAG = re.compile(r"</?(p|br|div|li|ul|ol|td|tr|table|h\d)\b[^<>]*>", re.IGNORECASE)
+INVISIBLE = ("Cf", "Cc", "Mn", "Me")  # zero-width characters and soft hyphens; accents, once they are apart
+# An option's own label in its text: "a) ", "(2) ", "C. ", "iii: "; not 1.5.
+OPTION_LABEL = re.compile(r"^\W*([a-d]|[1-4]|i{1,3}|iv)\s*[).:\]](?!\d)\s*(?=\S)", re.IGNORECASE)
+LABELS = ("abcd", "1234", ("i", "ii", "iii", "iv"))
+# A correct answer that says nothing of its own, so that a short question may share it by chance.
+GENERIC = re.compile(
+    r"(all|none|both|any|either|neither)( .*(above|these|them|options?))?|yes|no|true|false|"
+    r"[a-d]|((both|all|only) )?[a-d1-4]( ((and|or) )?[a-d1-4])+( (is|are) (true|correct))?"
+)
 
 
 def normalize(text: str) -> str:
-    """Lower case, NFKC, and a single space for every run of anything but letters and digits."""
+    """The text's words in lower case, with a single space between them.
+
+    What does not change the words as they are read is taken away: case, punctuation, accents, HTML, invisible
+    characters, a word's hyphen at a line's end, and the forms that NFKC calls the same (ligatures, full-width
+    letters).
+    """
+    if "&" in text:
+        text = html.unescape(html.unescape(text))
+    if "<" in text:
+        text = TAG.sub(" ", INLINE_TAG.sub("", text))
+    text = LINE_END_HYPHEN.sub("", text)
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFKD", text).casefold()
+        text = "".join(
+            character
+            for character in unicodedata.normalize("NFKD", text)
+            if character.isspace() or unicodedata.category(character) not in INVISIBLE
+        )
     return NOT_A_WORD.sub(" ", text.lower()).strip()
 
 
@@ -47,7 +75,14 @@ def _stem(item: MCQItem) -> str:
 
 
 def _options(item: MCQItem) -> tuple[str, ...]:
-    return () if item.options == PUBMEDQA_OPTIONS else item.options
+    """The options' texts, without labels of their own where all four have them."""
+    if item.options == PUBMEDQA_OPTIONS:
+        return ()
+    found = [OPTION_LABEL.match(option) for option in item.options]
+    labels = tuple(label[1].lower() for label in found if label)
+    if len(labels) == len(item.options) and any(labels == tuple(run)[: len(labels)] for run in LABELS):
+        return tuple(option[label.end() :] for option, label in zip(item.options, found, strict=True))
+    return item.options
 
 
 def content_key(record) -> bytes:
@@ -77,7 +112,7 @@ class Match:
     method: str  # one of METHODS
     train_source: str
     train_id: str
-    # exact, same question: 1; 13-gram: share of the item's different 13-grams that stand in the row;
+    # 13-gram: share of the item's different 13-grams that are in the row; the three methods before it: 1;
     # near-duplicate: Jaccard similarity of the two texts' 3-word shingles.
     score: float
     rows: int  # training rows that match the item by this method
@@ -86,8 +121,10 @@ class Match:
 def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[Match]:
     """Find evaluation items in training rows, one Match per item and method, ordered by item.
 
-    "exact" is the same normalized text, an exam question's options in whatever order; "same question" the
-    same context and question, of QUESTION words or more, with other options.
+    "exact" is the same normalized text, an exam question's options in whatever order and under whatever
+    labels; "same question" the same context and question, of QUESTION words or more, with other options;
+    "short question" the same question of fewer words and the same correct answer among other options, where
+    that is no "all of the above".
 
     Only the evaluation side is kept in memory; `train` may be a generator. An item of fewer than 13 words
     has no 13-gram and can match by the other methods only. MinHash candidates are checked against the
@@ -113,7 +150,7 @@ def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[M
 
 
 def contaminated(matches: Iterable[Match], share: float = 0.5) -> set[tuple[str, str]]:
-    """(source, id) of items that stand in a training row: exactly, nearly, or by `share` of their 13-grams.
+    """(source, id) of items found in a training row: exactly, nearly, or by `share` of their 13-grams.
 
     A single 13-gram is weak evidence in exam questions: stock phrases such as a row of vital signs are
     longer, so that a fifth of MedQA's test items share one with a mere 425 training rows.
@@ -147,16 +184,17 @@ class _Index:
         self.codes = _Codes()
         self.empty_minhash = MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32")
         self.lsh = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))
-        self.exact, self.questions = defaultdict(list), defaultdict(list)
+        self.exact, self.questions, self.short = (defaultdict(list) for _ in range(3))
         self.shingles: list[np.ndarray] = []
         grams = []
         for item, record in enumerate(records):
-            text, unordered, question = _texts(record)
+            text, unordered, question, short = _texts(record)
             codes = self._encode(text)
             for same in {text, unordered} - {""}:
                 self.exact[_digest(same)].append(item)
-            if question:
-                self.questions[_digest(question)].append(item)
+            for places, key in ((self.questions, question), (self.short, short)):
+                if key:
+                    places[_digest(key)].append(item)
             grams.append(np.unique(_ngrams(codes, NGRAM)))
             self.shingles.append(np.unique(_ngrams(codes, min(SHINGLE, len(codes)))))
             if text:
@@ -169,15 +207,19 @@ class _Index:
 
     def matches(self, record) -> Iterable[tuple[int, str, float]]:
         """(item, method, score) for each item that the training record matches."""
-        text, unordered, question = _texts(record)
+        text, unordered, question, short = _texts(record)
         if not text:  # nothing but punctuation: equal to any other such text, and means nothing
             return
         exact = {item for same in {text, unordered} for item in self.exact.get(_digest(same), ())}
         for item in exact:
             yield item, "exact", 1.0
-        for item in self.questions.get(_digest(question), ()) if question else ():
-            if item not in exact:
-                yield item, "same question", 1.0
+        for method, places, key in (
+            ("same question", self.questions, question),
+            ("short question", self.short, short),
+        ):
+            for item in places.get(_digest(key), ()) if key else ():
+                if item not in exact:
+                    yield item, method, 1.0
         codes = self._encode(text)
         for item, shared in self._shared_grams(np.unique(_ngrams(codes, NGRAM))).items():
             yield item, "13-gram", shared / int(self.gram_count[item])
@@ -210,15 +252,18 @@ class _Index:
         return minhash
 
 
-def _texts(record) -> tuple[str, str, str]:
+def _texts(record) -> tuple[str, str, str, str]:
     """Normalized: the whole text; the same with an exam's options sorted; an exam's context and question, ""
-    where it is too short to be its own."""
+    where it is too short to be its own; a short one's with the correct answer, "" where that is generic."""
     if not isinstance(record, MCQItem):
         text = normalize(text_of(record))
-        return text, text, ""
+        return text, text, "", ""
     stem, options = normalize(_stem(record)), [normalize(option) for option in _options(record)]
     whole, unordered = (" ".join(filter(None, (stem, *part))) for part in (options, sorted(options)))
-    return whole, unordered, stem if len(stem.split(maxsplit=QUESTION)) >= QUESTION else ""
+    if len(stem.split(maxsplit=QUESTION)) >= QUESTION:
+        return whole, unordered, stem, ""
+    gold = options[LETTERS.index(record.answer)] if options else ""
+    return whole, unordered, "", f"{stem}\n{gold}" if stem and gold and not GENERIC.fullmatch(gold) else ""
 
 
 class _Codes(dict):

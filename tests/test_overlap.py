@@ -35,6 +35,59 @@ def test_normalize_knows_neither_case_nor_space(text):
     assert "  " not in normalize(text)
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "Which hormone lowers\u200b glu\u200bcose in the naive pa\u00adtient?",
+        "\ufeffWhich hor\u200dmone lowers glu\u2060cose in the naive patient?",
+        "Which hormone lowers glucose in the na\u00efve patient?",  # one character
+        "Which hormone lowers glucose in the nai\u0308ve patient?",  # two
+        "Which hormone lowers glu\u034fcose in the naive pati\ufe00ent?",  # joiner, variation selector
+        "\uff37\uff48\uff49\uff43\uff48 hormone lowers \uff47lucose in the naive patient\uff1f",  # full width
+        "Which hor-\nmone lowers glucose in the na\u00ad\nive patient?",
+        "Which hormone lowers glu\u2010 \n  cose in the naive patient?",
+        "Which hormone lowers&nbsp;glu&shy;cose in the na&iuml;ve patient&quest;",
+        "Which hormone lowers glu&amp;shy;cose in the naive&#160;patient?",
+        "<p>Which <b>hormone</b> lowers<br/>glu<sub>cose</sub> in the <span class='x'>naive</span> patient?",
+        "\u201cWhich hormone\u201d lowers\u00a0glucose\u2014in the\u2003naive\u2028patient\u2026",
+        "WHICH HORMONE LOWERS GLUCOSE IN THE NA\u0130VE PATIENT?",
+    ],
+)
+def test_what_cannot_be_seen_hides_no_copy(hidden):
+    question = "Which hormone lowers glucose in the naive patient?"
+    assert normalize(hidden) == normalize(question)
+    assert found([item("t", hidden)], [item("e", question)])["e", "exact"].score == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("the \ufb01fth o\ufb03ce", "the fifth office"),
+        ("stra\u00dfe", "STRASSE"),
+        ("5 \u00b5g of H\u2082O", "5 \u03bcg of H2O"),
+        ("x\u00b2", "x2"),
+        ("the patient\u2019s", "the patient's"),
+        ("CO<sub>2</sub> &lt; 35", "CO2 < 35"),
+    ],
+)
+def test_forms_of_the_same_characters(one, other):
+    assert normalize(one) == normalize(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("X-\nray", "Xray"),
+        ("grade 1-\n2", "grade 12"),
+        ("a < b and c > d", "a d"),
+        ("R&D", "RD"),
+        ("\u03b1 receptor", "a receptor"),
+    ],
+)
+def test_what_is_read_differently_stays_different(one, other):
+    assert normalize(one) != normalize(other)
+
+
 def test_exact_means_after_normalization():
     got = found([item("t", "Which  BONE is it")], [item("e", "which bone is it?")])
     assert got["e", "exact"].score == 1 and got["e", "exact"].train_id == "t"
@@ -130,7 +183,7 @@ def test_contaminated_and_counts():
     assert counts(matches) == {
         "medqa": {"exact": 1, "any 13-gram": 2, "50% of 13-grams": 1, "near-duplicate": 1}
     }
-    assert {m.method for m in matches} == set(METHODS) - {"same question"}
+    assert {m.method for m in matches} == set(METHODS) - {"same question", "short question"}
     assert counts([*matches, *matches]) == counts(matches)  # found in two sets of rows, and one item
 
 
@@ -154,6 +207,65 @@ def test_the_same_question_with_other_options():
     # the same words under another abstract are another question
     pair = [item(name, SCURVY, context=text) for name, text in (("t", "Ten men."), ("e", "Ten women."))]
     assert ("e", "same question") not in found(pair[:1], pair[1:])
+
+
+SHORT = "True about the liver?"  # four words
+
+
+def short(id, options, answer="A", question=SHORT):
+    return MCQItem(id, "medmcqa", question, options, answer)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        short("t", ("It makes tears", "It makes bile", "It has no lobes", "It beats"), "B"),
+        short("t", ("b) It filters urine", "It makes bile", "It sees", "It hears"), "B"),
+        short("t", ("a) It sees", "b) It makes bile", "c) It hears", "d) It moves"), "B"),
+        short("t", ("it makes b\u200bile.", "It sees", "It hears", "It moves"), "A", "true ABOUT the liver"),
+    ],
+)
+def test_a_short_question_with_the_same_answer(other):
+    asked = short("e", ("It makes bile", "It pumps", "It digests air", "It is a bone"))
+    matches = find([other], [asked], progress=False)
+    assert [(m.method, m.score) for m in matches] == [("short question", 1)]
+    assert contaminated(matches) == {("medmcqa", "e")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("a) It makes bile", "b) It pumps", "c) It hears", "d) It is a bone"),
+        ("(1) It makes bile", "(2) It pumps", "(3) It hears", "(4) It is a bone"),
+        ("i. It pumps", "ii. It makes bile", "iii. It is a bone", "iv. It hears"),
+    ],
+)
+def test_option_labels_and_their_order_hide_no_short_question(options):
+    asked = short("e", ("It makes bile", "It pumps", "It hears", "It is a bone"))
+    assert found([short("t", options, "B")], [asked])["e", "exact"].score == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("Bile", "Tears", "Air", "Bone"), ("Tears", "Sweat", "Milk", "Wax")),  # another answer
+        (("All of the above", "x", "y", "z"), ("all of the above", "k", "l", "m")),
+        (("None", "x", "y", "z"), ("None.", "k", "l", "m")),
+        (("Both a and b", "x", "y", "z"), ("both A and B", "k", "l", "m")),
+        (("a, b and c", "x", "y", "z"), ("A,B and C", "k", "l", "m")),
+        (("Only 1, 2 & 4 are correct", "x", "y", "z"), ("only 1,2,4 are correct", "k", "l", "m")),
+        (("True", "x", "y", "z"), ("true", "k", "l", "m")),
+    ],
+)
+def test_a_short_question_alone_or_with_a_generic_answer_is_nobodys_own(one, other):
+    question = "All are true except"
+    assert not find([short("t", other, "A", question)], [short("e", one, "A", question)], progress=False)
+
+
+def test_decimals_are_no_labels():
+    decimals = tuple(f"{n}.5 mm" for n in (1, 2, 3, 4))
+    assert overlap.text_of(short("e", decimals)).endswith("1.5 mm\n2.5 mm\n3.5 mm\n4.5 mm")
+    assert overlap.text_of(short("e", ("b. x", "a. y", "c. z", "d. w"))).endswith("b. x\na. y\nc. z\nd. w")
 
 
 def test_pubmedqa_options_are_no_text():
