@@ -47,7 +47,7 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
 
 
 def check_data_dir(data_dir: str) -> None:
-    if data_dir and not Path(data_dir).is_dir():
+    if data_dir and not os.path.isdir(data_dir):  # unlike Path.is_dir, False for any name
         raise InputError(f"--data-dir {data_dir} is no folder; name one that holds a folder per source")
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medkit.readers import SourceError, data_files, digest, read_rows
+from medkit.data_files import SourceError, data_files, digest, is_saved, listed, printable, unreadable
+from medkit.readers import read_rows
 
 if TYPE_CHECKING:
     from medkit.sources import Source
 
 ONLY_SPLIT = "*"  # the one split the repository has, whatever it is called
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -32,26 +36,30 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
     Raises SourceError where there is none, or where a path speaks for training and for evaluation.
     """
     folder = _folder(data_dir, source.name)
-    if not folder.is_dir():
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
         raise SourceError(
-            f"no folder {source.name} in {data_dir}: expected it to hold {source.title}'s files"
-        )
+            f"no folder {source.name} in {printable(str(data_dir))}; put {source.title}'s files into one"
+        ) from None
+    except OSError as error:
+        raise unreadable(str(folder), error) from None
     wanted = source.parts[part]
     others = [other for other in source.parts.values() if other.named != wanted.named]
-    paths = {path.relative_to(data_dir).as_posix(): path for path in data_files(folder)}
+    paths = {printable(path.relative_to(data_dir).as_posix()): path for path in data_files(folder)}
+    _check_one_revision(source, paths)
     chosen = []
     for name, path in paths.items():
-        inside = path.relative_to(folder).as_posix().lower()
-        if not wanted.takes(inside) or _is_fold_file(path):
+        labels = _labels(source, path, folder)
+        if not wanted.takes(labels) or _is_fold_file(path, name):
             continue
-        if any(other.takes(inside) for other in others):
+        if any(other.takes(labels) for other in others):
             raise SourceError(f"{name}: cannot tell whether it is for training or evaluation; rename it")
-        chosen.append(RawFile(name, read_rows(path, name), name, digest(path)))
+        chosen.append(RawFile(name, read_rows(path, name), name, digest(path, name)))
     if not chosen:
-        found = ", ".join(paths) or "no .jsonl, .json, .csv or .parquet file"
         raise SourceError(
             f"{source.name} {part}: expected a file of the {wanted.config or wanted.split} split, named so "
-            f"in its path ({wanted.why}), found {found}"
+            f"in its path ({wanted.why}), found {_found_instead(paths, folder)}"
         )
     return chosen
 
@@ -59,16 +67,63 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
 def _folder(data_dir: Path, name: str) -> Path:
     """The source's folder: `name` itself, or as its authors spell it (MTS-Dialog for mts_dialog)."""
     exact = data_dir / name
-    if exact.is_dir() or not data_dir.is_dir():
+    if os.path.lexists(exact):
         return exact
-    spelt = (path for path in sorted(data_dir.iterdir()) if path.name.lower().replace("-", "_") == name)
-    return next(spelt, exact)
+    try:
+        spelt = [path for path in sorted(data_dir.iterdir()) if path.name.lower().replace("-", "_") == name]
+    except OSError as error:
+        raise unreadable(str(data_dir), error) from None
+    return next(iter(spelt), exact)
 
 
-def _is_fold_file(path: Path) -> bool:
+def _labels(source: Source, path: Path, folder: Path) -> str:
+    """What decides the part, lower case: the path inside the source's folder; of a save_to_disk folder also
+    the configuration it was loaded with and, where its path names no split, the split."""
+    labels = path.relative_to(folder).as_posix().lower()
+    if not is_saved(path):
+        return labels
+    config, split = _noted(path / "dataset_info.json", "config_name"), _noted(path / "state.json", "_split")
+    labels = f"{config}/{labels}"
+    return labels if any(part.takes(labels) for part in source.parts.values()) else f"{labels}/{split}"
+
+
+def _noted(file: Path, key: str) -> str:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))[key] or "").lower()
+    except (OSError, ValueError, LookupError, TypeError):  # reading its rows will say what is wrong
+        return ""
+
+
+def _check_one_revision(source: Source, names: Iterable[str]) -> None:
+    """A folder of the hub's cache may hold several revisions of the same rows."""
+    revisions = sorted({found[1] for name in names if (found := re.search("/snapshots/([^/]+)/", name))})
+    if len(revisions) > 1:
+        raise SourceError(
+            f"{source.name}/snapshots: expected one revision, found {listed(r[:7] for r in revisions)}; "
+            f"link the one you mean (snapshots/REVISION) as {source.name}"
+        )
+
+
+def _found_instead(paths: Iterable[str], folder: Path) -> str:
+    """What a folder without a file of the part holds, and what to do about it."""
+    if paths:
+        return f"{listed(paths)}; rename the file or its folder"
+    files = sorted(path.name for path in folder.rglob("[!.]*") if os.path.isfile(path))
+    nothing = "no .jsonl, .json, .csv or .parquet file"
+    if archives := [name for name in files if name.lower().endswith(ARCHIVES)]:
+        return f"{nothing} but {listed(archives)}; unpack it"
+    return f"{nothing}{f' but {listed(files)}' if files else ''}; put the data set's files there"
+
+
+def _is_fold_file(path: Path, name: str) -> bool:
     """Whether it is PubMedQA's test_ground_truth.json: PMID -> decision, no rows in it."""
-    with path.open("rb") as file:
-        start = file.read(200)
+    if not name.lower().endswith(".json"):
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError:  # reading its rows will say why
+        return False
     return re.match(rb'\s*\{\s*"\d+"\s*:\s*"(yes|no|maybe)"', start) is not None
 
 

@@ -6,6 +6,7 @@ the file as a whole is wrong, it raises ValueError with "expected ..., found ...
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -46,24 +47,48 @@ def text(row: dict, column: str) -> str:
     return value.strip()
 
 
+def without_nan(value: object, depth: int = 3) -> object:
+    """The value with None for every NaN, down to a list of structs' cells, the deepest that is read."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if depth and isinstance(value, dict):
+        return {key: without_nan(cell, depth - 1) for key, cell in value.items()}
+    if depth and isinstance(value, list):
+        return [without_nan(cell, depth - 1) for cell in value]
+    return value
+
+
+def identifier(value: object) -> str:
+    """The upstream's id as text; whole numbers that nulls in the column made floats lose ".0"."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
+
+
 def medqa(row: dict, id: str, notes: Counter) -> MCQItem:
     """Hub and original columns: question, options ({A..D} or a list of {key, value}), answer_idx."""
     options = row["options"]
     if isinstance(options, str):  # a CSV cell
         options = _cell_of_json(options)
+    if options is None:
+        raise RecordError("not four options", f"{id} has none")
     if isinstance(options, dict):
         options = [{"key": letter, "value": option} for letter, option in options.items()]
+    if isinstance(options, list):  # Arrow pads the structs of a file to the same letters
+        options = [pair for pair in options if not _is_padding(pair)]
     if not isinstance(options, list) or not all(isinstance(pair, dict) for pair in options):
         raise ValueError(
-            f"expected options as a struct or a list of key and value, found {str(options)[:60]}"
+            f"expected options as a struct or a list of key and value, found {str(options)[:60]!r}; "
+            "write them as {A: ..., B: ..., C: ..., D: ...}"
         )
     letters = "".join(sorted(str(pair.get("key")) for pair in options))
     if len(options) > 4:
         raise ValueError(
-            f"expected the four options A-D, found {len(options)} ({letters}); use the 4-option files"
+            f"expected the four options A-D, found {len(options)} ({letters[:20]}); use the 4-option files"
         )
     if letters != LETTERS:
-        raise RecordError("not four options", f"{id} has {letters or 'none'}")
+        raise RecordError("not four options", f"{id} has {letters[:20] or 'none'}")
     by_letter = {pair["key"]: pair.get("value") for pair in options}
     choices = tuple(_option(by_letter[letter]) for letter in LETTERS)
     answer = text(row, "answer_idx")
@@ -74,16 +99,24 @@ def medqa(row: dict, id: str, notes: Counter) -> MCQItem:
     return item
 
 
+def _is_padding(pair: object) -> bool:
+    """Whether it is no option at all: null, or nothing under another key than A to D."""
+    return pair is None or (
+        isinstance(pair, dict) and pair.get("value") in (None, "") and pair.get("key") not in tuple(LETTERS)
+    )
+
+
 def medqa_hf(row: dict, id: str, notes: Counter) -> MCQItem:
     """Columns of the -hf variant: sent1, sent2 (mostly empty), ending0-3, label 0-3."""
-    if "ending4" in row:
+    if row.get("ending4") not in (None, ""):
         raise ValueError("expected ending0 to ending3, found a fifth option; use the 4-option files")
     label = whole_number(row["label"])
     if label == -1:
         raise ValueError("expected a label of 0-3, found -1: a test file without answers; use another split")
     if label not in range(4):
         raise RecordError("label is not 0-3", id)
-    question = f"{row['sent1'] or ''} {row['sent2'] or ''}".strip()
+    parts = (text(row, column) for column in ("sent1", "sent2") if row[column] is not None)
+    question = " ".join(filter(None, parts))
     choices = tuple(_option(row[f"ending{i}"]) for i in range(4))
     return _medqa_item(id, question, choices, LETTERS[label], "")
 
@@ -117,7 +150,7 @@ def cop_base(values: Counter) -> int:
             -1,
         )
     if odd := [value for value in values if value not in known]:
-        raise CopError(f"expected cop 0-3 or 1-4, found {odd[0]!r}", odd[0])
+        raise CopError(f"expected cop 0-3 or 1-4, found {odd[0]!r:.60}; correct or remove the row", odd[0])
     if {0, 4} <= known:
         later = [value for value in values if value in (0, 4)][1]  # a Counter keeps the order of appearance
         raise CopError(
@@ -138,7 +171,7 @@ def medmcqa(base: int) -> Callable[[dict, str, Counter], MCQItem]:
 
     def convert(row: dict, id: str, notes: Counter) -> MCQItem:
         if row.get("ope") not in (None, ""):
-            raise ValueError("expected the four options opa to opd, found a fifth (ope)")
+            raise ValueError("expected the four options opa to opd, found a fifth (ope); use a 4-option file")
         subject = row.get("subject_name")
         options = tuple(_option(row[column]) for column in ("opa", "opb", "opc", "opd"))
         answer = LETTERS[whole_number(row["cop"]) - base]
@@ -159,29 +192,32 @@ def pubmedqa_hub(row: dict, id: str, notes: Counter) -> MCQItem:
     context = row["context"]
     if isinstance(context, str):  # a CSV cell
         context = _cell_of_json(context)
-    if not isinstance(context, dict) or not isinstance(context.get("contexts"), list):
-        raise ValueError(f"expected context.contexts as a list of texts, found {context!r:.60}")
-    return _pubmedqa_item(row, id, text(row, "question"), context["contexts"])
+    if isinstance(context, dict):
+        context = context.get("contexts")
+    elif context is not None:
+        raise ValueError(f"expected context.contexts, found {context!r:.60}; write it as {{contexts: [...]}}")
+    return _pubmedqa_item(row, id, text(row, "question"), context)
 
 
 def pubmedqa_original(row: dict, id: str, notes: Counter) -> MCQItem:
-    if not isinstance(row["CONTEXTS"], list):
-        raise ValueError(f"expected CONTEXTS as a list of texts, found {row['CONTEXTS']!r:.60}")
     return _pubmedqa_item(row, id, text(row, "QUESTION"), row["CONTEXTS"])
 
 
-def _pubmedqa_item(row: dict, id: str, question: str, contexts: list) -> MCQItem:
+def _pubmedqa_item(row: dict, id: str, question: str, contexts: object) -> MCQItem:
     """The conclusion (long_answer) stays out: it gives the decision away (reasoning-required setting)."""
     decision = text(row, "final_decision").lower()
     if decision not in PUBMEDQA_OPTIONS:
         raise RecordError("decision is not yes, no or maybe", id)
-    if not contexts or not all(isinstance(part, str) for part in contexts):
+    if contexts is not None and not isinstance(contexts, list):
+        raise ValueError(f"expected contexts as a list of texts, found {contexts!r:.60}; write a list")
+    parts = [part for part in contexts or () if part is not None]
+    if not all(isinstance(part, str) for part in parts):
         raise RecordError("no context", id)
-    context = "\n".join(part.strip() for part in contexts)
+    context = "\n".join(part.strip() for part in parts)
     if not context.strip():
         raise RecordError("no context", id)
     answer = LETTERS[PUBMEDQA_OPTIONS.index(decision)]
-    fold = "fold" if id.isdigit() and int(id) in OFFICIAL_TEST_PMIDS else ""
+    fold = "fold" if re.fullmatch("[0-9]{1,9}", id) and int(id) in OFFICIAL_TEST_PMIDS else ""
     return MCQItem(id, "pubmedqa", question, PUBMEDQA_OPTIONS, answer, context, fold)
 
 
@@ -244,14 +280,14 @@ def _option(value: object) -> str:
     """An option's text; a number is one (1.5 mg), a struct or a list is not."""
     if value is None:
         return ""
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or value in (math.inf, -math.inf):
         raise RecordError("option is not text", type(value).__name__)
     return str(value).strip()
 
 
 def _cell_of_json(cell: str) -> object:
     try:
-        return json.loads(cell)
+        return without_nan(json.loads(cell))
     except (ValueError, RecursionError):
         raise ValueError(
             f"expected JSON in the cell, found {cell[:60]!r}; use JSON Lines or Parquet"

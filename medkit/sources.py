@@ -10,9 +10,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from medkit import rows
+from medkit.data_files import SourceError, listed
 from medkit.origins import ONLY_SPLIT, RawFile, from_folder, from_hub
 from medkit.overlap import content_key, text_of
-from medkit.readers import SourceError
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
 
 
@@ -253,8 +253,9 @@ def load(
             break
     loaded.notes = +loaded.notes  # without the zeros
     if not loaded.records:
+        first = next(iter(loaded.first_dropped.values()), "the files").split(": ")[0]
         reasons = ", ".join(f"{reason} ({count})" for reason, count in loaded.dropped.items())
-        raise SourceError(f"{name} {part}: no usable row among {loaded.rows}: {reasons}")
+        raise SourceError(f"{name} {part}: no usable row among {loaded.rows}: {reasons}; look at {first}")
     return loaded
 
 
@@ -288,8 +289,7 @@ def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progres
     title = f"{source.name} {part}"
     for place, row in tqdm(raw, desc=title, unit=" rows", disable=not progress, leave=False):
         loaded.rows += 1
-        own_id = row.get(form.own_id)
-        id = f"{source.name}-{part}-{loaded.rows - 1:06d}" if own_id in (None, "") else str(own_id).strip()
+        id = rows.identifier(row.get(form.own_id)) or f"{source.name}-{part}-{loaded.rows - 1:06d}"
         try:
             record = convert(row, id, loaded.notes)
             _check_encodable(record)
@@ -299,8 +299,11 @@ def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progres
             loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
         except KeyError as error:
             raise SourceError(
-                f"{file.name}, {place}: expected the columns {_names(form.columns)}, found no {error}"
+                f"{file.name}, {place}: expected the columns {_names(form.columns)}, found no {error}; "
+                "every row needs each of them"
             ) from None
+        except RecursionError:
+            raise SourceError(f"{file.name}, {place}: brackets nested too deep; correct the file") from None
         except ValueError as error:
             raise SourceError(f"{file.name}, {place}: {error}") from None
         else:
@@ -325,9 +328,9 @@ def _check_fold(part: Part, record) -> None:
 def _check_encodable(record) -> None:
     """JSON can spell half a surrogate pair, which no file and no tokenizer takes."""
     try:
-        text_of(record).encode()
+        f"{record.id}{text_of(record)}{getattr(record, 'group', '')}".encode()
     except UnicodeEncodeError:
-        raise RecordError("text is not valid Unicode", record.id) from None
+        raise RecordError("text is not valid Unicode", ascii(record.id)[1:-1]) from None
 
 
 def _converter(source: Source, file: RawFile):
@@ -338,12 +341,16 @@ def _converter(source: Source, file: RawFile):
         raise SourceError(f"{file.name}: expected rows, found none")
     form = next((form for form in source.forms if form.fits(first[1])), None)
     if form is None:
-        expected = "; or ".join(_names(form.columns) for form in source.forms)
+        nearest = max(source.forms, key=lambda form: len(set(form.columns) & set(first[1])))
+        found = listed(sorted(first[1]), 40) or "none"
         raise SourceError(
-            f"{file.name}, {first[0]}: expected the columns {expected}; found {_names(first[1])}: "
-            f"not a {source.title} file"
+            f"{file.name}, {first[0]}: expected the columns {_names(nearest.columns)}, found {found}: not a "
+            f"{source.title} file; see {source.card}"
         )
-    slim = ((place, {k: row[k] for k in form.reads if k in row}) for place, row in chain([first], raw))
+    slim = (
+        (place, {k: rows.without_nan(row[k]) for k in form.reads if k in row})
+        for place, row in chain([first], raw)
+    )
     if form.convert is not rows.medmcqa:
         return form, form.convert, slim
     kept = list(slim)  # cop's convention is the whole file's, so the whole file is looked at first
@@ -357,4 +364,4 @@ def _converter(source: Source, file: RawFile):
 
 
 def _names(columns: Iterable[str]) -> str:
-    return ", ".join(sorted(map(str, columns)))
+    return ", ".join(sorted(columns))
