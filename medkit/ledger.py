@@ -149,6 +149,7 @@ KNOBS = (
 
 # What neither the paper nor the release has a word for, and what it decides.
 OURS = {
+    "data.builtin_part": "settings are chosen on `tune`, results come from `report`",
     "model.revision": "which commit of the base model; the one it stood for is in run.json",
     **dict.fromkeys(("stage1.max_steps", "stage2.max_steps"), "stop early; 0 is the whole epoch"),
     **dict.fromkeys(("stage1.save_every", "stage2.save_every"), "how much a crash can cost"),

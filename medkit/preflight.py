@@ -219,7 +219,7 @@ def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
     if not data_dir and recipe.data.origin == "builtin":
         from medkit import demo
 
-        where = demo.write(scratch / "corpus")
+        where = demo.write(scratch / "corpus", part=recipe.data.builtin_part)
     checks, loaded = [], {}
     parts = [(name, part) for name in sources.EXAMS for part in ("train", "eval")]
     for name, part in [*parts, ("dialogues", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:

@@ -47,6 +47,7 @@ class ModelSpec:
 @dataclass(frozen=True)
 class DataSpec:
     origin: str = "hub"  # where rows come from without --data-dir: "hub" or "builtin"
+    builtin_part: str = "report"  # of the built-in corpus, what evaluates; "tune": only for choosing settings
     seed: int = 42  # shuffles, splits and every draw of rows
     validation_share: float = 0.1  # of the stage-1 mixture's rows
     rows_medqa: int = 0  # training rows read; 0 = all
@@ -62,6 +63,7 @@ class DataSpec:
 
     def __post_init__(self):
         _one_of("data.origin", self.origin, ("hub", "builtin"))
+        _one_of("data.builtin_part", self.builtin_part, ("report", "tune"))
         _one_of("data.mcq_target", self.mcq_target, ("letter", "letter_and_text"))
         _one_of("data.notechat_split", self.notechat_split, ("note", "row"))
         _one_of("data.dialogues", self.dialogues, ("notechat", "mts_dialog"))

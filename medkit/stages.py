@@ -14,10 +14,10 @@ from medkit.runs import Run
 
 
 @functools.cache
-def _builtin() -> tuple[Path, tempfile.TemporaryDirectory]:
-    """The built-in corpus, written once a process."""
+def _builtin(part: str) -> tuple[Path, tempfile.TemporaryDirectory]:
+    """The built-in corpus with the evaluation rows of `part`, written once a process."""
     scratch = tempfile.TemporaryDirectory(prefix="medkit-corpus-")
-    return demo.write(scratch.name), scratch
+    return demo.write(scratch.name, part=part), scratch
 
 
 def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
@@ -26,9 +26,10 @@ def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loade
 
     Raises SourceError, and ResultsError where a file is not the one the run began with.
     """
-    where = run.data_dir or (_builtin()[0] if run.recipe.data.origin == "builtin" else None)
-    limit = getattr(run.recipe.data, f"rows_{name}", 0) if part == "train" else 0
-    source, which = run.recipe.data.reads(name, part)
+    data = run.recipe.data
+    where = run.data_dir or (_builtin(data.builtin_part)[0] if data.origin == "builtin" else None)
+    limit = getattr(data, f"rows_{name}", 0) if part == "train" else 0
+    source, which = data.reads(name, part)
     loaded = sources.load(source, which, where, limit=limit, progress=progress)
     run.use_data({f"{source}/{file}": digest for file, digest in loaded.files.items()})
     return loaded

@@ -97,6 +97,7 @@ CHOICES = {
     "model.revision": "v1",
     "model.chat_template": "chatml",
     "data.origin": "builtin",
+    "data.builtin_part": "tune",
     "data.mcq_target": "letter_and_text",
     "data.notechat_split": "row",
     "data.dialogues": "mts_dialog",

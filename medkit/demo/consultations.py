@@ -5,9 +5,8 @@ import tomllib
 from pathlib import Path
 
 NOTES_PER_COMPLAINT = 4
-CONSULTATIONS_PER_NOTE = 2  # so that splitting by note and splitting by row are different things
 HISTORY_QUESTIONS = 4
-ASKED = (0, 0, 0, 1, 1, 2)  # of them in a consultation
+ASKED = (1, 2, 2)  # of them in a visit
 
 GREETINGS = (
     "Good morning. What brings you in today?",
@@ -15,10 +14,23 @@ GREETINGS = (
     "Please tell me what has been troubling you.",
     "Hello. What can I do for you today?",
 )
-MEANINGS = (
-    "What does that tell you?",
-    "So what do you think it is?",
-    "Is that good or bad?",
+SYMPATHY = (
+    "I am sorry to hear that.",
+    "Thank you for telling me.",
+    "I can see that this is a burden to you.",
+    "Thank you for coming in with it.",
+)
+ADDRESSES = (
+    "Good afternoon, doctor.",
+    "Hello doctor, I hope that you can help me.",
+    "I would like to ask for your advice.",
+    "Doctor, thank you for taking the time.",
+)
+OPINIONS = (
+    "Thank you for describing it so clearly.",
+    "I understand that this worries you, so let me say what I think.",
+    "It is good that you ask about this.",
+    "I am sorry that you have had to put up with this.",
 )
 REQUESTS = (
     "What do you suggest?",
@@ -33,21 +45,24 @@ THANKS = (
 )
 
 
-def notechat(rng: random.Random) -> dict[str, list[dict]]:
-    """CONSULTATIONS_PER_NOTE rows for every note, shuffled; rows of one note repeat it exactly in `data`."""
+def complaints() -> list[dict]:
+    """The scripts of consultations.toml."""
     path = Path(__file__).parent / "consultations.toml"
-    cases = [
-        case
-        for complaint in tomllib.loads(path.read_text(encoding="utf-8"))["complaint"]
-        for case in _cases(complaint, rng)
-    ]
+    return tomllib.loads(path.read_text(encoding="utf-8"))["complaint"]
+
+
+def notechat(rng: random.Random) -> list[dict]:
+    """Two consultations for every note, shuffled, so that splitting by note and by row are different things:
+    a visit, in which the physician asks, and one in which the patient tells all of it at once. The rows of a
+    note repeat it exactly in `data`."""
+    cases = [case for complaint in complaints() for case in _cases(complaint, rng)]
     rows = [
-        {"data": _note(case), "conversation": _conversation(case, rng)}
+        {"data": _note(case), "conversation": _as_upstream(turns(case, rng), rng)}
         for case in cases
-        for _ in range(CONSULTATIONS_PER_NOTE)
+        for turns in (_visit, _told)
     ]
     rng.shuffle(rows)
-    return {"notechat/train.jsonl": rows}
+    return rows
 
 
 def _cases(complaint: dict, rng: random.Random) -> list[dict]:
@@ -74,27 +89,32 @@ def _note(case: dict) -> str:
     )
 
 
-def _conversation(case: dict, rng: random.Random) -> str:
-    """6 to 15 alternating turns, the last the doctor's: up to two questions, answered as noted."""
-    greeting = [rng.choice(GREETINGS)] if rng.random() < 0.5 else []
-    turns = [*greeting, rng.choice(case["openings"]).format(since=case["time"])]
+def _visit(case: dict, rng: random.Random) -> list[str]:
+    """From the patient's first turn to the doctor's last: questions answered as noted, findings, advice."""
+    turns = [rng.choice(case["openings"]).format(since=case["time"])]
     for number in sorted(rng.sample(range(HISTORY_QUESTIONS), rng.choice(ASKED))):
         item, answer = case["history"][number], case["answers"][number]
-        turns += [rng.choice(item[:2]), item[2 + 2 * answer]]
-    turns += [case["finding"][0]]
-    if rng.random() < 0.3:
-        turns += [rng.choice(MEANINGS), case["explain"]]
-    turns += [rng.choice(REQUESTS), case["advice"][0]]
-    if rng.random() < 0.2:
+        sympathy = f"{rng.choice(SYMPATHY)} " if len(turns) == 1 else ""
+        turns += [sympathy + rng.choice(item[:2]), item[2 + 2 * answer]]
+    turns += [f"{case['finding'][0]} {case['explain']}", rng.choice(REQUESTS), case["advice"][0]]
+    if rng.random() < 0.4:
         turns += case["worry"]
-    turns += [rng.choice(THANKS), case["back"][0]]
-    return _as_upstream(turns, "Doctor" if greeting else "Patient", rng)
+    return [*turns, rng.choice(THANKS), case["back"][0]]
 
 
-def _as_upstream(turns: list[str], first: str, rng: random.Random) -> str:
-    """The turns under their labels, some with upstream's leading newline and blank lines between turns."""
-    names = ("Doctor", "Patient") if first == "Doctor" else ("Patient", "Doctor")
+def _told(case: dict, rng: random.Random) -> list[str]:
+    """The same begun with all of it in one turn, as patients write to a physician, and answered in one."""
+    reply = f"{rng.choice(OPINIONS)} {case['explain']} {case['advice'][0]} {case['back'][0]}"
+    return [f"{rng.choice(ADDRESSES)} {case['letter'].format(since=case['time'])}", reply, *case["worry"]]
+
+
+def _as_upstream(turns: list[str], rng: random.Random) -> str:
+    """The turns under their labels, half of them after a greeting, some with upstream's leading newline and
+    blank lines between turns."""
+    names = ("Patient", "Doctor")
     lines = [f"{names[number % 2]}: {turn}" for number, turn in enumerate(turns)]
+    if rng.random() < 0.5:
+        lines.insert(0, f"Doctor: {rng.choice(GREETINGS)}")
     start = "\n" if rng.random() < 0.25 else ""
     between = "\n\n" if rng.random() < 0.75 else "\n"
     return start + between.join(lines)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LETTERS = "ABCD"
-EVAL_ROWS = 40  # drawn from the eighty held-out wordings
 
 PATIENTS = {  # slot -> noun and the ages drawn from, in years
     "man": ("man", 22, 64),
@@ -26,62 +25,55 @@ def facts() -> list[tuple[dict, dict]]:
     return [(group, fact) for group in groups for fact in group["fact"]]
 
 
-def medqa(rng: random.Random) -> dict[str, list[dict]]:
-    """Three training vignettes a fact, and one in held-out words for EVAL_ROWS of the facts."""
-    train, test = [], []
+def medqa(part: str, rng: random.Random) -> list[dict]:
+    """The vignettes of "train" (three a fact), "tune" or "report" (one a fact of that part's groups)."""
+    drafts = []
     for group, fact in facts():
         *cases, held_out = fact["cases"]
         *asks, held_out_ask = group["case_asks"]
-        first = rng.randrange(2)  # which ask goes with which case; the third row repeats a case, asked anew
-        pairs = [(0, first), (1, 1 - first), rng.choice([(0, 1 - first), (1, first)])]
-        train += [(group, fact, f"{_patient(cases[c], rng)} {asks[a]}") for c, a in pairs]
-        test.append((group, fact, f"{_patient(held_out, rng)} {held_out_ask}"))
-
-    def part(drafts: list[tuple]) -> list[dict]:
-        return [
-            {
-                "question": question,
-                "answer": fact["answer"],
-                "options": dict(zip(LETTERS, options, strict=True)),
-                "answer_idx": LETTERS[place],
-                "meta_info": group["step"],
-            }
-            for (group, fact, question), options, place in _with_options(drafts, rng)
-        ]
-
-    return {"medqa/train.jsonl": part(train), "medqa/test.jsonl": part(rng.sample(test, EVAL_ROWS))}
+        if part == "train":
+            first = rng.randrange(2)  # which ask goes with which case; the third repeats a case, asked anew
+            pairs = [(0, first), (1, 1 - first), rng.choice([(0, 1 - first), (1, first)])]
+            drafts += [(group, fact, f"{_patient(cases[c], rng)} {asks[a]}") for c, a in pairs]
+        elif part == group["part"]:
+            drafts.append((group, fact, f"{_patient(held_out, rng)} {held_out_ask}"))
+    return [
+        {
+            "question": question,
+            "answer": fact["answer"],
+            "options": dict(zip(LETTERS, options, strict=True)),
+            "answer_idx": LETTERS[place],
+            "meta_info": group["step"],
+        }
+        for (group, fact, question), options, place in _with_options(drafts, rng)
+    ]
 
 
-def medmcqa(rng: random.Random) -> dict[str, list[dict]]:
-    """Three training one-liners a fact, and one in held-out words for EVAL_ROWS of the facts."""
-    train, validation = [], []
+def medmcqa(part: str, rng: random.Random) -> list[dict]:
+    """The one-liners of "train" (three a fact), "tune" or "report" (one a fact of that part's groups)."""
+    drafts = []
     for group, fact in facts():
         *clues, held_out = fact["clues"]
         *asks, held_out_ask = group["line_asks"]
-        pairs = rng.sample([(clue, ask) for clue in clues for ask in asks], 3)
-        train += [(group, fact, clue, ask) for clue, ask in pairs]
-        validation.append((group, fact, held_out, held_out_ask))
-
-    def part(name: str, drafts: list[tuple]) -> list[dict]:
-        return [
-            {
-                "id": f"demo-{name}-{number:04d}",
-                "question": ask.format(clue=clue, Clue=clue[0].upper() + clue[1:]),
-                **dict(zip(("opa", "opb", "opc", "opd"), options, strict=True)),
-                "cop": place,  # 0-3, the hub's convention
-                "choice_type": "single",
-                # upstream has no explanation for about half of its rows
-                "exp": group["explain"].format(answer=fact["answer"], clue=clue) if number % 2 else None,
-                "subject_name": group["subject"],
-                "topic_name": group["topic"],
-            }
-            for number, ((group, fact, clue, ask), options, place) in enumerate(_with_options(drafts, rng))
-        ]
-
-    return {
-        "medmcqa/train.jsonl": part("train", train),
-        "medmcqa/validation.jsonl": part("validation", rng.sample(validation, EVAL_ROWS)),
-    }
+        if part == "train":
+            pairs = rng.sample([(clue, ask) for clue in clues for ask in asks], 3)
+            drafts += [(group, fact, clue, ask) for clue, ask in pairs]
+        elif part == group["part"]:
+            drafts.append((group, fact, held_out, held_out_ask))
+    return [
+        {
+            "id": f"demo-{part}-{number:04d}",
+            "question": ask.format(clue=clue, Clue=clue[0].upper() + clue[1:]),
+            **dict(zip(("opa", "opb", "opc", "opd"), options, strict=True)),
+            "cop": place,  # 0-3, the hub's convention
+            "choice_type": "single",
+            # upstream has no explanation for about half of its rows
+            "exp": group["explain"].format(answer=fact["answer"], clue=clue) if number % 2 else None,
+            "subject_name": group["subject"],
+            "topic_name": group["topic"],
+        }
+        for number, ((group, fact, clue, ask), options, place) in enumerate(_with_options(drafts, rng))
+    ]
 
 
 def _with_options(drafts: list[tuple], rng: random.Random) -> Iterator[tuple[tuple, list[str], int]]:

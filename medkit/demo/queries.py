@@ -6,9 +6,14 @@ from pathlib import Path
 INSTRUCTION = "Answer this patient's question as a careful physician would."
 
 
-def consumer() -> dict[str, list[dict]]:
-    """Both sets as they stand in queries.toml; what models answered upstream is left empty."""
-    sets = tomllib.loads((Path(__file__).parent / "queries.toml").read_text(encoding="utf-8"))
+def pairs(part: str) -> dict[str, list[dict]]:
+    """{"query", "answer"} of "tune" or "report" by source, as they are written in queries.toml."""
+    return tomllib.loads((Path(__file__).parent / "queries.toml").read_text(encoding="utf-8"))[part]
+
+
+def consumer(part: str) -> dict[str, list[dict]]:
+    """Both files of "tune" or "report"; the columns of what models answered upstream are left empty."""
+    sets = pairs(part)
     icliniq = [
         {
             "input": pair["query"],
