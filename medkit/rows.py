@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from medkit import references
 from medkit.pubmedqa_fold import OFFICIAL_TEST_PMIDS
 from medkit.records import LETTERS, PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem, RecordError
 from medkit.transcript import turns_of
@@ -240,30 +241,37 @@ def mts_dialog(row: dict, id: str, notes: Counter) -> Dialogue:
     return dialogue
 
 
-# The site's name, put by the upstream over other text: "the anti-tubercular ChatDoctor.", "cougChatDoctores".
-NAME_REPLACED = re.compile(r"chat ?doctor", re.IGNORECASE)
-ADVERTISING = re.compile(
-    r"\s*(?:For (?:more|further) information,? (?:please )?consult|Revert (?:back )?with [\w ]{3,40} to)"
-    r" an? [\w ,/-]{3,60}? online\.?"
-    r"(?:\s*-+>\s*\S*)?"
-)
-
-
 def icliniq(row: dict, id: str, notes: Counter) -> ConsumerQuery:
     """The physician is answer_icliniq; the other two answer columns were written by models."""
     return _consumer("icliniq", id, text(row, "input"), text(row, "answer_icliniq"), notes)
 
 
+# "If you are a doctor, ..." in every row: what an Alpaca file of other tasks does not say.
+AS_A_DOCTOR = re.compile(r"(?=.*\b(doctor|physician)).*\bpatient", re.IGNORECASE | re.DOTALL)
+
+
 def healthcaremagic(row: dict, id: str, notes: Counter) -> ConsumerQuery:
-    return _consumer("healthcaremagic", id, text(row, "input"), text(row, "output"), notes)
+    """Columns instruction, the same in every row, input and output, the physician's answer."""
+    if not AS_A_DOCTOR.match(instruction := text(row, "instruction")):
+        raise ValueError(
+            f"expected an instruction to answer a patient as a doctor, found {instruction[:60]!r}: not a "
+            "HealthCareMagic row"
+        )
+    query, reference = text(row, "input"), text(row, "output")
+    record = _consumer("healthcaremagic", id, query, reference, notes)
+    if references.words_replaced(query, reference):
+        raise RecordError("words replaced by a spelling corrector", id)
+    return record
 
 
 def _consumer(source: str, id: str, query: str, reference: str, notes: Counter) -> ConsumerQuery:
-    if NAME_REPLACED.search(query) or NAME_REPLACED.search(reference):
-        raise RecordError("damaged by name replacement", id)
-    without, cuts = ADVERTISING.subn("", reference)
-    record = ConsumerQuery(id, source, query, without.strip())
-    notes["references with an advertising tail cut"] += cuts > 0
+    if why := references.names_site(query, reference):
+        raise RecordError(why, id)
+    without, cut = references.without_advertising(reference)
+    if reference and references.says_nothing(without):
+        raise RecordError("answer without substance", id)
+    record = ConsumerQuery(id, source, query, without)
+    notes["references with an advertisement cut"] += cut
     return record
 
 

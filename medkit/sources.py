@@ -199,7 +199,7 @@ HEALTHCAREMAGIC = Source(
     revision="505443eac4e99ccedeffbb6f640061223d1d4bb3",
     licence="unknown",
     parts={"eval": Part("train", 112_165, "the only split")},
-    forms=(rows.Form("hub", ("input", "output"), rows.healthcaremagic),),
+    forms=(rows.Form("hub", ("instruction", "input", "output"), rows.healthcaremagic),),
 )
 
 SOURCES: dict[str, Source] = {

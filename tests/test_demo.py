@@ -424,7 +424,13 @@ def test_consumer_queries_are_at_least_eight_each_with_a_full_answer(corpus, nam
 
 
 @pytest.mark.parametrize(
-    "name, part", [(name, part) for name, source in sources.SOURCES.items() for part in source.parts]
+    "name, part",
+    [
+        (name, part)
+        for name, source in sources.SOURCES.items()
+        for part in source.parts
+        if name != "mts_dialog" and part != "official_fold"  # inputs.check refuses a run that reads these
+    ],
 )
 def test_every_row_goes_through_the_loaders(folder, name, part):
     loaded = sources.load(name, part, data_dir=folder, progress=False)

@@ -55,7 +55,11 @@ ICLINIQ = {
     "answer_chatgpt": "model text",
     "answer_chatdoctor": "model text",
 }
-MAGIC = {"instruction": "Answer.", "input": "My knee clicks.", "output": "Hello, that is common."}
+MAGIC = {
+    "instruction": "As a doctor, answer the patient.",
+    "input": "My knee clicks.",
+    "output": "Hello, that is common.",
+}
 
 
 def put(folder, name, content, ending="\n"):
@@ -572,7 +576,7 @@ def test_icliniq_reference_is_the_physicians_whatever_the_split_is_called(tmp_pa
             "Rest it.",
         ),
         ("Rest it. Revert with more information to a dermatologist online", "Rest it."),
-        ("Rest it. For more information consult a dentist online  Take care.", "Rest it.  Take care."),
+        ("Rest it. For more information consult a dentist online  Take care.", "Rest it. Take care."),
         (
             "Rest it. For more information, ask your own dentist.",
             "Rest it. For more information, ask your own dentist.",
@@ -583,21 +587,58 @@ def test_advertising_tail_is_cut_where_it_is_one(tmp_path, reference, kept):
     put(tmp_path, "icliniq/a.jsonl", [ICLINIQ | {"answer_icliniq": reference}])
     loaded = load("icliniq", "eval", tmp_path, progress=False)
     assert loaded.records[0].reference == kept
-    assert loaded.notes["references with an advertising tail cut"] == (kept != reference.strip())
+    assert loaded.notes["references with an advertisement cut"] == (kept != reference.strip())
+
+
+BOTH = pytest.mark.parametrize(
+    ("name", "row", "column"), [("icliniq", ICLINIQ, "answer_icliniq"), ("healthcaremagic", MAGIC, "output")]
+)
+
+
+@BOTH
+def test_rows_are_dropped_and_counted_by_what_is_wrong_with_them(tmp_path, name, row, column):
+    lost = [
+        row | {column: text} for text in ("Take the ChatDoctor.  Then rest.", "a rash whicChatDoctorpresses")
+    ]
+    lost.append(row | {"input": "cougChatDoctores"})
+    greets = [row | {column: "Thanks for using Chat Doctor. Rest it."}]
+    empty = [row | {column: "Hello. Thank you."}, row | {column: ""}]
+    put(tmp_path, f"{name}/data.jsonl", [*lost, *greets, *empty, row])
+    assert load(name, "eval", tmp_path, progress=False).dropped == {
+        "words lost to the site's name": 3,
+        "greets or signs in the site's name": 1,
+        "answer without substance": 1,
+        "empty reference": 1,
+    }
+
+
+def test_a_corrected_healthcaremagic_answer_is_dropped(tmp_path):
+    row = MAGIC | {"input": "I take the Numirex pill.", "output": "The Numirex pill is safe."}
+    changed = MAGIC | {"output": "Degree understand your worry. Rest it."}
+    put(
+        tmp_path,
+        "healthcaremagic/data.jsonl",
+        [row, changed, row | {"output": "The Lumirex pill is safe."}],
+    )
+    loaded = load("healthcaremagic", "eval", tmp_path, progress=False)
+    assert loaded.dropped == {"words replaced by a spelling corrector": 2}
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "column"), [("icliniq", ICLINIQ, "answer_icliniq"), ("healthcaremagic", MAGIC, "output")]
+    "instruction", ["Give three tips for sleep.", "", "Act as a doctor.", "Name the patient's bones."]
 )
-def test_damaged_rows_are_dropped_and_counted(tmp_path, name, row, column):
-    damage = [
-        "Take the ChatDoctor.  Then rest.",
-        "Thanks for using Chat Doctor.",
-        "a rash whicChatDoctorpresses",
-    ]
-    damaged = [row | {column: text} for text in damage] + [row | {"input": "cougChatDoctores"}]
-    put(tmp_path, f"{name}/data.jsonl", [*damaged, row])
-    assert load(name, "eval", tmp_path, progress=False).dropped == {"damaged by name replacement": 4}
+def test_any_other_alpaca_file_is_refused(tmp_path, instruction):
+    put(tmp_path, "healthcaremagic/data.jsonl", [MAGIC, MAGIC | {"instruction": instruction}])
+    message = refused(tmp_path, "healthcaremagic", "eval")
+    assert message.startswith(
+        "healthcaremagic/data.jsonl, line 2: expected an instruction to answer a patient as"
+    )
+    assert message.endswith("not a HealthCareMagic row")
+
+
+def test_a_file_without_instructions_is_not_healthcaremagics(tmp_path):
+    put(tmp_path, "healthcaremagic/data.jsonl", [{"input": "A list.", "output": "A sorted list."}])
+    assert "expected the columns input, instruction, output" in refused(tmp_path, "healthcaremagic", "eval")
 
 
 # Files as a whole
@@ -668,9 +709,9 @@ def test_pickles_and_hidden_files_are_never_read(tmp_path):
 
 
 def test_nothing_usable_is_refused_with_the_reasons(tmp_path):
-    put(tmp_path, "healthcaremagic/a.jsonl", [MAGIC | {"output": "Chat Doctor."}])
+    put(tmp_path, "healthcaremagic/a.jsonl", [MAGIC | {"output": "Take Chat Doctor."}])
     assert refused(tmp_path, "healthcaremagic", "eval").endswith(
-        "no usable row among 1: damaged by name replacement (1); look at healthcaremagic/a.jsonl, line 1"
+        "no usable row among 1: words lost to the site's name (1); look at healthcaremagic/a.jsonl, line 1"
     )
 
 

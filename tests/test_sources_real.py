@@ -96,11 +96,19 @@ def test_notechat(loaded):
     assert all(dialogue.turns[0].role == "assistant" for dialogue in got.records)  # the physician opens
 
 
-@pytest.mark.parametrize(("name", "undamaged"), [("icliniq", 41), ("healthcaremagic", 33)])
-def test_consumer_rows_that_are_passed_over_are_counted(loaded, name, undamaged):
+LOST, GREETS = "words lost to the site's name", "greets or signs in the site's name"
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "dropped"),
+    [
+        ("icliniq", 39, {LOST: 24, GREETS: 35, "answer without substance": 2}),  # 39 + 24 + 35 + 2 = 100
+        ("healthcaremagic", 27, {LOST: 30, GREETS: 37, "words replaced by a spelling corrector": 6}),
+    ],
+)
+def test_consumer_rows_that_are_skipped_are_counted(loaded, name, kept, dropped):
     got = loaded(name, "eval")
-    assert len(got.records) == undamaged
-    assert got.dropped == {"damaged by name replacement": 100 - undamaged}
+    assert (len(got.records), got.dropped) == (kept, dropped)
     assert not any("chat doctor" in f"{r.query} {r.reference}".lower() for r in got.records)
     assert not any(r.reference.endswith("online") for r in got.records)
 
