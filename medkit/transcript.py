@@ -52,10 +52,10 @@ DIRECTION = re.compile(
     rf"(\w+(s|ed|ing)|leave|enter|return)\b|^(scene|end of|cut to|fade|exit|enter)\b|^(?-i:[A-Z\d]).*{LATER}",
     re.IGNORECASE,
 )
+_WHOM = rf"(the |your )?(patient['’]s )?({OTHERS})s?( members?)?"
 TURNS_TO_OTHERS = re.compile(
-    r"(?:^|(?<=[.!?]))\W*(?:turning |turns |speaking |talking |addressing |now )?(?:to )?(?:the )?"
-    rf"(?:patient['’]s )?(?:{OTHERS})s?(?: members?)?:|(?:^|(?<=[.!?]))\W*(?:turning|speaking|talking|turns) "
-    rf"to (?:the |your )?(?:patient['’]s )?(?:{OTHERS})s?\b",
+    rf"(^|(?<=[.!?]))\W*((now )?to {_WHOM}:|to the (patient['’]s )?({OTHERS})s?( members?)?,|"
+    rf"(turning|turns|speaking|talking|addressing)( to)? {_WHOM}\b)",
     re.IGNORECASE,
 )
 # The death of somebody, told to those who are left: not for a patient who speaks.
@@ -64,13 +64,17 @@ _DIED = (
     r"no longer with us)\b"
 )
 NOTICE = re.compile(
-    r"\byour loved one\b|\bthe patient\b[^.?!]{0,60}\b"
-    rf"{_DIED}|\b(regret|inform|despite|efforts|we did (all|everything))\b[^.?!]{{0,100}}\b{_DIED}",
+    rf"\byour loved one\b|\bthe patient\b[^.?!]{{0,60}}\b(expired\b|{_DIED})|"
+    rf"\b(regret|inform|despite|efforts|we did (all|everything))\b[^.?!]{{0,100}}\b{_DIED}|"
+    rf"\byour ({OTHERS}|child|baby) (has|have|just)( just| now| sadly)? (passed|died)\b|"
+    r"\b(he|she|they) (did not|didn['’]t) (make it|survive)\b|\bwe( have|['’]ve)? lost (him|her)\b|"
+    r"\b(could not|couldn['’]t|unable to|not able to) (save|revive|resuscitate) (him|her|your|the patient)\b",
     re.IGNORECASE,
 )
 # The same, or what a physician says to a patient who has spoken of a death.
 SYMPATHY = re.compile(
-    r"\b(your|the family['’]s) loss\b(?! of)|\bcondolences?\b|"
+    r"\b(your|the family['’]s) loss\b(?! of)|\bcondolences?\b|\b(deepest|heartfelt|sincere) sympath\w+|"
+    r"\b(time of death|death certificate|autopsy|rest in peace|bereave\w+|funeral)\b|"
     rf"\b(sorry|sad(ly)?|unfortunately)\b[^.?!]{{0,100}}\b{_DIED}",
     re.IGNORECASE,
 )
@@ -190,8 +194,9 @@ def _until_the_end(line: _Line, out_of_place: tuple[re.Pattern, ...]) -> tuple[s
     if line.role == "assistant":
         ends += [(found.start(), AT_OTHERS) for found in TURNS_TO_OTHERS.finditer(line.said)]
         for found in filter(None, (pattern.search(line.said) for pattern in out_of_place)):
-            sentence = max(line.said.rfind(mark, 0, found.start()) for mark in ".!?") + 1
-            ends.append((sentence, AT_OTHERS))
+            before = line.said[: found.start()]
+            sentence = before[max(before.rfind(mark) for mark in ".!?") + 1 :].lstrip()
+            ends.append((len(before) - len(sentence), AT_OTHERS))
     if not ends:
         return line.said, ""
     place, why = min(ends)
