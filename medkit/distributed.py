@@ -72,7 +72,7 @@ def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
             stages.update_manifest(run, stages.describe_stage1(loaded, evaluation, mixed, matches))
         return train, validation
     conversations = stages.load(run, "dialogues", "train")
-    split, drawn = stages.stage2_rows(run, mixed, conversations.records, arm == "stage2")
+    split, drawn = stages.stage2_rows(run, mixed, conversations, arm == "stage2")
     train = stages.tokenize(run, "stage2", tokenizer, split.train + drawn.train)
     validation = stages.tokenize(run, "stage2", tokenizer, split.validation + drawn.validation)
     if writes:

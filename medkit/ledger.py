@@ -185,6 +185,27 @@ FIXED = (
         "the most likely letter where the answer begins, in one forward pass",
         "exact, repeatable; greedy answers in words, and the release's way with a seed, stand beside it",
     ),
+    (
+        "unusable rows",
+        SILENT,
+        "none is dropped",
+        "dropped after the draw and counted: the rows that train are the drawn ones without them",
+        "a row without an answer, a patient or a physician teaches nothing that is meant",
+    ),
+    (
+        "turns of a consultation",
+        SILENT,
+        "`Doctor:` lines are the assistant, every other line the user",
+        "speakers by their labels; preambles and stage lines are cut; rows with unknown speakers are dropped",
+        "a stage line, or a nurse's, is not what a patient says",
+    ),
+    (
+        "end of a packed sample",
+        SILENT,
+        "TRL below 0.9 puts an EOS token behind the template's own end",
+        "the template's own end alone",
+        "TRL 1 adds none",
+    ),
     ("exam runs", "Table 3", "base model and Med-Nirvana: not released", "every arm, item by item", ""),
     (
         "consumer answers",

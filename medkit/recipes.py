@@ -1,7 +1,7 @@
 """Recipes: every choice a run makes, as small frozen dataclasses, and the four presets.
 
 `paper` is what the paper states, with the authors' released notebooks filling what it leaves out;
-`as_released` is those notebooks to the letter; `recommended` is what the evidence supports; `cpu` is
+`as_released` is those notebooks, field by field; `recommended` is what the evidence supports; `cpu` is
 `recommended` at the size of a laptop. ledger.py says, knob by knob, where they differ and why.
 """
 
@@ -264,7 +264,7 @@ PRESETS = {
         ),
         Recipe(
             name="as_released",
-            about="the authors' released notebooks, to the letter",
+            about="the authors' released notebooks, field by field; what still differs is in the ledger",
             model=ModelSpec(chat_template="chatml"),
             data=DataSpec(mcq_target="letter_and_text", deduplicate=False, notechat_split="row"),
             stage1=_RELEASED_STAGE,

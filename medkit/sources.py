@@ -214,6 +214,7 @@ class Loaded:
     """What one part of a source gave."""
 
     records: list = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of each record among the rows read, from 0
     rows: int = 0  # rows read; with a limit, those read until it was reached
     dropped: Counter = field(default_factory=Counter)  # reason -> rows
     first_dropped: dict[str, str] = field(default_factory=dict)  # reason -> file, row: detail
@@ -221,6 +222,13 @@ class Loaded:
     files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256, or hub id -> commit
     notes: Counter = field(default_factory=Counter)  # what was changed or is odd in rows that were kept
     example: tuple[dict, object] | None = None  # the first row that was kept, as read and as a record
+
+    def by_row(self) -> list:
+        """One entry a row read, in their order: its record, or None where it was dropped."""
+        found = [None] * self.rows
+        for place, record in zip(self.places, self.records, strict=True):
+            found[place] = record
+        return found
 
 
 def load(
@@ -249,6 +257,7 @@ def load(
     loaded.files = {file.key: file.fingerprint for file in files}
     for record in _distinct(source, part, files, loaded, progress):
         loaded.records.append(record)
+        loaded.places.append(loaded.rows - 1)
         if limit and len(loaded.records) >= limit:
             break
     loaded.notes = +loaded.notes  # without the zeros

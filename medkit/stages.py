@@ -41,7 +41,7 @@ def load_exams(run: Run, part: str) -> dict[str, sources.Loaded]:
 
 def stage1_mixture(run: Run, loaded: dict[str, sources.Loaded]) -> mixture.Stage1:
     data = run.recipe.data
-    return mixture.stage1({n: one.records for n, one in loaded.items()}, data.validation_share, data.seed)
+    return mixture.stage1({n: one.by_row() for n, one in loaded.items()}, data.validation_share, data.seed)
 
 
 def describe_stage1(train: dict, evaluation: dict, mixed: mixture.Stage1, matches: list) -> dict:
@@ -88,12 +88,12 @@ def _described(loaded: sources.Loaded) -> dict:
     }
 
 
-def stage2_rows(run: Run, first: mixture.Stage1, conversations: list, with_replay: bool):
+def stage2_rows(run: Run, first: mixture.Stage1, loaded: sources.Loaded, with_replay: bool):
     """(mixture.Dialogues, mixture.Replay) of one arm. The control arm replays nothing in training; both
     arms validate on the same rows, so that their loss curves can be compared."""
     dmt, data = run.recipe.dmt, run.recipe.data
     split = mixture.dialogues(
-        conversations,
+        loaded.by_row(),
         dmt.notechat_train,
         dmt.notechat_validation,
         deduplicate=data.deduplicate,
@@ -149,12 +149,15 @@ def describe_stage2(
         "notechat": {
             "source": split.train[0].source,
             "rows": split.rows,
+            "dropped": dict(loaded.dropped),
+            "kept": split.kept,
             "distinct": split.distinct,
             "train": len(split.train),
             "validation": len(split.validation),
             "asked": list(split.asked),
             "validation_verbatim_in_train": split.validation_verbatim_in_train,
-            "notes_on_both_sides": split.notes_on_both_sides,
+            "rows_with_a_note": split.with_note,
+            "notes_on_both_sides": split.notes_on_both_sides if split.with_note else None,
             "files": loaded.files,
             "files_of_the_same_bytes": sum(n for n in same_bytes.values() if n > 1),
             "duplicate_groups": {"groups": len(groups), "rows": sum(map(len, groups)), "first": groups[:20]},

@@ -93,12 +93,27 @@ def table2(run_dir: str | Path) -> Table:
         f"Replay: {replay['rows_per_stage2_row']:.4f} rows per {talks} row, which is "
         f"{replay['share_of_stage1']:.4f} of stage 1 (the k of Dong et al.); it makes "
         f"{', '.join(parts) or 'no known share'} of what stage 2 trains on. "
-        f"{talks}: {notechat['rows']:,} rows read, {notechat['distinct']:,} distinct; "
-        f"{notechat['validation_verbatim_in_train']:,} of {notechat['validation']:,} validation rows stand "
-        "verbatim in the training rows."
+        f"{talks}: {_conversations(notechat)}; {notechat['validation_verbatim_in_train']:,} of "
+        f"{notechat['validation']:,} validation rows are verbatim in the training rows. {_notes(notechat)}"
     )
     page = _page(figures, titles)
     return Table("table2", "Table 2: stage-2 mixture", figures, page, text, origin_note(run_dir))
+
+
+def _conversations(described: dict) -> str:
+    distinct = f"{described['distinct']:,} distinct"
+    if "dropped" not in described:  # a manifest of an earlier version: `rows` are those that were kept
+        return f"{described['rows']:,} rows kept, {distinct}"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in described["dropped"].items() if count)
+    dropped = f"{described['rows'] - described['kept']:,} dropped" + (f" ({reasons})" if reasons else "")
+    return f"{described['rows']:,} rows read, {dropped}, {described['kept']:,} kept, {distinct}"
+
+
+def _notes(described: dict) -> str:
+    if not described.get("rows_with_a_note"):
+        return "No row has its clinical note, so that notes on both sides cannot be counted."
+    with_note, crossed = described["rows_with_a_note"], described["notes_on_both_sides"]
+    return f"{with_note:,} rows have their clinical note; {crossed:,} of these notes are on both sides."
 
 
 def _with_total(rows: list[dict], total: dict | None = None) -> pd.DataFrame:

@@ -44,6 +44,20 @@ def sources(run: Run, train: dict, evaluation: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["source", "part"])
 
 
+def conversations(loaded, split) -> pd.Series:
+    """How many conversations were read, dropped by reason and kept, and where they went; loaded:
+    sources.Loaded, split: mixture.Dialogues. Of notes, as far as rows have one."""
+    counts = {"read": split.rows}
+    counts |= {f"dropped: {reason}": count for reason, count in loaded.dropped.items()}
+    counts |= {"kept": split.kept, "different ones": split.distinct}
+    counts |= {"for training": len(split.train), "for validation": len(split.validation)}
+    counts |= {"validation rows verbatim in training": split.validation_verbatim_in_train}
+    counts |= {"rows with a clinical note": split.with_note}
+    if split.with_note:
+        counts |= {"clinical notes on both sides": split.notes_on_both_sides}
+    return pd.Series(counts, name="conversations")
+
+
 def duplicates(stage2: dict) -> pd.Series:
     """What stands twice in NoteChat, from the manifest's stage2."""
     found = stage2["notechat"]

@@ -108,6 +108,69 @@ def test_rows_that_cannot_be_split_or_replayed():
         mixture.replay(small, 1.0, 18, 3)
 
 
+def dropping(rows, gone):
+    """The rows with None in the place of those that are dropped."""
+    return [None if i in gone else row for i, row in enumerate(rows)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(20, 120), gone=st.sets(st.integers(0, 119), max_size=4), seed=st.integers(0, 2**32 - 1)
+)
+def test_a_dropped_row_moves_no_other(size, gone, seed):
+    """Splits and replay are those of the whole file, without the dropped rows."""
+    gone = {i for i in gone if i < size}
+    rows = [Row("a", str(i)) for i in range(size)]
+    whole = mixture.stage1({"a": rows}, 0.25, seed)
+    some = mixture.stage1({"a": dropping(rows, gone)}, 0.25, seed)
+    assert len(some.records) == size - len(gone)
+    for part in ("train", "validation"):
+        assert some.part(part) == [row for row in whole.part(part) if int(row.id) not in gone]
+    replayed = [
+        mixture.replay(stage, 0.5, len(whole.train), len(whole.validation)) for stage in (whole, some)
+    ]
+    for part in ("train", "validation"):
+        kept = [row for row in getattr(replayed[0], part) if int(row.id) not in gone]
+        assert getattr(replayed[1], part) == kept
+    talks = [talk(i) for i in range(size)]
+    one, other = (
+        split(rows, size // 2, size // 4, deduplicate=False, by_note=False, seed=seed)
+        for rows in (talks, dropping(talks, gone))
+    )
+    assert other.train == [d for d in one.train if int(d.id) not in gone]
+    assert other.validation == [d for d in one.validation if int(d.id) not in gone]
+    assert (other.rows, other.kept) == (size, size - len(gone))
+
+
+def test_a_dropped_row_would_change_the_permutation():
+    """What one dropped row in 207,001 would do if the rest alone were shuffled: of the release's first
+    100,000 rows about 57% would be left."""
+    whole, rest = mixture.shuffled(207_001, 42)[:100_000], mixture.shuffled(207_000, 42)[:100_000]
+    assert len(set(whole.tolist()) & set((rest + (rest >= 5)).tolist())) < 60_000
+
+
+def test_rows_that_are_all_dropped_cannot_be_split():
+    with pytest.raises(mixture.MixtureError, match="0 rows cannot be split"):
+        mixture.stage1({"a": [None] * 20}, 0.1, 42)
+    validate = set(mixture.shuffled(20, 42)[:2].tolist())
+    with pytest.raises(mixture.MixtureError, match="18 rows cannot be split"):
+        mixture.stage1({"a": dropping([Row("a", str(i)) for i in range(20)], validate)}, 0.1, 42)
+
+
+def test_notes_are_counted_where_they_are():
+    """Two of six conversations have a note, the same one; conversations without one share none."""
+    talks = [talk(i, note="n" if i in (0, 1) else "") for i in range(6)]
+    order = mixture.shuffled(6, 42).tolist()
+    made = split(talks, 4, 2, deduplicate=False, by_note=False)
+    crossed = (0 in order[:4]) != (1 in order[:4])
+    assert (made.with_note, made.notes_on_both_sides) == (2, int(crossed))
+    made = split([talk(i, text="Equal.") for i in range(6)], 4, 2, deduplicate=False, by_note=False)
+    assert (made.with_note, made.notes_on_both_sides) == (0, 0)
+    same = [Dialogue(str(i), "notechat", talk(0).turns) for i in range(6)]
+    made = split(same, 4, 2, deduplicate=False, by_note=False)  # equal texts are no notes
+    assert (made.validation_verbatim_in_train, made.notes_on_both_sides) == (2, 0)
+
+
 def split(records, train, validation, *, deduplicate=True, by_note=True, seed=42):
     return mixture.dialogues(records, train, validation, deduplicate=deduplicate, by_note=by_note, seed=seed)
 

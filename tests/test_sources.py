@@ -804,3 +804,14 @@ def test_declarations_hold_together():
     # The paper's stage 1: 10,178 + 182,822 + 211,269 = 404,269 training rows.
     assert sum(SOURCES[name].parts["train"].rows for name in ("medqa", "medmcqa", "pubmedqa")) == 404_269
     assert sum(SOURCES[name].parts["eval"].rows for name in ("medqa", "medmcqa", "pubmedqa")) == 6_456
+
+
+def test_by_row_has_none_where_a_row_was_dropped(tmp_path):
+    silent = "Doctor: Nobody is here."
+    for name, texts in {"a": [silent, TALK, silent], "b": [TALK, silent]}.items():
+        put(tmp_path / "notechat", f"{name}.jsonl", [{"conversation": text, "data": ""} for text in texts])
+    loaded = load("notechat", "train", tmp_path, progress=False)
+    assert [record and record.id[-6:] for record in loaded.by_row()] == [None, "000001", None, "000003", None]
+    assert (loaded.rows, sum(loaded.dropped.values())) == (5, 3)
+    limited = load("notechat", "train", tmp_path, limit=1, progress=False)
+    assert [record is None for record in limited.by_row()] == [True, False]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import save_file
 
@@ -148,7 +149,7 @@ def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_fol
     assert {item.group for item in evaluation["pubmedqa"].records} == {"fold"}
     mixed = stages.stage1_mixture(run, train)
     talks = stages.load(run, "dialogues", "train")
-    split, drawn = stages.stage2_rows(run, mixed, talks.records, True)
+    split, drawn = stages.stage2_rows(run, mixed, talks, True)
     assert {record.source for record in split.train + split.validation} == {"mts_dialog"}
     assert (len(split.train), len(split.validation)) == (6, 2)
     # the same consultation on both sides would be found as such, whatever its source
@@ -211,3 +212,43 @@ def test_several_processes_train_a_run_and_write_it_once(place, tiny_llama_folde
     assert '"stage1"' in manifest and '"stage2"' in manifest
     assert (place / "data" / "overlap_stage2.csv").is_file() and (place / "stage2" / "replay.csv").is_file()
     assert not list(place.glob("stage*/*checkpoints*"))
+
+
+def test_rows_are_drawn_as_released_and_dropped_afterwards(place, tmp_path):
+    """Rows 3 and 7 of 20 conversations and row 2 of an exam's file cannot be used. The others that train and
+    validate are those that `datasets` draws from the whole files."""
+    folder = demo.write(tmp_path / "files")
+    for path in (folder / "notechat").iterdir():
+        path.unlink()
+    talks = [f"Doctor: Well?\nPatient: I cough, {i}.\nDoctor: Drink." for i in range(20)]
+    talks[3] = talks[7] = "Doctor: Nobody is here."
+    lines = "".join(json.dumps({"conversation": text, "data": None}) + "\n" for text in talks)
+    (folder / "notechat" / "train.jsonl").write_text(lines)
+    (exam,) = (path for path in (folder / "medqa").iterdir() if "train" in path.name)
+    rows_of_exam = exam.read_text().splitlines(keepends=True)
+    rows_of_exam[2] = json.dumps(json.loads(rows_of_exam[2]) | {"answer_idx": "E"}) + "\n"
+    exam.write_text("".join(rows_of_exam))
+    settings = "data.notechat_split=row\ndata.deduplicate=false\ndmt.notechat_train=10\n"
+    settings += "dmt.notechat_validation=5\ndmt.replay_share=1\ndata.rows_medqa=0\ndata.rows_medmcqa=0"
+    run = runs.begin("try", "01_stage1", "cpu", settings, str(folder))
+    loaded = stages.load_exams(run, "train")
+    assert sum(loaded["medqa"].dropped.values()) == 1
+    mixed = stages.stage1_mixture(run, loaded)
+    split, drawn = stages.stage2_rows(run, mixed, stages.load(run, "dialogues", "train"), True)
+    order = Dataset.from_dict({"row": list(range(20))}).shuffle(seed=42)["row"][:]
+    for side, wanted in ((split.train, order[:10]), (split.validation, order[10:15])):
+        assert [int(d.id[-6:]) for d in side] == [i for i in wanted if i not in (3, 7)]
+    assert len(split.train) + len(split.validation) < 15, "no dropped row was drawn, which would show nothing"
+    whole = [(name, place) for name, one in loaded.items() for place in range(one.rows)]
+    parts = Dataset.from_dict({"row": list(range(len(whole)))}).train_test_split(test_size=0.1, seed=42)
+    kept = {
+        (name, place): record
+        for name, one in loaded.items()
+        for place, record in zip(one.places, one.records, strict=True)
+    }
+    for part, theirs, replayed in (("train", "train", drawn.train), ("validation", "test", drawn.validation)):
+        places = [whole[i] for i in parts[theirs]["row"][:]]
+        assert mixed.part(part) == [kept[one] for one in places if one in kept]
+        count = len(split.train if part == "train" else split.validation)
+        chosen = Dataset.from_dict({"row": list(range(len(places)))}).shuffle(seed=42)["row"][:count]
+        assert replayed == [kept[places[i]] for i in chosen if places[i] in kept]

@@ -60,7 +60,11 @@ MANIFEST = {
     "stage2": {
         "notechat": {
             "rows": 130,
+            "dropped": {"no patient turn": 5, "speaker not known": 2, "line without a speaker": 0},
+            "kept": 123,  # 130 - 5 - 2
             "distinct": 120,
+            "rows_with_a_note": 0,
+            "notes_on_both_sides": None,
             "train": 90,
             "validation": 24,
             "validation_verbatim_in_train": 4,
@@ -188,7 +192,29 @@ def test_table2(run_dir):
     assert figures["paper_train"].to_dict() == {"notechat": 100_000, "replay": 33_333, "total": 133_333}
     assert "0.3333 rows per NoteChat row, which is 0.0833 of stage 1" in table.text
     assert "25.0% of the rows, 20.0% of the tokens, 1.2% of the supervised tokens" in table.text
-    assert "4 of 24 validation rows" in table.text
+    assert "4 of 24 validation rows are verbatim in the training rows." in table.text
+    assert (
+        "NoteChat: 130 rows read, 7 dropped (5 no patient turn, 2 speaker not known), 123 kept, 120 distinct;"
+    ) in table.text
+    assert "No row has its clinical note" in table.text and "on both sides." not in table.text
+
+
+def test_table2_counts_notes_where_there_are_any(tmp_path):
+    talks = MANIFEST["stage2"]["notechat"] | {"rows_with_a_note": 3, "notes_on_both_sides": 0, "dropped": {}}
+    talks["kept"] = 130
+    stage2 = MANIFEST["stage2"] | {"notechat": talks}
+    results.write_json(tmp_path / "data/manifest.json", MANIFEST | {"stage2": stage2})
+    text = tables.table2(tmp_path).text
+    assert "3 rows have their clinical note; 0 of these notes are on both sides." in text
+    assert "130 rows read, 0 dropped, 130 kept" in text
+    earlier = {
+        name: value
+        for name, value in talks.items()
+        if name not in ("dropped", "kept", "rows_with_a_note", "notes_on_both_sides")
+    }
+    stage2 = MANIFEST["stage2"] | {"notechat": earlier}
+    results.write_json(tmp_path / "data/manifest.json", MANIFEST | {"stage2": stage2})
+    assert "130 rows kept, 120 distinct" in tables.table2(tmp_path).text
 
 
 def test_table3_figures(run_dir):

@@ -1,12 +1,14 @@
 """What notebooks 01 and 02 show, and what they keep to themselves."""
 
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from conftest import make_tokenizer
 
-from medkit import prompts, recipes, views
-from medkit.records import MCQItem
+from medkit import mixture, prompts, recipes, views
+from medkit.records import Dialogue, MCQItem, Turn
 from medkit.sources import Loaded
 
 ITEM = MCQItem("7", "medqa", "Is <b>iron</b> a metal?", ("yes it is", "no", "at night", "never"), "A")
@@ -49,3 +51,18 @@ def test_what_was_found_in_training_is_counted_and_nothing_is_said_in_words():
     assert table.loc["medqa"].to_dict() == {"verbatim": 2, "any 13-gram": 3, "known": 2}
     none = views.found_in_training({"overlap": {"counts": {}, "contaminated": []}})
     assert none.data.startswith("No evaluation item")
+
+
+def test_conversations_are_counted_as_read_dropped_and_kept():
+    """Four rows: one dropped, two equal, none with a note; then one with a note."""
+    talks = [
+        Dialogue(str(i), "notechat", (Turn("user", "It hurts."), Turn("assistant", f"Rest {i // 2}.")))
+        for i in range(3)
+    ]
+    for note in ("", "A note."):
+        rows = [replace(talks[0], note=note), None, *talks[1:]]
+        split = mixture.dialogues(rows, 2, 2, deduplicate=False, by_note=False, seed=0)
+        shown = views.conversations(Loaded(dropped=Counter({"no patient turn": 1})), split)
+        assert shown[["read", "dropped: no patient turn", "kept", "different ones"]].tolist() == [4, 1, 3, 2]
+        assert shown["rows with a clinical note"] == bool(note)
+        assert ("clinical notes on both sides" in shown) == bool(note)
