@@ -38,6 +38,7 @@ ENCLOSED = re.compile(
     r"^(\[[^\[\]]*\]|\([^()]*\)|\{[^{}]*\}|<(\w+)>.*</\2>|【[^【】]*】|（[^（）]*）|［[^［］]*］|"
     r"(\*{1,3}|_{1,3}|~|[–—-]+)(?=[^*_]*[^\W_]).*\3)\W?$"
 )
+MARKS = re.compile(r"[\[({<【（［｛*_]")
 INSIDE = re.compile(
     r"[\[({<【（［｛](?P<in>[^\])}>】）］｝]{3,200})[\])}>】）］｝]|(?<![*\w])\*{1,3}(?P<star>[^*\s][^*]{2,200})\*{1,3}|"
     r"(?<!\w)_(?P<line>[^_\s][^_]{2,200})_(?!\w)"
@@ -85,6 +86,10 @@ A_DEATH = re.compile(
     r"sons?|daughters?|children|twins?|grand\w+|aunt|uncle))\b",
     re.IGNORECASE,
 )
+OF_A_DEATH = (  # one of them is in whatever NOTICE and SYMPATHY match
+    "loved one|passed|died|deceased|make it|surviv|succumb|expired|no longer|lost h|save|revive|resuscitate|"
+    "loss|condolence|sympath|death|autopsy|in peace|bereave|funeral"
+).split("|")
 AT_STAGE_LINE, AT_OTHERS = "a stage line", "words to others than the patient"
 
 
@@ -109,7 +114,7 @@ def turns_of(conversation: str) -> tuple[tuple[Turn, ...], Counter]:
         if not line.role:
             changed["rows with a preamble cut"] = 1
             continue
-        said, end = _until_the_end(line, _out_of_place(turns) if with_patient else ())
+        said, end = _until_the_end(line, turns, with_patient)
         bare_label = not said  # "Doctor:" alone: the next line is what he says
         if LABEL_INSIDE.search(said):
             raise RecordError("two speakers on one line")
@@ -135,9 +140,10 @@ def _read(text: str, before: _Line, bare_label: bool) -> _Line:
     speaker, aside, said = _label(text)
     role = _role(speaker)
     if role and not (ENCLOSED.match(text) and text[0] not in "*_"):
-        end = AT_OTHERS if role == "assistant" and re.search(TO_OTHERS, aside, re.IGNORECASE) else ""
-        end = end or (AT_STAGE_LINE if re.search(LATER, aside, re.IGNORECASE) else "")
-        return _Line(role, said, end)
+        if aside and role == "assistant" and re.search(TO_OTHERS, aside, re.IGNORECASE):
+            return _Line(role, said, AT_OTHERS)
+        later = aside and re.search(LATER, aside, re.IGNORECASE)
+        return _Line(role, said, AT_STAGE_LINE if later else "")
     if not before.role:
         return before
     item = LIST_ITEM.match(text)
@@ -171,36 +177,39 @@ def _role(speaker: str) -> str:
     return "user" if PEOPLE.match(speaker) else ""
 
 
-def _out_of_place(turns: list[list[str]]) -> tuple[re.Pattern, ...]:
-    """What a physician does not say to the patient in answer to these turns."""
-    lately = " ".join(text for role, *lines in turns[-4:] if role == "user" for text in lines)
-    return (NOTICE,) if A_DEATH.search(lately) else (NOTICE, SYMPATHY)
-
-
-def _until_the_end(line: _Line, out_of_place: tuple[re.Pattern, ...]) -> tuple[str, str]:
-    """The line's words up to where the consultation ends in them, and why it does ("" where it goes on).
-
-    out_of_place: what, in the physician's words, is for nobody who takes part.
-    """
+def _until_the_end(line: _Line, turns: list[list[str]], with_patient: bool) -> tuple[str, str]:
+    """The line's words up to where the consultation ends in them, and why it does ("" where it goes on)."""
     if line.end:
         return "", line.end
     if ENCLOSED.match(line.said):
         return "", AT_STAGE_LINE
     ends = [
         (found.start(), AT_STAGE_LINE)
-        for found in INSIDE.finditer(line.said)
+        for found in (INSIDE.finditer(line.said) if MARKS.search(line.said) else ())
         if DIRECTION.search(next(filter(None, found.groupdict().values())).strip())
     ]
     if line.role == "assistant":
         ends += [(found.start(), AT_OTHERS) for found in TURNS_TO_OTHERS.finditer(line.said)]
-        for found in filter(None, (pattern.search(line.said) for pattern in out_of_place)):
-            before = line.said[: found.start()]
+        if with_patient and (notice := _notice(line.said, turns)):
+            before = line.said[: notice.start()]
             sentence = before[max(before.rfind(mark) for mark in ".!?") + 1 :].lstrip()
             ends.append((len(before) - len(sentence), AT_OTHERS))
     if not ends:
         return line.said, ""
     place, why = min(ends)
     return line.said[:place].strip(), why
+
+
+def _notice(said: str, turns: list[list[str]]) -> re.Match | None:
+    """The notice of a death in the physician's words, which is no answer to the patient's last turns."""
+    lowered = said.lower()
+    if not any(word in lowered for word in OF_A_DEATH):  # the patterns are slow, and 200,000 rows many
+        return None
+    if found := NOTICE.search(said):
+        return found
+    found = SYMPATHY.search(said)
+    lately = (text for role, *lines in turns[-4:] if role == "user" for text in lines)
+    return None if found and A_DEATH.search(" ".join(lately)) else found
 
 
 def _checked(turns: list[list[str]], changed: Counter, end: str) -> tuple[Turn, ...]:
