@@ -105,18 +105,17 @@ def ending_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if ending in COMPRESSED else ending
 
 
-def unreadable(name: str, error: OSError) -> SourceError:
-    """The refusal of what the system would not open, list or read."""
+def unreadable(name: str, error: Exception) -> SourceError:
+    """The refusal of what the system would not open, list or read, or what cannot be decompressed."""
     fix = "fetch it again"
     if isinstance(error, PermissionError):
         fix = "allow this user to read it (chmod)"
     elif isinstance(error, NotADirectoryError):
         fix = "put the files into a folder of that name"
-    elif error.filename and os.path.islink(error.filename):
+    elif os.path.islink(getattr(error, "filename", None) or ""):
         fix = "it is a link to something that is not there: fetch that, or remove the link"
-    return SourceError(
-        f"{printable(name)}: cannot be read ({shortened(error.strerror or str(error))}); {fix}"
-    )
+    reason = shortened(getattr(error, "strerror", None) or str(error), 80)
+    return SourceError(f"{printable(name)}: cannot be read ({reason}); {fix}")
 
 
 def _open_zstd(path: Path, mode: str) -> BinaryIO:
@@ -131,9 +130,10 @@ DECOMPRESS = {
     b"\xfd7zXZ\0": lzma.open,
     b"\x28\xb5\x2f\xfd": _open_zstd,
 }
+POINTER = b"version https://git-lfs"
 # First bytes -> what was found and the way out.
 NOT_DATA = {
-    b"version https://git-lfs": "a Git LFS pointer, not the data; run `git lfs pull` in its clone",
+    POINTER: "a Git LFS pointer, not the data; run `git lfs pull` in its clone",
     b"PK\x03\x04": "a zip archive (or an Excel sheet); unpack it, or save it as CSV",
     b"<!doctype": "a web page, not the data; download the file itself, logged in where that is needed",
     b"<html": "a web page, not the data; download the file itself, logged in where that is needed",

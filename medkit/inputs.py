@@ -10,6 +10,7 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from medkit import MedkitError, recipes, smollm2, sources
+from medkit.data_files import POINTER
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -119,6 +120,9 @@ def _check_weights(folder: Path) -> None:
             raise InputError(f"{folder} lacks {missing[0]}; fetch the model again")
     for file in weights:
         try:
+            with file.open("rb") as start:
+                if start.read(len(POINTER)) == POINTER:
+                    raise InputError(f"{file} is a Git LFS pointer; run `git lfs pull` in {folder}")
             with safe_open(file, "pt"):  # the header, against the file's length
                 pass
         except (OSError, SafetensorError) as error:

@@ -27,6 +27,7 @@ from medkit.data_files import (
     unreadable,
 )
 
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading raises, compressed files included
 BATCH = 4096  # rows of Arrow and Parquet made Python objects at a time
 
 
@@ -54,11 +55,8 @@ def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
             empty = False
             yield place, row
     except UnicodeDecodeError:
-        raise SourceError(f"{name}, {_not_utf8(path)}; save the file as UTF-8") from None
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise SourceError(f"{name}: the compressed file ends early or is damaged ({shortened(str(error))}); "
-                          "fetch it again") from None  # fmt: skip
-    except OSError as error:
+        raise _not_utf8(path, name) from None
+    except DAMAGED as error:
         raise unreadable(name, error) from None
     if empty:
         raise SourceError(f"{name}: expected rows, found an empty file; fetch or write it again")
@@ -256,23 +254,22 @@ def _saved(path: Path, name: str) -> Iterator[tuple[str, object]]:
 
     for part in sorted(path.glob("data*.arrow")):
         check_start(part, f"{name}/{shortened(part.name)}", text=False)
-    yield from _arrow_rows(
-        lambda: datasets.load_from_disk(str(path)).with_format("arrow").iter(batch_size=BATCH), name
-    )
+
+    def batches():
+        for table in datasets.load_from_disk(str(path)).with_format("arrow").iter(batch_size=BATCH):
+            yield from table.to_batches()
+
+    yield from _arrow_rows(batches, name)
 
 
 def _arrow_rows(open_batches, name: str) -> Iterator[tuple[str, object]]:
-    """The rows of Arrow batches or tables, counted from 1; what the libraries raise becomes one line."""
+    """The rows of Arrow batches, counted from 1; what the libraries raise becomes one line."""
     number = 0
     try:
         for batch in open_batches():
             if not number:
                 _once(batch.schema.names, name)
-            try:
-                rows = batch.to_pylist()
-            except UnicodeDecodeError:
-                raise _not_text(batch, number, name) from None
-            for row in rows:
+            for row in _python_rows(batch, number, name):
                 number += 1
                 yield f"row {number}", row
     except MedkitError:
@@ -285,29 +282,57 @@ def _arrow_rows(open_batches, name: str) -> Iterator[tuple[str, object]]:
         ) from None
 
 
-def _not_text(batch, before: int, name: str) -> SourceError:
-    """Names the first cell of the batch whose text is not UTF-8; `before` counts the rows ahead of it."""
-    for row in range(batch.num_rows):
-        for column in batch.schema.names:
-            try:
-                batch.column(column)[row].as_py()
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                return SourceError(
-                    f"{name}, row {before + row + 1}, column {column}: expected UTF-8, found byte "
-                    f"0x{byte:02x}; write the column's text again as UTF-8"
-                )
-    return SourceError(f"{name}: expected UTF-8; the file changed while it was read")
+def _python_rows(batch, before: int, name: str) -> list[dict]:
+    """The batch's rows. `before` counts the rows ahead of it.
 
-
-def _not_utf8(path: Path) -> str:
-    """Where the first byte that is not UTF-8 is; the error of a buffered read does not know."""
-    with open_decompressed(path) as file:
-        content = file.read()
+    Raises SourceError with row and column for text that is not UTF-8, and pyarrow.ArrowInvalid for damaged
+    offsets, by which reading cells would end the process.
+    """
+    for column in batch.columns:
+        column.view(_as_bytes(column.type)).validate(full=True)
     try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        pass
+    for title, column in zip(batch.schema.names, batch.columns, strict=True):
+        for number, cell in enumerate(column, before + 1):
+            try:
+                cell.as_py()
+            except UnicodeDecodeError as error:
+                raise SourceError(
+                    f"{name}, row {number}, column {shortened(title, 40)}: expected UTF-8, found byte "
+                    f"0x{error.object[error.start]:02x}; write the column's text again as UTF-8"
+                ) from None
+    raise SourceError(f"{name}: expected UTF-8; the file changed while it was read")
+
+
+def _as_bytes(kind):
+    """The Arrow type with bytes for text: what can be checked apart from the text's encoding."""
+    import pyarrow
+
+    if pyarrow.types.is_string(kind):
+        return pyarrow.binary()
+    if pyarrow.types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    return kind
+
+
+def _not_utf8(path: Path, name: str) -> SourceError:
+    """Names the line of the first byte that is not UTF-8; the error of a buffered read does not know it."""
+    try:
+        with open_decompressed(path) as file:
+            content = file.read()
         content.decode("utf-8")
     except UnicodeDecodeError as error:
         before = content[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        line = before.count(b"\n") + 1
-        return f"line {line}: expected UTF-8, found byte 0x{content[error.start]:02x}"
-    return "expected UTF-8, and found it: the file changed while it was read"
+        line, byte = before.count(b"\n") + 1, content[error.start]
+        return SourceError(
+            f"{name}, line {line}: expected UTF-8, found byte 0x{byte:02x}; save the file as UTF-8"
+        )
+    except DAMAGED as error:
+        return unreadable(name, error)
+    return SourceError(f"{name}: expected UTF-8; the file changed while it was read")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -156,3 +157,13 @@ def test_private_runs_are_those_without_a_hub(tmp_path):
     assert not inputs.private(recipes.get("cpu", {"data.origin": "hub"}), "")
     assert not inputs.private(recipes.get("recommended"), here)
     assert not inputs.private(recipes.get("recommended", {"model.base": here}), "")
+
+
+def test_a_cloned_model_without_its_large_files(tmp_path, tiny_llama_folder):
+    shutil.copytree(tiny_llama_folder, tmp_path / "model")
+    inputs.check_model(str(tmp_path / "model"))
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4cac19\nsize 123\n")
+    with pytest.raises(MedkitError) as refused:
+        inputs.check_model(str(tmp_path / "model"))
+    assert str(refused.value) == f"{weights} is a Git LFS pointer; run `git lfs pull` in {weights.parent}"

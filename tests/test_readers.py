@@ -218,6 +218,55 @@ def test_a_saved_folder_that_is_not_whole_is_one_line(tmp_path):
     assert "expected a file of the train split" in load_message
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow", "gz"])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, kind, data):
+    """Any bytes overwritten and the end cut off; damaged Arrow offsets once ended the process."""
+    table = pyarrow.Table.from_pylist(MEDQA)
+    stream = io.BytesIO()
+    with pyarrow.ipc.new_stream(stream, table.schema) as file:
+        file.write_table(table)
+    content = {
+        "jsonl": LINES.encode(),
+        "json": json.dumps(MEDQA, indent=1).encode(),
+        "csv": CSV.encode(),
+        "parquet": parquet(table),
+        "arrow": stream.getvalue(),
+        "gz": gzip.compress(LINES.encode()),
+    }[kind]
+    damaged = bytearray(content[: data.draw(st.integers(1, len(content)) | st.just(len(content)))])
+    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255)))):
+        damaged[place] = byte
+    name = {"gz": "train.jsonl.gz"}.get(kind, f"train.{kind}")
+    put(tmp_path, f"medqa/{name}", bytes(damaged))
+    try:
+        assert questions(tmp_path)
+    except MedkitError:
+        assert refused(tmp_path).startswith(("medqa/train.", "medqa train: no usable row among"))
+
+
+def test_damaged_offsets_in_arrow_are_refused_and_end_no_process(tmp_path):
+    table = pyarrow.table({"question": ["a" * 7, "b" * 11]})
+    stream = io.BytesIO()
+    with pyarrow.ipc.new_stream(stream, table.schema) as file:
+        file.write_table(table)
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 7, 18))  # 7, 7 + 11 = 18
+    assert stream.getvalue().count(offsets) == 1
+    far = offsets[:4] + (2**30).to_bytes(4, "little") + offsets[8:]
+    put(tmp_path, "medqa/train.arrow", stream.getvalue().replace(offsets, far))
+    assert "expected whole Parquet or Arrow data, found: Offset invariant failure" in refused(tmp_path)
+
+
+def test_json_columns_of_datasets_are_read(tmp_path):
+    """`datasets` keeps what it cannot give one type, such as options of several kinds, as JSON text."""
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in MEDQA[0]} | {"options": datasets.Json()}
+    )
+    datasets.Dataset.from_list(MEDQA, features=features).save_to_disk(tmp_path / "medqa/train")
+    assert questions(tmp_path) == EXPECTED
+
+
 def snapshot(folder, revision, content):
     """The layout of the hub's cache: snapshots hold links to blobs."""
     blob = put(folder, f"blobs/{revision}", content)
@@ -277,12 +326,12 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.jsonl.gz",
             gzip.compress(LINES.encode())[:-9],
-            ": the compressed file ends early or is damaged",
+            ": cannot be read (Compressed file ended before",
         ),
         (
             "train.jsonl.xz",
             lzma.compress(LINES.encode())[:-9],
-            ": the compressed file ends early or is damaged",
+            ": cannot be read (Compressed file ended before",
         ),
         (
             "train.jsonl.zst",
