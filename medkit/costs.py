@@ -202,9 +202,16 @@ def _speed(recipe: Recipe, name: str, flops: float, hardware: dict) -> tuple[flo
                 return found["stages"][name]["tokens_per_s"], f"measured ({path.name})"
         except (ValueError, KeyError, TypeError, IndexError):
             continue
-    if device is None:
-        return CPU_FLOPS * hardware["cores"] / flops, f"assumed {CPU_FLOPS / 1e9:.0f} GFLOP/s a core"
+    rate, basis = flop_rate(hardware)
+    return rate and rate / flops, basis
+
+
+def flop_rate(hardware: dict) -> tuple[float | None, str]:
+    """(FLOP/s that a device is assumed to reach, None where its data sheet is not known; how)."""
+    if not hardware["gpus"]:
+        return CPU_FLOPS * hardware["cores"], f"assumed {CPU_FLOPS / 1e9:.0f} GFLOP/s a core"
+    device = hardware["gpus"][0]["name"]
     peak = next((p for key, p in PEAK_FLOPS.items() if key in device), None)
     if peak is None:
         return None, f"no data-sheet speed known for {device}"
-    return GPU_MFU * peak / flops, f"assumed {GPU_MFU:.0%} of {peak / 1e12:.0f} TFLOP/s"
+    return GPU_MFU * peak, f"assumed {GPU_MFU:.0%} of {peak / 1e12:.0f} TFLOP/s"

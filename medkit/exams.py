@@ -129,9 +129,7 @@ def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **d
         active.tokenizer,
         ids,
         **decoding,
-        # A step of decoding takes little longer for many answers than for one; a prompt's pass keeps nothing
-        # for a backward one, and takes a fraction of training's memory.
-        batch_size=max(1, min(32, 16 * run.recipe.mcq.max_batch_tokens // max(map(len, ids), default=1))),
+        batch_size=run.recipe.mcq.answers_at_once(max(map(len, ids), default=1)),
         store=run.folder / ".cache" / "words.jsonl",
         key=active.identity,
     )

@@ -15,7 +15,17 @@ import psutil
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from medkit import MedkitError, costs, inputs, mixture, preparation, recipes, results, sources
+from medkit import (
+    MedkitError,
+    costs,
+    evaluation_costs,
+    inputs,
+    mixture,
+    preparation,
+    recipes,
+    results,
+    sources,
+)
 from medkit import machine as this_machine
 from medkit.findings import Check, PreflightError, as_dict, failed, show, text
 from medkit.row_checks import model, rows
@@ -73,6 +83,7 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
         checks += rows(recipe, tokenizer, records, prepared)
         tokens = total * float(np.mean(prepared["length"]))
         checks += _course(recipe, stage, shape, total, tokens, validation, max(prepared["length"]))
+    checks += _evaluation(recipe, tokenizer, shape, loaded, data_dir or recipe.data.origin == "builtin")
     return checks + base_runs(recipe, tokenizer, prepared)
 
 
@@ -157,16 +168,21 @@ def _parts(parts: dict[str, float]) -> str:
 def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
     """longest: tokens of the longest row, on which a CPU's memory depends."""
     parts = costs.memory(shape, recipe, getattr(recipe, name), bool(hardware["gpus"]), longest)
-    free, where = psutil.virtual_memory().available / 1e9, "memory"
-    if hardware["gpus"]:
-        import torch
-
-        if torch.cuda.is_available():
-            free, where = torch.cuda.mem_get_info()[0] / 1e9, "GPU memory"
+    free, where = _free_memory(hardware)
     title = f"{name}: memory of rows up to {longest:,} tokens" if longest else f"memory {name}"
     smaller = "model.max_length" if longest else f"{name}.batch_size"
     mend = f"--set {name}.gradient_checkpointing=true or a smaller {smaller}"
     return _against(title, parts, free, where, mend)
+
+
+def _free_memory(hardware) -> tuple[float, str]:
+    """(10^9 bytes, of what)."""
+    if hardware["gpus"]:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.mem_get_info()[0] / 1e9, "GPU memory"
+    return psutil.virtual_memory().available / 1e9, "memory"
 
 
 def _disk(recipe, shape) -> Check:
@@ -287,6 +303,19 @@ def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]
     shape = base_shape(recipe.model.base) or costs.LLAMA_8B
     longest = max([*train["length"], *validation["length"]])
     return _course(recipe, stage, shape, len(train), sum(train["length"]), len(validation), longest)
+
+
+def _evaluation(recipe, tokenizer, shape, loaded: dict, whole) -> list[Check]:
+    """Prompts, tokens, hours and memory of notebooks 03 and 04."""
+    hardware, checks = this_machine.hardware(), []
+    for notebook, passes in evaluation_costs.asked(recipe, tokenizer, loaded, whole).items():
+        course = evaluation_costs.course(recipe, shape, passes, hardware)
+        checks.append(Check(f"{notebook}: course", "pass", course))
+        parts = evaluation_costs.memory(recipe, shape, passes, bool(hardware["gpus"]))
+        fewer = "mcq.max_batch_tokens" if notebook == "03_mcq_eval" else "consumer.batch_size"
+        title, mend = f"{notebook}: memory", f"--set a smaller {fewer}"
+        checks.append(_against(title, parts, *_free_memory(hardware), mend))
+    return checks
 
 
 def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:

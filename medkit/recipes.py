@@ -182,6 +182,14 @@ class McqSpec:
         for name in ("max_new_tokens", "max_batch_tokens"):
             _at_least(f"mcq.{name}", getattr(self, name), 1)
 
+    def answers_at_once(self, longest: int) -> int:
+        """Answers in words that are generated in one batch, to prompts of up to `longest` tokens.
+
+        A step of decoding takes little longer for many answers than for one; a prompt's pass keeps nothing
+        for a backward one, and takes a fraction of training's memory.
+        """
+        return max(1, min(32, 16 * self.max_batch_tokens // longest))
+
 
 @dataclass(frozen=True)
 class ConsumerSpec:

@@ -400,8 +400,16 @@ def test_the_command_on_the_built_in_corpus(tiny_llama_folder, tmp_path, monkeyp
     found = json.loads(capsys.readouterr().out)
     assert found["recipe"] == "cpu"
     assert found["failed"] is False
-    names = {check["name"] for check in found["checks"]}
-    assert {"model", "data medqa train", "stage1: course", "stage2: one BOS", "logits in a batch"} <= names
+    said = {check["name"]: check["message"] for check in found["checks"]}
+    assert {"model", "data medqa train", "stage1: course", "stage2: one BOS", "logits in a batch"} <= set(
+        said
+    )
+    assert said["03_mcq_eval: course"].startswith("4 models, each 120 letters, 15 words of up to 8 tokens, ")
+    assert "15 released protocol of up to 128 tokens" in said["03_mcq_eval: course"]
+    # 12 cases, each with a greedy answer and two sampled ones
+    assert "2 models, each 12 greedy answers" in said["04_consumer_eval: course"]
+    assert "24 sampled answers of up to" in said["04_consumer_eval: course"]
+    assert all("key-value cache" in said[f"{name}: memory"] for name in ("03_mcq_eval", "04_consumer_eval"))
     assert not list(tmp_path.iterdir())  # nothing written
 
 
