@@ -25,7 +25,7 @@ class MCQItem:
     """
 
     id: str  # unique within its source
-    source: str  # a key of sources.SOURCES
+    source: str  # a key of sources.SOURCES, or "general" (demo.general)
     question: str
     options: tuple[str, ...]  # in letter order
     answer: str  # one of "A".."D"
