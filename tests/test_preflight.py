@@ -404,8 +404,10 @@ def test_the_command_on_the_built_in_corpus(tiny_llama_folder, tmp_path, monkeyp
     assert {"model", "data medqa train", "stage1: course", "stage2: one BOS", "logits in a batch"} <= set(
         said
     )
-    assert said["03_mcq_eval: course"].startswith("4 models, each 120 letters, 15 words of up to 8 tokens, ")
-    assert "15 released protocol of up to 128 tokens" in said["03_mcq_eval: course"]
+    assert said["03_mcq_eval: course"].startswith(
+        "4 models, each 120 questions by letter, 15 answers in words"
+    )
+    assert "15 answers as released of up to 128 tokens" in said["03_mcq_eval: course"]
     # 12 cases, each with a greedy answer and two sampled ones
     assert "2 models, each 12 greedy answers" in said["04_consumer_eval: course"]
     assert "24 sampled answers of up to" in said["04_consumer_eval: course"]
