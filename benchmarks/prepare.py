@@ -68,7 +68,7 @@ def make_records(tokenizer, rows: int) -> list:
 
     rng = np.random.default_rng(0)
     text = Text(tokenizer, rng)
-    lengths = json.loads((HERE / "token_lengths.json").read_text())["own"]
+    lengths = json.loads((HERE / "token_lengths.json").read_text())["own"]["letter"]
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
 
     def record(source, number, tokens):

@@ -28,7 +28,8 @@ WARM = 3  # optimizer steps left out of the timing: kernels are compiled in them
 
 def row_lengths(recipe) -> dict[str, list]:
     """[tokens, supervised tokens] of sample rows by source."""
-    return json.loads((HERE / "token_lengths.json").read_text())[recipe.model.chat_template]
+    lengths = json.loads((HERE / "token_lengths.json").read_text())
+    return lengths[recipe.model.chat_template][recipe.data.mcq_target]
 
 
 def random_rows(recipe, stage: str, count: int, vocabulary: int):
