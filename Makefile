@@ -44,6 +44,6 @@ $(STAMP):
 	fi
 	@rm -f .venv/.installed-*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[test,dev]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[cpu,test,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(NO_DEPS)
 	@touch $@

@@ -82,9 +82,10 @@ class Shape:
         return self.num_hidden_layers * r * sum(a + b for a, b in pairs)
 
     def flops_per_token(self, lora: int, checkpointing: bool) -> float:
-        """As meter.flops_per_token; with gradient checkpointing the forward pass is done twice."""
-        passes = 6.0 if checkpointing else 4.0
-        return passes * (self.body + self.vocab_size * self.hidden_size) + 6.0 * lora
+        """As meter.flops_per_token; with gradient checkpointing the layers' forward pass is done twice, the
+        output layer's once."""
+        again = 2.0 * (self.body + lora) if checkpointing else 0.0
+        return 4.0 * (self.body + self.vocab_size * self.hidden_size) + 6.0 * lora + again
 
 
 LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)

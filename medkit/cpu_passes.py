@@ -143,7 +143,7 @@ def lora_in_one_product(self, x, *_, **__):
     name = self.active_adapters[0]
     down, up = (lora[name].weight.to(x.dtype) for lora in (self.lora_A, self.lora_B))
     low = torch.nn.functional.linear(x, down)
-    wide = torch.addmm(base.flatten(0, 1), low.flatten(0, 1), up.t(), alpha=self.scaling[name])
+    wide = torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up.t(), alpha=self.scaling[name])
     return wide.view_as(base)
 
 
@@ -197,14 +197,16 @@ def _base(model):
 
 
 def _plain_lora(layer) -> bool:
-    """Whether it is a linear layer with one adapter, without dropout or a variant such as DoRA."""
+    """Whether it is a linear layer with one adapter: no dropout, no bias in B, no variant such as DoRA."""
     from peft.tuners.lora import LoraLayer
     from torch import nn
 
     if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), nn.Linear):
         return False
-    (dropout,) = layer.lora_dropout.values()
-    return isinstance(dropout, nn.Identity) and not layer.lora_variant
+    if len(layer.lora_B) != 1:
+        return False
+    (dropout,), (up,) = layer.lora_dropout.values(), layer.lora_B.values()
+    return isinstance(dropout, nn.Identity) and up.bias is None and not layer.lora_variant
 
 
 def plainly_causal(config) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medkit import (
+    adapters,
     generation,
     lineup,
     mcq,
@@ -19,7 +20,6 @@ from medkit import (
     runs,
     stages,
     statistics,
-    training,
     views,
 )
 from medkit.lineup import Active
@@ -43,7 +43,7 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Ru
     place = results.folder(run_dir)
     info = runs.read(place)
     if adapter:
-        training.adapter_spec(Path(adapter).expanduser())
+        adapters.read_config(Path(adapter).expanduser())
     if not model or info is None:
         recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
         needs = () if model else lineup.needs("med-mix", "med-nirvana")

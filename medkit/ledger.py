@@ -172,6 +172,14 @@ FIXED = (
     ("instruction", "Figure 2", "Figure 2", "Figure 2", ""),
     ("LoRA bias", "none", "none", "none", ""),
     (
+        "weights a merge adds to (hand-over `merge`)",
+        SILENT,
+        "left to Unsloth's merge in 16 bit",
+        "the 4-bit weights trained against, unpacked: dequantize_4bit(W) + scaling * B A, rounded once",
+        "Unsloth 2026.10.9's save_pretrained_merged adds the adapter to the original 16-bit model: 16 GB to "
+        "download, and not what it was trained against",
+    ),
+    (
         "exam question",
         SILENT,
         "`Question:`, `Options:`, `A) ...`; PubMedQA `Context:` first; only evaluation appends `Answer:`",

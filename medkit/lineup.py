@@ -7,14 +7,14 @@ what is stored of one model can never be read for another.
 import gc
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from medkit import MedkitError, identities, mcq, results, training
+from medkit import MedkitError, adapters, identities, mcq, results, training
 from medkit.recipes import ModelSpec
 from medkit.runs import Run
 
@@ -65,6 +65,7 @@ class Lineup:
     def __init__(self, members: Sequence[Member]):
         self.members = {member.name: member for member in members}
         self._loaded: ModelSpec | None = None
+        self._replaced = False  # whether an adapter has left weights of its own in the base
         self._model = self._tokenizer = None
 
     def __iter__(self) -> Iterator[Active]:
@@ -76,15 +77,13 @@ class Lineup:
     def as_model(self, name: str) -> Iterator[Active]:
         """The member `name`, in evaluation mode and with a key-value cache, as long as the context lasts.
 
-        Raises LineupError for another name, TrainingError where an adapter does not fit its base.
+        Raises LineupError for another name, AdapterError where an adapter does not fit its base.
         """
         if name not in self.members:
             raise LineupError(f"no model {name!r} in this comparison; it has {', '.join(self.members)}")
         member = self.members[name]
         model = self._with_adapter(member)
-        # An adapter that is attached must not act on the base's answers.
-        off = model.disable_adapter() if member.adapter is None and _has_adapter(model) else nullcontext()
-        with training.for_inference(model), off:
+        with training.for_inference(model):
             yield Active(name, model, self._tokenizer, identity(member, model))
 
     def table(self) -> pd.DataFrame:
@@ -95,6 +94,7 @@ class Lineup:
     def close(self) -> None:
         """Free the base."""
         self._loaded = self._model = self._tokenizer = None
+        self._replaced = False
         gc.collect()
         if training.on_gpu():
             import torch
@@ -102,15 +102,18 @@ class Lineup:
             torch.cuda.empty_cache()
 
     def _with_adapter(self, member: Member):
-        if self._loaded != member.spec:
+        if self._loaded != member.spec or self._replaced:
             self.close()
             self._model, self._tokenizer = training.load(member.spec)
             self._loaded = member.spec
+        self._model = adapters.detach(self._model)
         if member.adapter is not None:
-            if not _has_adapter(self._model):
-                spec = training.adapter_spec(member.adapter)
-                self._model = training.attach_lora(self._model, spec, seed=0)
-            training.use_adapter(self._model, member.adapter)
+            self._replaced = adapters.replaces_modules(member.adapter)
+            try:
+                self._model = adapters.attach(self._model, member.adapter)
+            except adapters.AdapterError:
+                self.close()  # what was put in of it must not act on the next member's answers
+                raise
         return self._model
 
 
@@ -141,7 +144,7 @@ def alone(run: Run, model: str, adapter: str = "") -> Lineup:
     name = Path(model).name + (f" + {Path(adapter).name}" if adapter else "")
     folder = Path(adapter).expanduser().resolve() if adapter else None
     if folder:
-        training.adapter_spec(folder)  # refuses what is no adapter before a model is loaded
+        adapters.read_config(folder)  # refuses what is no adapter before a model is loaded
     shown = (Path(model).name if Path(model).is_dir() else model, Path(adapter).name)
     return Lineup([Member(name, replace(run.recipe.model, base=model), folder, shown)])
 
@@ -153,9 +156,3 @@ def identity(member: Member, model) -> str:
     )
     form = [member.spec.load_in_4bit, str(mcq.compute_dtype(model))]
     return hashlib.sha256(repr([files, *form]).encode()).hexdigest()[:32]
-
-
-def _has_adapter(model) -> bool:
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)

@@ -52,7 +52,9 @@ class Meter:
         self.began, self.step = time.perf_counter(), [0] * 5
 
     def count(self, batch: dict) -> None:
-        """A batch before its pass or passes: padded, or rows laid end to end without padding."""
+        """A batch before its pass or passes: padded, or rows laid end to end without padding. Takes out of it
+        `samples` (trainer.with_samples), which the model does not know."""
+        counted = batch.pop("samples", None)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is not None:
             lengths = mask.sum(dim=1).tolist()
@@ -61,7 +63,8 @@ class Meter:
         else:
             lengths = row_lengths(batch["position_ids"])
         digest = int.from_bytes(hashlib.sha256(ids.cpu().numpy().tobytes()).digest()[:6])
-        seen = (sum(lengths), ids.numel(), len(lengths) * max(lengths), len(lengths), digest)
+        samples = len(lengths) if counted is None else int(counted)
+        seen = (sum(lengths), ids.numel(), len(lengths) * max(lengths), samples, digest)
         self.step = [one + more for one, more in zip(self.step, seen, strict=True)]
 
     def end_step(self) -> dict:

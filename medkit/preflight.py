@@ -5,6 +5,7 @@ model; `check` does all of it for a recipe.
 """
 
 import importlib.metadata
+import json
 import shutil
 import tempfile
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from medkit import (
@@ -20,6 +21,7 @@ from medkit import (
     costs,
     evaluation_costs,
     inputs,
+    merging,
     mixture,
     preparation,
     recipes,
@@ -96,8 +98,9 @@ def machine(recipe: recipes.Recipe, shape: costs.Shape | None = None) -> list[Ch
     hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model.base) or costs.LLAMA_8B
     return [
         _model_there(recipe),
+        *_handover(recipe),
         _device(recipe, shape, hardware),
-        _versions(),
+        _versions(hardware),
         *[_memory(recipe, name, shape, hardware) for name in ("stage1", "stage2")],
         _disk(recipe, shape),
     ]
@@ -134,14 +137,16 @@ def _device(recipe, shape, hardware) -> Check:
     return Check("device", "pass", f"{found}; rows are not packed here")
 
 
-def _versions() -> Check:
-    """The installed libraries against those pyproject.toml was tested with."""
+def _versions(hardware) -> Check:
+    """The installed libraries against those pyproject.toml pins for such a machine."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((this_machine.CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = project["dependencies"] + project["optional-dependencies"].get("gpu", [])
+    extras = project["optional-dependencies"]
+    both = extras["cpu"] + extras["gpu"] if hardware["gpus"] else extras["gpu"] + extras["cpu"]
+    asked = {one.name: one for one in map(Requirement, project["dependencies"] + both)}
     missing, other = [], []
-    for requirement in map(Requirement, asked):
+    for requirement in asked.values():
         if requirement.name not in this_machine.LIBRARIES:
             continue
         try:
@@ -220,6 +225,28 @@ def _model_there(recipe) -> Check:
     except MedkitError as error:
         return Check("model", "fail", *_halves(error))
     return Check("model", "pass", f"{base} can be read")
+
+
+def _handover(recipe) -> list[Check]:
+    """Whether stage 1's adapter can be merged, where the recipe asks for it: by the base's config.json, which
+    `_model_there` has fetched where it is the hub's."""
+    if recipe.dmt.handover != "merge":
+        return []
+    from medkit import training
+
+    base = recipe.model.base
+    try:
+        folder = Path(training.base_folder(base))
+        file = folder / "config.json"
+        if not folder.is_dir():
+            file = Path(str(try_to_load_from_cache(base, "config.json", revision=recipe.model.revision)))
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, MedkitError):  # `_model_there` says what is wrong with it
+        return []
+    if reason := merging.refusal(config):
+        message = f"the adapter cannot be merged into {base}: {reason}"
+        return [Check("hand-over", "fail", message, "--set dmt.handover=continue")]
+    return [Check("hand-over", "pass", "stage 1's adapter is merged into the weights it is trained against")]
 
 
 def _halves(error: MedkitError) -> tuple[str, str]:

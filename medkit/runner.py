@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medkit import MedkitError, execution, inputs, machine, recipes, results, runs, sources, training
+from medkit import (
+    MedkitError,
+    adapters,
+    execution,
+    inputs,
+    machine,
+    recipes,
+    results,
+    runs,
+    sources,
+    training,
+)
 from medkit.status import Status
 
 NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
@@ -117,7 +128,7 @@ def run(
     inputs.check(resolved, data_dir, parts)
     adapter = steps[0].fixed.get("adapter", "")
     if adapter:
-        training.adapter_spec(Path(adapter).expanduser())
+        adapters.read_config(Path(adapter).expanduser())
     described = runs.describe(recipe, settings, data_dir, adapter)
     with results.lock(place):
         _refuse_others_files(place)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from medkit import demo, inputs, mixture, overlap, preparation, recipes, results, runs, sources, training
+from medkit.merging import check_merge, merge_adapter
 from medkit.runs import Run
 
 
@@ -216,6 +217,8 @@ def load_for_stage(run: Run, stage: str):
     if stage == "stage2" and not merged:
         results.require(run.folder, ["stage1/adapter/adapter_model.safetensors"])
         training.use_adapter(model, run.folder / "stage1" / "adapter")
+    if stage == "stage1" and recipe.dmt.handover == "merge":  # not after hours of training
+        check_merge(model, run.folder / "stage1" / "merged")
     return model, tokenizer
 
 
@@ -241,7 +244,7 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> 
     if training.first_process():
         training.save_adapter(model, tokenizer, folder / "adapter")
         if stage == "stage1" and run.recipe.dmt.handover == "merge":
-            training.merge(model, tokenizer, folder / "merged")
+            merge_adapter(model, tokenizer, folder / "merged")
     return done
 
 

@@ -44,13 +44,22 @@ def row_order(lengths, stage: TrainSpec) -> np.ndarray:
 
 
 def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool):
-    """The dataset as the trainer reads it: ids and labels, packed into rows of `max_length` where asked."""
+    """The dataset as the trainer reads it: ids and labels, packed into rows of `max_length` where asked.
+
+    Wrapped rows have `samples` too: how many end in the row, as a cut one counts where its last token is.
+    """
     rows = dataset.select_columns(["input_ids", "labels"])
     if not packed:
         return rows
+    from datasets import Features, List, Value
     from trl import pack_dataset
 
-    return pack_dataset(rows, max_length, {"isolated": "bfd", "wrapped": "wrapped"}[stage.packing])
+    if stage.packing == "isolated":
+        return pack_dataset(rows, max_length, "bfd")
+    marked = Features(rows.features | {"ends": List(Value("int8"))})  # 1 at a sample's last token
+    rows = rows.map(lambda row: {"ends": [0] * (len(row["labels"]) - 1) + [1]}, features=marked)
+    rows = pack_dataset(rows, max_length, "wrapped")
+    return rows.map(lambda row: {"samples": sum(row["ends"])}, remove_columns="ends")
 
 
 def training_rows(dataset, stage: TrainSpec, max_length: int, packed: bool):
@@ -65,6 +74,19 @@ def subsample(dataset, rows: int, seed: int):
     if rows == 0 or rows >= len(dataset):
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
+
+
+def with_samples(collate):
+    """`collate`, which makes a batch of rows, with how many samples the rows hold (as_read) in the batch."""
+    import torch
+
+    def collate_and_count(rows):
+        batch = collate(rows)
+        if "samples" in rows[0]:
+            batch["samples"] = torch.tensor([sum(row["samples"] for row in rows)])
+        return batch
+
+    return collate_and_count
 
 
 class CutShort(Exception):
@@ -168,6 +190,7 @@ def make_trainer(
 
         def prediction_step(self, net, inputs, *args, **kwargs):
             """The mean loss of a batch's supervised tokens, on a CPU pass by pass."""
+            inputs.pop("samples", None)
             if any_process(stop.asked):
                 raise CutShort
             if gpu:
@@ -287,6 +310,8 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if packed and not (trainer.args.packing and trainer.data_collator.padding_free):
         raise TrainerError("packing was asked for and the libraries turned it off; set packing=off")
+    if packed:
+        trainer.data_collator.torch_call = with_samples(trainer.data_collator.torch_call)
     if not gpu:  # Unsloth turned it off, for want of an attention that keeps rows apart (cpu_passes has it)
         trainer.data_collator.padding_free = True
     return trainer, meter

@@ -4,7 +4,6 @@ The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
 """
 
 import atexit
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from medkit import MedkitError, cpu_passes, identities, prompts
+from medkit import MedkitError, adapters, cpu_passes, identities, merging, prompts
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
@@ -173,29 +172,26 @@ def trainable_parameters(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def adapter_spec(folder: Path) -> LoraSpec:
-    """The LoRA settings an adapter folder was saved with; TrainingError where it is none."""
-    config = Path(folder) / "adapter_config.json"
-    if not config.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise TrainingError(f"{folder} is no adapter folder (adapter_config.json, adapter_model.safetensors)")
-    try:
-        saved = json.loads(config.read_text(encoding="utf-8"))
-        return LoraSpec(
-            r=saved["r"],
-            alpha=saved["lora_alpha"],
-            dropout=saved["lora_dropout"],
-            rslora=saved["use_rslora"],
-            target_modules=tuple(sorted(saved["target_modules"])),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, MedkitError):
-            raise
-        raise TrainingError(f"{config} is no LoRA adapter's configuration; save the adapter again") from None
+def merge_adapter(model: ModelSpec, adapter: Path, folder: Path) -> None:
+    """Write the 16-bit model that `adapter` makes of the base `model` (merging.merge_adapter)."""
+    base, tokenizer = load(model)
+    merging.merge_adapter(adapters.attach(base, adapter), tokenizer, folder)
 
 
 @contextmanager
 def for_inference(model):
-    """The model as it answers: evaluation mode and a key-value cache, put back afterwards."""
+    """The model as it answers: evaluation mode and a key-value cache, put back afterwards.
+
+    Raises TrainingError on a GPU where an adapter acts on the output layer: Unsloth's decoding multiplies by
+    that layer's weight and leaves the adapter out.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    if on_gpu() and isinstance(model.get_output_embeddings(), LoraLayer):
+        raise TrainingError(
+            "the adapter acts on lm_head, where Unsloth's decoding on a GPU leaves it out; write the merged "
+            "model (training.merge_adapter) and evaluate that"
+        )
     fast = unsloth().FastLanguageModel
     trained, cached = model.training, model.config.use_cache
     fast.for_inference(model)
@@ -214,7 +210,7 @@ def use_adapter(model, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    adapter_spec(folder)
+    adapters.read_config(folder)
     misfit = TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
     try:
         outcome = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
@@ -232,38 +228,6 @@ def save_adapter(model, tokenizer, folder: Path) -> None:
     with appears_whole(Path(folder)) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-
-
-def merge(model, tokenizer, folder: Path) -> None:
-    """The adapter merged into 16-bit weights: the hand-over of the released notebooks."""
-    from medkit.checkpoints import appears_whole
-
-    for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed: 16 GB each
-        shutil.rmtree(left, ignore_errors=True)
-    with appears_whole(Path(folder)) as aside:
-        if on_gpu():
-            model.save_pretrained_merged(str(aside), tokenizer, save_method="merged_16bit")
-        else:
-            _merge_on_cpu(model, aside)
-            tokenizer.save_pretrained(aside)
-
-
-def _merge_on_cpu(model, folder: Path) -> None:
-    """Unsloth's CPU backend cannot merge into a 4-bit model: the base is read anew in 16 bit for it."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    name = model.get_base_model().config._name_or_path
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16, use_safetensors=True)
-    if getattr(base, "is_quantized", False):
-        raise TrainingError(
-            f"{name} holds 4-bit weights, which merge on a GPU only; set dmt.handover=continue"
-        )
-    with tempfile.TemporaryDirectory(prefix="medkit-adapter-") as adapter:
-        model.save_pretrained(adapter)
-        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    merged.save_pretrained(folder)
 
 
 class Stopped(SystemExit):

@@ -1,12 +1,14 @@
 """The models of a run on one base: each answers as its own weights say, and none as another's."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_tiny_llama
 
-from medkit import lineup, results, runs, training
+from medkit import adapters, lineup, results, runs, training
+from medkit.adapters import AdapterError
 from medkit.lineup import LineupError
 from medkit.results import ResultsError
 from medkit.training import TrainingError
@@ -66,6 +68,158 @@ def test_each_model_answers_as_its_own_weights_say(run, tiny_llama_folder):
         torch.testing.assert_close(seen[name], own, atol=2e-2, rtol=2e-2)
         for other, theirs in seen.items():
             assert other == name or (theirs - own).abs().max() > 0.2, f"{name} answers like {other}"
+
+
+KINDS = {
+    "alpha by layer": {"alpha_pattern": {"q_proj": 64, r".*\.1\.mlp\.down_proj": 1}},
+    "rank by layer": {"rank_pattern": {"q_proj": 2, "down_proj": 16}},
+    "a regular expression": {"target_modules": r".*\.1\.(self_attn\.v|mlp\.up)_proj"},
+    "all linear layers": {"target_modules": "all-linear"},
+    "whole embeddings": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "LoRA on embeddings and output layer": {"target_modules": ["lm_head", "embed_tokens", "q_proj"]},
+    "one layer": {"layers_to_transform": [1]},
+    "DoRA": {"use_dora": True},
+    "rsLoRA": {"use_rslora": True, "r": 16},
+    "dropout": {"lora_dropout": 0.5},
+    "a bias of its own": {"lora_bias": True},
+}
+
+
+def write_kind(folder, base, kind, seed=3):
+    """An adapter of that kind, made and saved by PEFT alone, that acts."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    fields = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]} | KINDS.get(kind, {})
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**fields))
+    torch.manual_seed(seed)
+    for name, weights in model.named_parameters():
+        if weights.requires_grad and "lora_A" not in name:
+            weights.data += 0.3 * torch.randn_like(weights)
+    model.save_pretrained(folder)
+    return folder
+
+
+def as_peft_has_it(base, adapter, four_bit=False):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    how = {}
+    if four_bit:
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **nf4
+        )
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **how)
+    return logits(PeftModel.from_pretrained(model, adapter).eval() if adapter else model)
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_of_any_kind_answers_as_in_plain_peft(run, tiny_llama_folder, tmp_path, kind, four_bit):
+    adapter = write_kind(tmp_path / "adapter", tiny_llama_folder, kind)
+    spec = replace(run.recipe.model, load_in_4bit=four_bit)
+    base, member = lineup.Member("base", spec), lineup.Member("own", spec, adapter)
+    team = lineup.Lineup([base, member])
+    with team.as_model("base") as active:
+        before = logits(active.model)
+    with team.as_model("own") as active:
+        ours = logits(active.model)
+    theirs = as_peft_has_it(tiny_llama_folder, adapter, four_bit)
+    moved = (theirs - as_peft_has_it(tiny_llama_folder, None, four_bit)).std()
+    assert (ours - theirs).std() < 0.1 * moved  # in bfloat16
+    with team.as_model("base") as active:
+        assert torch.equal(logits(active.model), before)
+
+
+def test_adapters_of_other_kinds_one_after_another(run, tiny_llama_folder, tmp_path):
+    """Each alone, and in either order: nothing of one is left to the next."""
+    kinds = ("DoRA", "whole embeddings", "rank by layer", "LoRA on embeddings and output layer")
+    adapters = {kind: write_kind(tmp_path / kind, tiny_llama_folder, kind) for kind in kinds}
+    members = [lineup.Member(kind, run.recipe.model, adapter) for kind, adapter in adapters.items()]
+    one = {active.name: logits(active.model) for active in lineup.Lineup(members)}
+    other = {active.name: logits(active.model) for active in lineup.Lineup(members[::-1])}
+    assert all(torch.equal(one[kind], other[kind]) for kind in kinds)
+    assert len({values.sum().item() for values in one.values()}) == 4
+
+
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_an_adapter_of_a_changed_base_is_refused_by_name(run, tmp_path, kind):
+    stage1 = run.folder / "stage1" / "adapter"
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (tmp_path / name).write_bytes((stage1 / name).read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": kind}))
+    with pytest.raises(AdapterError, match=f"a changed base .init_lora_weights={kind}.*plain LoRA"):
+        lineup.alone(run, run.recipe.model.base, str(tmp_path))
+
+
+def test_an_adapter_of_another_type_is_refused_by_name(run, tiny_llama_folder, tmp_path):
+    from peft import IA3Config, PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for config in (
+        PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
+        get_peft_model(model, config).save_pretrained(tmp_path)
+        with pytest.raises(AdapterError, match=f"of type {config.peft_type.value}; only LoRA"):
+            lineup.alone(run, run.recipe.model.base, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"peft_type": "OF_TOMORROW"}', '{"peft_type": "LORA", "r": "x"}']
+)
+def test_a_configuration_that_is_none(run, tmp_path, text):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(AdapterError, match="adapter"):
+        team = lineup.alone(run, run.recipe.model.base, str(tmp_path))
+        next(iter(team))
+
+
+def test_an_adapter_on_the_output_layer_is_refused_on_a_gpu(run, tiny_llama_folder, tmp_path, monkeypatch):
+    """There Unsloth's decoding multiplies by lm_head's own weight."""
+    adapter = write_kind(tmp_path / "adapter", tiny_llama_folder, "LoRA on embeddings and output layer")
+    model, _ = training.load(run.recipe.model)
+    adapted = adapters.attach(model, adapter)
+    with training.for_inference(adapted):
+        pass
+    monkeypatch.setattr(training, "on_gpu", lambda: True)
+    with pytest.raises(TrainingError, match="acts on lm_head"), training.for_inference(adapted):
+        pass
+
+
+def test_half_an_adapter_is_refused_and_leaves_nothing(run, tiny_llama_folder, tmp_path):
+    """Tensors missing, too many, of another size: the next member answers as its own weights say."""
+    from safetensors.torch import load_file, save_file
+
+    whole = write_kind(tmp_path / "whole", tiny_llama_folder, "whole embeddings")
+    kept = load_file(whole / "adapter_model.safetensors")
+    names = sorted(kept)
+    lora = next(name for name in names if "lora_B" in name)
+    head = next(name for name in names if "lm_head" in name)
+    spoiled = {
+        "lacks LoRA's": {name: one for name, one in kept.items() if name != lora},
+        "lacks a whole module": {name: one for name, one in kept.items() if name != head},
+        "has one more": kept | {lora.replace("layers.0", "layers.9"): kept[lora].clone()},
+        "another size": kept | {lora: kept[lora][:5].clone()},
+    }
+    members = [lineup.Member("base", run.recipe.model)]
+    for name, tensors in spoiled.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+        (tmp_path / name / "adapter_config.json").write_text((whole / "adapter_config.json").read_text())
+        members.append(lineup.Member(name, run.recipe.model, tmp_path / name))
+    team = lineup.Lineup(members)
+    with team.as_model("base") as active:
+        before = logits(active.model)
+    for name in spoiled:
+        with pytest.raises(AdapterError, match="does not fit this model"), team.as_model(name):
+            pass
+        with team.as_model("base") as active:
+            assert torch.equal(logits(active.model), before)
 
 
 def test_the_base_is_itself_again_after_an_adapter(run):
@@ -136,11 +290,11 @@ def test_merged_arms_stand_on_a_base_of_their_own(run, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_no_adapter_and_one_of_another_base(run, tmp_path):
-    with pytest.raises(TrainingError, match="is no adapter folder"):
+    with pytest.raises(AdapterError, match="is no adapter folder"):
         lineup.alone(run, run.recipe.model.base, str(tmp_path))
     model, tokenizer = make_tiny_llama(hidden_size=32)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     team = lineup.alone(run, str(tmp_path / "other"), str(run.folder / "stage1" / "adapter"))
-    with pytest.raises(TrainingError, match="belongs to another base"):
+    with pytest.raises(AdapterError, match="belongs to another base"):
         next(iter(team))

