@@ -275,6 +275,22 @@ def test_check_refuses_a_base_that_no_adapter_merges_into(base, tmp_path, config
     assert "hand-over" not in {check.name for check in preflight.machine(kept)}
 
 
+def test_check_reads_the_configuration_of_a_hubs_model_from_the_cache(base, tmp_path, monkeypatch):
+    folder = quantized(tmp_path / "cached", base, quant_method="awq", bits=4)
+    asked = []
+
+    def cached(*where, **more):
+        asked.append((where, more))
+        return str(folder / "config.json")
+
+    monkeypatch.setattr(preflight, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(preflight.inputs, "check_model", lambda *_: None)
+    recipe = recipes.get("paper", {"model.base": "some/model", "model.revision": "abc"})
+    found = {check.name: check for check in preflight.machine(recipe)}["hand-over"]
+    assert found.status == "fail" and "some/model: it holds awq weights" in found.message
+    assert asked == [(("some/model", "config.json"), {"revision": "abc"})]
+
+
 def test_check_passes_a_base_in_16_bit_or_bitsandbytes_4(base, tmp_path):
     four = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     for folder in (base, quantized(tmp_path / "four", base, **four)):

@@ -25,7 +25,6 @@ from medkit import (
     runs,
     stages,
     tables,
-    training,
 )
 from medkit.pubmedqa_fold import OFFICIAL_TEST_PMIDS
 
