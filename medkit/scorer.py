@@ -82,11 +82,13 @@ class Scorer:
     def score(self, answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
         """One row a pair: precision, recall, f1, rouge_l (all in [0, 1], higher is nearer), truncated.
 
-        An empty answer scores 0 throughout: the library cannot score it, and leaving it out would reward it.
+        A pair of which one text says nothing (empty, marks alone, "[SEP]") scores 0 throughout: the library
+        gives NaN or a likeness of marks, and leaving it out would reward it.
         `truncated` says that the answer was longer than `limit` tokens, and scored by its beginning.
         ROUGE-L (F-measure, Porter stemmer) sees Latin letters and digits only.
         """
-        whole = [i for i, answer in enumerate(answers) if answer.strip()]
+        pairs = enumerate(zip(answers, references, strict=True))
+        whole = [i for i, (answer, reference) in pairs if self._says(answer) and self._says(reference)]
         frame = pd.DataFrame(0.0, index=range(len(answers)), columns=[*PARTS, "rouge_l"])
         for start in range(0, len(whole), PAIRS_AT_ONCE):
             rows = whole[start : start + PAIRS_AT_ONCE]
@@ -97,6 +99,14 @@ class Scorer:
             frame.loc[i, "rouge_l"] = self._rouge.score(references[i], answers[i])["rougeL"].fmeasure
         frame["truncated"] = [self.too_long(answer) for answer in answers]
         return frame
+
+    def _says(self, text: str) -> bool:
+        """Whether a letter or digit is left without the encoder's special tokens, and within its limit."""
+        ids = self._tokenizer(text.strip(), truncation=True, max_length=self.limit, verbose=False).input_ids
+        marks = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        for token in self._tokenizer.all_special_tokens:
+            text = text.replace(token, " ")
+        return any(map(str.isalnum, text)) and not marks.issuperset(ids)
 
     def too_long(self, text: str) -> bool:
         return len(self._tokenizer(text, verbose=False).input_ids) > self.limit

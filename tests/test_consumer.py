@@ -292,6 +292,32 @@ def test_too_long_answers_are_counted_and_scored_by_their_beginning(scorer):
     assert scores.loc[1, "f1"] == pytest.approx(scores.loc[2, "f1"])
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_answers_that_say_nothing_score_zero(tmp_path, kind):
+    scorer = Scorer(write_encoder(tmp_path / kind, kind), layers=2)
+    start, end = ("[CLS]", "[SEP]") if kind == "bert" else ("<s>", "</s>")
+    nothing = [
+        "",
+        " \n\t",
+        end,
+        f"{end} {end}",
+        f"{start}{end}",
+        f" {end}. ",
+        "...",
+        "?!",
+        "**",
+        "\u200b",
+        "\ufeff\u00ad",
+    ]
+    nothing += ["\x00", "🙂", "\u00a0", end * 100 + " rest"]  # the limit of 62 tokens ends before "rest"
+    scores = scorer.score([*nothing, f"rest {end}"], ["rest and water"] * (len(nothing) + 1))
+    parts = ["precision", "recall", "f1", "rouge_l"]
+    assert (scores.loc[: len(nothing) - 1, parts] == 0).all(axis=None)
+    assert (scores.loc[len(nothing), parts] > 0).all()
+    # a reference that says nothing is like nothing
+    assert (scorer.score(["rest", "rest"], [end, "..."])[parts] == 0).all(axis=None)
+
+
 @pytest.mark.parametrize("text", ["无法提供帮助", "🙂", "\u200b", "\x00", "ا" * 40, "x" * 100_000])
 def test_strange_answers_are_scored(scorer, text):
     scores = scorer.score([text], ["rest and water"])
