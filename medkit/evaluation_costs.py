@@ -118,10 +118,10 @@ def course(recipe: Recipe, shape: Shape, passes: Sequence[Pass], hardware: dict)
     )
     read = sum(one.models * one.prompt_tokens for one in passes) / 1e6
     written = sum(one.generated for one in passes) / 1e6
-    most = "hours unknown" if took is None else f"at most {took:.2g} h"
+    lasting = "hours unknown" if took is None else f"{took:.2g} h of computing them all"
     return (
         f"{passes[0].models} models, each {ways}; {read:.3g}M prompt tokens, at most {written:.3g}M new "
-        f"ones, {most} ({basis})"
+        f"ones, {lasting} ({basis})"
     )
 
 

@@ -4,7 +4,7 @@ The letters' log-probabilities are read where the answer begins, at the prompt's
 language model of Transformers will do, with an adapter or in 4 bits, on any device.
 
 The letters' logits are computed in float32 from the last hidden state: in bfloat16 a logit between 16 and 32
-has steps of 0.125, and one question in fifty would end in an exact tie.
+has steps of 0.125, and some questions in a hundred would end in an exact tie.
 
 A prediction does not depend on the batch it was computed in. Rounding does, so a question whose two best
 letters lie within TOLERANCE of each other is scored again alone, unpadded and without the shared prefix, and
@@ -29,8 +29,9 @@ from medkit.letter_head import LetterHead
 from medkit.records import LETTERS, MCQItem
 
 # Logit differences (nats) that a batch, padding or the shared prefix can make, by the dtype computed in.
-# Measured on SmolLM2-135M in bfloat16 (DECISIONS.md): leads below 1 moved by at most 0.25, one step of its
-# logits between 32 and 64, and no letter that led by more was changed.
+# Measured on SmolLM2-135M in bfloat16 (DECISIONS.md): with logits in bfloat16 too, leads below 1 moved by at
+# most 0.25, one step between 32 and 64, and no letter that led by more was changed; in float32 they moved by
+# less.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.05, torch.bfloat16: 0.5}
 
 
