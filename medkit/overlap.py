@@ -22,7 +22,7 @@ NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a ne
 PERMUTATIONS, BANDS = 128, 32  # bands of 4: a pair at similarity 0.7 becomes a candidate with p = 0.9998
 
 NOT_A_WORD = re.compile(r"[\W_]+")
-LINE_END_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})[-\u2010\u00ad][^\S\n]*\n\s*(?=[^\W\d_])")  # not of X-ray
+LINE_END_HYPHEN = re.compile(r"[-\u2010\u00ad](?<=[^\W\d_]{2}.)[^\S\n]*\n\s*(?=[^\W\d_])")  # not of X-ray
 INLINE_TAG = re.compile(r"</?(b|i|em|strong|sub|sup|span|u)\b[^<>]*>", re.IGNORECASE)
 TAG = re.compile(r"</?(p|br|div|li|ul|ol|td|tr|table|h\d)\b[^<>]*>", re.IGNORECASE)
 INVISIBLE = ("Cf", "Cc", "Mn", "Me")  # zero-width characters and soft hyphens; accents, once they are apart
