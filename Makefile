@@ -1,4 +1,4 @@
-# make demo   the whole study at the size of a laptop; leaves results/cpu and prints the tables
+# make demo   the whole study at the size of a laptop; leaves results/demo and prints the tables
 # make test   the tests
 # make setup  only .venv (the other two do this by themselves, once)
 #

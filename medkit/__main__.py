@@ -11,12 +11,17 @@ import re
 import sys
 from pathlib import Path
 
-from medkit import MedkitError
+from medkit import MedkitError, machine
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    return _finish(lambda: options.command(options))
+
+    def work():
+        machine.working_folder()  # of every library here some look where they stand
+        return options.command(options)
+
+    return _finish(work)
 
 
 def _finish(work) -> int:
@@ -34,6 +39,9 @@ def _finish(work) -> int:
         print(f"medkit: failed: {error}", file=sys.stderr)
     except BrokenPipeError:  # `medkit recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a folder or file of this machine; once notebooks run it is a RunFailed
+        print(f"medkit: {error.filename or 'the machine'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("medkit: stopped", file=sys.stderr)
     return 1
@@ -52,9 +60,9 @@ def _run(options) -> None:
         resume=options.resume,
         fresh=options.fresh,
     )
-    for table in runner.TABLES:
-        if (place / table).exists():
-            print((place / table).read_text(encoding="utf-8"))
+    from medkit import tables
+
+    print(tables.terminal(place))
 
 
 def _check(options) -> int:
@@ -84,7 +92,7 @@ def _recipes(options) -> None:
 def _audit(options) -> None:
     from medkit import published
 
-    print(published.render_audit())
+    print(published.render_audit() if options.markdown else published.terminal_audit())
 
 
 def _mcq(options) -> None:
@@ -135,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("run", _run, "run the notebooks into results/NAME")
     sub.add_argument("recipe", help="cpu, paper, as_released or recommended")
-    sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else the recipe's")
+    sub.add_argument("--run", default="", metavar="NAME", help="its name; else the recipe's; cpu's is demo")
     data_and_settings(sub)
     sub.add_argument("--only", default="", metavar="03,04", help="these notebooks only")
     again(sub)
@@ -146,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
 
     command("recipes", _recipes, "list the recipes with every field")
-    command("audit", _audit, "which published numbers can be true")
+    sub = command("audit", _audit, "which published numbers can be true")
+    sub.add_argument("--markdown", action="store_true", help="the whole table, with sources and intervals")
 
     sub = command(
         "mcq", _mcq, "score a model, in 4 bit unless --set model.load_in_4bit=false, on the benchmarks"

@@ -17,13 +17,16 @@ def table3(run_dir: str | Path) -> Table:
     summary = load(run_dir, "mcq/summary.json", ("models", "datasets", "average", "comparisons", "pubmedqa"))
     figures = pd.DataFrame(_our_figures(summary) + _published_figures())
     figures = figures.astype({"n": "Int64", "correct": "Int64"})
+    page = _page3(figures)
+    ours = page[page["source"].isin(("", "this run"))]  # questions, chance, the run's models
     return Table(
         "table3",
         "Table 3: multiple-choice accuracy, percent",
         figures,
-        _page3(figures),
+        page,
         _text3(summary, runs.read(Path(run_dir))),
         origin_note(run_dir),
+        ours.drop(columns=["PubMedQA, official fold", "how read", "protocol", "source"]),
     )
 
 
@@ -108,9 +111,9 @@ def _cell3(row) -> str:
 
 def _text3(summary: dict, info: dict | None) -> str:
     paragraphs = [
-        "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average; those of "
-        "published figures take Table 1's test sizes. † no whole count of these gives this figure (`medkit "
-        "audit` shows the arithmetic).",
+        "In brackets: 95% intervals, Wilson's for a benchmark, the bootstrap's for the average.",
+        "Those of published figures take Table 1's test sizes. † no whole count of these gives this figure "
+        "(`medkit audit` shows the arithmetic).",
         blind(summary),
         one_letter(summary),
         template(summary, info),

@@ -37,7 +37,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
 
     stage, step = arm.partition("_")[0], STEPS[arm]
     resolved = recipes.get(recipe, recipes.parse_settings(settings))
-    inputs.set_offline(inputs.private(resolved, data_dir))
+    inputs.connect(resolved, data_dir)
     with tempfile.TemporaryDirectory() as scratch:
         processes = TrainingArguments(scratch, report_to="none")
     with processes.main_process_first(local=False):  # which prepares the rows, for the others to read

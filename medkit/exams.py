@@ -40,6 +40,8 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Ru
 
     Raises ResultsError where a model alone would write over a run's own results, or over another model's.
     """
+    results.check_text("model", model)
+    results.check_text("adapter", adapter)
     place = results.folder(run_dir)
     info = runs.read(place)
     if adapter:

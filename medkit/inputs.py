@@ -6,14 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from medkit import MedkitError, recipes, smollm2, sources
+from medkit import MedkitError, hub, machine, recipes, smollm2, sources
 from medkit.data_files import POINTER
-
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-
 
 SCORER = "scorer"  # among the parts that a run reads
 
@@ -28,8 +25,11 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
     parts: "NAME train" or "NAME eval", each of which is read as the run will read it (from the hub it is
     downloaded now, into the hub's cache), and SCORER for BERTScore's encoder; the built-in corpus is not
     read, as it is written from the package.
-    Raises InputError, or the SourceError of the source.
+    Raises InputError, the SourceError of the source, or HubError where the hub does not answer.
     """
+    connect(recipe, data_dir)
+    if any(part.endswith(" train") for part in parts):  # prepared rows are kept
+        machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
     parts = list(dict.fromkeys(parts))
     check_model(recipe.model.base, recipe.model.revision)
     if SCORER in parts:
@@ -47,6 +47,13 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
         sources.load(*recipe.data.reads(name, which), data_dir or None, limit=limit if data_dir else 1)
 
 
+def connect(recipe: recipes.Recipe, data_dir: str) -> None:
+    """`hub.connect` for a run; HubError at once where its base is on a hub that does not answer."""
+    hub.connect(not private(recipe, data_dir))
+    if hub.silent():
+        check_model(recipe.model.base, recipe.model.revision)
+
+
 def check_data_dir(data_dir: str) -> None:
     if data_dir and not os.path.isdir(data_dir):  # unlike Path.is_dir, False for any name
         raise InputError(f"--data-dir {data_dir} is no folder; name one that holds a folder per source")
@@ -60,14 +67,23 @@ def check_truth(name: str, value: bool) -> None:
 
 
 def check_model(base: str, revision: str = "main") -> None:
-    """InputError where the base is neither a model folder, nor on the hub, nor the model from PyPI."""
+    """InputError where the base is neither a model folder, nor on the hub, nor the model from PyPI;
+    HubError where the hub does not answer."""
     if base == "smollm2":
         smollm2.gguf_file()
+        if not smollm2.place().is_dir():  # it will be converted
+            machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
     elif _is_path(base):
         _check_folder(base)
         _check_weights(Path(base).expanduser())
     else:
-        _check_hub(base, revision, "--set model.base=DIR")
+        config = _check_hub(base, revision, "--set model.base=DIR")
+        if hub.offline():  # nothing more is coming
+            try:
+                _check_weights(config.parent)
+            except InputError as error:
+                hub.refuse(base, error)
+                raise
 
 
 def check_scorer(scorer: str, offline: bool) -> None:
@@ -131,29 +147,17 @@ def _check_weights(folder: Path) -> None:
         raise InputError(f"{folder} holds no tokenizer; give a whole Hugging Face model folder")
 
 
-def _check_hub(name: str, revision: str, mend: str) -> None:
+def _check_hub(name: str, revision: str, mend: str) -> Path:
+    """The hub's config.json, in the cache."""
     try:
-        hf_hub_download(name, "config.json", revision=revision)
+        return Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as error:  # the libraries below raise dozens of kinds
-        reason = type(error).__name__
+        hub.refuse(name, error)
+        reason = "HF_HUB_OFFLINE is set" if hub.offline() else type(error).__name__
         raise InputError(
             f"{name} cannot be had from the hub ({reason}); check the name, the connection and HF_TOKEN, "
             f"or name a folder with {mend}"
         ) from None
-
-
-_AS_STARTED = {name: os.environ.get(name) for name in OFFLINE}, constants.HF_HUB_OFFLINE
-
-
-def set_offline(offline: bool) -> None:
-    """Keep this process's libraries, loaded or not, from the hub, or leave them as the process started."""
-    before, constants.HF_HUB_OFFLINE = _AS_STARTED
-    for name, value in (OFFLINE if offline else before).items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    constants.HF_HUB_OFFLINE |= offline
 
 
 def private(recipe: recipes.Recipe, data_dir: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medkit import hub
 from medkit.data_files import SourceError, data_files, digest, is_saved, listed, printable, unreadable
 from medkit.readers import read_rows
 
@@ -131,7 +132,7 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     """The part's split on the hub at the pinned revision, and its number of rows.
 
     A revision that is no commit is resolved to the commit that was read. Raises SourceError where the hub
-    cannot be reached or does not have what is declared.
+    does not have what is declared, HubError where it does not answer and the cache does not have it.
     """
     import datasets
 
@@ -145,6 +146,7 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     try:
         data = datasets.load_dataset(source.hub_id, wanted.config, split=split, revision=source.revision)
     except Exception as error:  # the libraries below raise dozens of kinds
+        hub.refuse(name, error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise SourceError(
             f"{name}: cannot be read from the hub ({reason}); check the connection, or give --data-dir"

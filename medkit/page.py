@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ BUILT_IN = (
     "This run read the built-in corpus in the data sets' place: its figures do not speak of medicine, and "
     "none may be set beside a published one."
 )
+
+WIDTH = 100  # columns of what a terminal is given
 
 
 class TableError(MedkitError):
@@ -27,16 +30,48 @@ class Table:
     page: pd.DataFrame  # the same as strings, laid out for reading
     text: str  # computed: what the table shows, and what it cannot tell apart
     note: str = ""  # above the table: what its figures must not be taken for
+    short: pd.DataFrame | None = None  # what a terminal shows of the page; None: all of it
 
     def markdown(self) -> str:
         above = f"**{self.note}**\n\n" if self.note else ""
         return f"# {self.title}\n\n{above}{grid(self.page)}\n\n{self.text}\n"
+
+    def terminal(self) -> str:
+        """The short page, and how it is read: the first paragraph of the text; at most WIDTH columns."""
+        cells = fitted(self.page if self.short is None else self.short)
+        return f"{self.title}\n\n{cells}\n\n{wrapped(self.text.split(chr(10) * 2)[0])}"
 
 
 def grid(cells: pd.DataFrame) -> str:
     """Strings as a Markdown table; a bar in a cell (`<|im_start|>`) does not end it."""
     escaped = cells.map(lambda cell: str(cell).replace("|", r"\|"))
     return escaped.to_markdown(index=False, disable_numparse=True)
+
+
+def fitted(cells: pd.DataFrame, width: int = WIDTH) -> str:
+    """Strings as a plain table of at most `width` columns: where it would be wider, the longest cells and
+    titles are broken into lines."""
+    plain = cells.map(lambda cell: _unmarked(str(cell)))
+    longest = max(map(len, [*plain.columns, *plain.to_numpy().ravel()]), default=0)
+    text = ""
+    for limit in range(longest, 0, -1):
+        # Not tabulate's maxcolwidths, which takes "10,178" for a number and fails on it.
+        broken = plain.map(lambda cell, most=limit: textwrap.fill(cell, most))
+        broken.columns = [textwrap.fill(title, limit) for title in plain.columns]
+        text = broken.to_markdown(index=False, disable_numparse=True, tablefmt="simple")
+        if max(map(len, text.splitlines())) <= width:
+            break
+    return text
+
+
+def wrapped(text: str, width: int = WIDTH) -> str:
+    """Paragraphs of Markdown in lines of at most `width` characters, without marks of emphasis."""
+    parts = (textwrap.fill(_unmarked(part), width, break_on_hyphens=False) for part in text.split("\n\n"))
+    return "\n\n".join(parts)
+
+
+def _unmarked(text: str) -> str:
+    return text.replace("**", "").replace("`", "")
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, digits: int) -> str:

@@ -12,7 +12,6 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import psutil
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 
@@ -20,6 +19,7 @@ from medkit import (
     MedkitError,
     costs,
     evaluation_costs,
+    hub,
     inputs,
     merging,
     mixture,
@@ -54,12 +54,17 @@ SAMPLE = 400  # rows of each stage tokenized by `check`
 def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     """Everything that can be known before a run of `recipe`: reads the data, tokenizes a sample of the real
     mixture, and runs a model that is small and here. Writes nothing but the libraries' and models' caches.
+
+    Raises HubError where something is on the hub and that does not answer, MachineError where results or
+    caches cannot be written.
     """
-    shape = base_shape(recipe.model.base) or costs.LLAMA_8B
-    checks = machine(recipe, shape)
+    inputs.connect(recipe, data_dir)
+    this_machine.check_writable(results.root(), "MEDKIT_RESULTS")
+    this_machine.check_writable(this_machine.cache_dir(), "MEDKIT_CACHE")
     with tempfile.TemporaryDirectory() as scratch:
         found, loaded = _data(recipe, data_dir, Path(scratch))
-        checks += found
+        shape = base_shape(recipe.model.base) or costs.LLAMA_8B
+        checks = machine(recipe, shape) + found
         if failed([*(one for one in checks if one.name == "model"), *found]):
             return [*checks, Check("rows", "warn", "not looked at", "see to the model and the data first")]
         try:
@@ -110,6 +115,8 @@ def base_shape(base: str) -> costs.Shape | None:
     """The sizes in the base's config.json; None where it is not on this machine."""
     from medkit import training
 
+    if base == "smollm2":  # written to the cache, if it is not there yet: where that fails, it is the cache
+        training.base_folder(base)
     try:
         return costs.Shape.read(Path(training.base_folder(base)) / "config.json")
     except (OSError, KeyError, ValueError):  # a hub id, or no such folder: `check` says which
@@ -118,7 +125,7 @@ def base_shape(base: str) -> costs.Shape | None:
 
 def _device(recipe, shape, hardware) -> Check:
     gpus = hardware["gpus"]
-    found = ", ".join(f"{g['name']}, {g['memory_gb']} GiB, driver {g['driver']}" for g in gpus)
+    found = ", ".join(f"{g['name']}, {g['memory_gb'] or 'unknown'} GiB, driver {g['driver']}" for g in gpus)
     found = found or f"no GPU; {hardware['cores']} cores, {hardware['memory_gb']} GiB"
     wrong = [n for n in ("stage1", "stage2") if not gpus and "8bit" in getattr(recipe, n).optimizer]
     if gpus:
@@ -187,7 +194,7 @@ def _free_memory(hardware) -> tuple[float, str]:
 
         if torch.cuda.is_available():
             return torch.cuda.mem_get_info()[0] / 1e9, "GPU memory"
-    return psutil.virtual_memory().available / 1e9, "memory"
+    return this_machine.memory().available / 1e9, "memory"
 
 
 def _disk(recipe, shape) -> Check:
@@ -222,6 +229,8 @@ def _model_there(recipe) -> Check:
     base = recipe.model.base
     try:
         inputs.check_model(base, recipe.model.revision)
+    except hub.HubError:
+        raise
     except MedkitError as error:
         return Check("model", "fail", *_halves(error))
     return Check("model", "pass", f"{base} can be read")
@@ -270,6 +279,8 @@ def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
         source, which = recipe.data.reads(name, part)
         try:
             one = sources.load(source, which, where, limit=limit if where else SAMPLE, progress=False)
+        except hub.HubError:  # one line for all that comes from there
+            raise
         except MedkitError as error:
             checks.append(Check(f"data {source} {which}", "fail", *_halves(error)))
             continue

@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 import pandas as pd
 
 from medkit import MedkitError, statistics
-from medkit.page import grid
+from medkit.page import fitted, grid, wrapped
 
 SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # the paper's Table 1, test samples
 TITLES = {"medqa": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
@@ -312,6 +312,24 @@ def render_audit() -> str:
     """The audit as Markdown: its table, then its sentences."""
     table = pd.DataFrame(_shown(row) for row in audit().itertuples())
     return f"# Published accuracies, audited\n\n{grid(table)}\n\n{audit_text()}\n"
+
+
+def terminal_audit() -> str:
+    """The audit for a terminal, page.WIDTH columns wide: each figure with the counts that give it."""
+    rows = []
+    for (model, size), figures in audit().groupby(["model", "size"], sort=False):
+        cells = {"model": f"{model} {size}".strip()}
+        for row in figures.itertuples():
+            counts = "" if pd.isna(row.n) else f" ({_counts(row.counts)})"
+            cells[TITLES[row.benchmark]] = row.published + counts
+        rows.append(cells)
+    sizes = ", ".join(f"{TITLES[name]} {n:,}" for name, n in SIZES.items())
+    legend = (
+        "In brackets: the whole numbers of right answers that print as the figure, of as many questions as "
+        f"Table 1 says ({sizes}); none: not attainable. medkit audit --markdown adds intervals and sources."
+    )
+    table = fitted(pd.DataFrame(rows, columns=["model", *TITLES.values()]).fillna(""))
+    return f"Published accuracies, audited\n\n{table}\n\n{wrapped(legend)}\n\n{wrapped(audit_text())}\n"
 
 
 def _shown(row) -> dict[str, str]:

@@ -28,7 +28,7 @@ def check(run: Run) -> str:
 
 def _has_control(run: Run) -> bool:
     """Whether the run has a control arm. One that was trained from an earlier stage 1 and is not among the
-    evaluated models is not the run's: the committed results/cpu leaves it to who runs the notebooks anew."""
+    evaluated models is not the run's, as where notebooks 01 to 05 are run once after make demo."""
     entries = run.info["notebooks"]
     if CONTROL not in entries:
         return False
@@ -121,6 +121,7 @@ def with_seeds(run: Run, others: str) -> tuple[pd.DataFrame, pd.DataFrame] | Non
 
     Raises ReportError where another run differs in anything but the stages' seeds, or in none of them.
     """
+    results.check_text("other_runs", others)
     names = [name.strip() for name in others.split(",") if name.strip()]
     own, parts = _but_seeds(run.info), [outcomes.read_items(run.folder).assign(seed=0)]
     seen = {_seeds(run.info)}

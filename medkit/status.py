@@ -58,7 +58,7 @@ class Status:
                     width = shutil.get_terminal_size().columns - 1
                     print("\r\x1b[K" + text[:width], end="", file=self.out, flush=True)
                 else:
-                    print(text[:200], file=self.out, flush=True)
+                    print(text[:100], file=self.out, flush=True)
 
 
 def _minutes(seconds: float) -> str:

@@ -12,12 +12,14 @@ import pandas as pd
 from medkit import published, results, runs, statistics
 from medkit.accuracy_table import ALPHA, table3
 from medkit.outcomes import MODELS, mcq_summary
-from medkit.page import Table, TableError, load, origin_note, with_interval
+from medkit.page import Table, TableError, load, origin_note, with_interval, wrapped
 from medkit.sources import SOURCES
 
-__all__ = ["Table", "TableError", "mcq_summary", "save", "table1", "table2", "table3", "table4", "write"]
+__all__ = ["Table", "TableError", "mcq_summary", "save", "terminal", "write"]
+__all__ += ["table1", "table2", "table3", "table4"]
 
 SCORES = ("precision", "recall", "f1")
+_PAPERS = ", the paper"  # behind the name of a published row
 
 
 def write(run_dir: str | Path) -> list[Path]:
@@ -27,6 +29,18 @@ def write(run_dir: str | Path) -> list[Path]:
     """
     tables = [build(run_dir) for build in (table1, table2, table3, table4)]
     return list(chain.from_iterable(save(run_dir, table) for table in tables))
+
+
+def terminal(run_dir: str | Path) -> str:
+    """What a terminal shows of the tables that a run has: short, at most page.WIDTH columns wide."""
+    place = Path(run_dir)
+    builders = (table1, table2, table3, table4)
+    made = [build(place) for build in builders if (place / "tables" / f"{build.__name__}.md").exists()]
+    if not made:
+        return ""
+    notes = dict.fromkeys(wrapped(table.note) for table in made if table.note)
+    whole = f"The whole tables, and what they show: {results.shown(place / 'tables')}/*.md, *.csv"
+    return "\n\n".join([*notes, *(table.terminal() for table in made), whole])
 
 
 def save(run_dir: str | Path, table: Table) -> list[Path]:
@@ -172,12 +186,13 @@ def table4(run_dir: str | Path) -> Table:
     info = runs.read(Path(run_dir))
     asked = info["recipe"]["consumer"]["cases"] if info else summary["n"]
     text = _text4(summary, asked)
-    return Table("table4", "Table 4: BERTScore", figures, page, text, origin_note(run_dir))
+    short = page[~page["model"].str.endswith(_PAPERS)].drop(columns=["precision", "recall"], errors="ignore")
+    return Table("table4", "Table 4: BERTScore", figures, page, text, origin_note(run_dir), short)
 
 
 def _row4(row: dict) -> dict[str, str]:
     ours = row["whose"] == "this run"
-    name = f"**{MODELS.get(row['model'], row['model'])}**" if ours else f"{row['model']}, the paper"
+    name = f"**{MODELS.get(row['model'], row['model'])}**" if ours else f"{row['model']}{_PAPERS}"
     cells = {"model": name, "n": f"{row['n']}"}
     for score, title in zip((*SCORES, "rouge_l"), ("precision", "recall", "F1", "ROUGE-L"), strict=True):
         if row[score] == row[score] and row[score] is not None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from medkit import MedkitError, recipes, runner
+from medkit import MedkitError, machine, published, recipes, runner, tables
 from medkit.__main__ import main
 from medkit.runner import RunFailed
 
@@ -83,11 +83,10 @@ def test_run_hands_on_its_options_and_prints_the_tables(capsys, monkeypatch, tmp
 
     def finished(recipe, **options):
         handed.update(options, recipe=recipe)
-        (tmp_path / "tables").mkdir()
-        (tmp_path / "tables" / "table3.md").write_text("| model | MedQA |")
         return tmp_path
 
     monkeypatch.setattr(runner, "run", finished)
+    monkeypatch.setattr(tables, "terminal", lambda place: f"tables of {place.name}")
     arguments = "run cpu --run real --data-dir d --set a.b=1 --set c.d=2 --only 03,04 --resume".split()
     assert main(arguments) == 0
     assert handed == {
@@ -99,7 +98,78 @@ def test_run_hands_on_its_options_and_prints_the_tables(capsys, monkeypatch, tmp
         "resume": True,
         "fresh": False,
     }
-    assert capsys.readouterr().out == "| model | MedQA |\n"
+    assert capsys.readouterr().out == f"tables of {tmp_path.name}\n"
+
+
+REFERENCE = machine.CHECKOUT / "results" / "cpu"
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="results/cpu is not there")
+def test_the_last_screen_of_a_demo_has_a_hundred_columns(capsys, monkeypatch):
+    monkeypatch.setattr(runner, "run", lambda *_, **__: REFERENCE)
+    assert main(["run", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    for number in range(1, 5):
+        assert sum(line.startswith(f"Table {number}: ") for line in lines) == 1
+    assert f"{REFERENCE / 'tables'}/*.md, *.csv" in lines[-1]
+
+
+def test_audit_has_a_hundred_columns_and_the_whole_as_markdown(capsys):
+    assert main(["audit"]) == 0
+    short = capsys.readouterr().out
+    assert max(map(len, short.splitlines())) <= 100
+    assert main(["audit", "--markdown"]) == 0
+    whole = capsys.readouterr().out
+    assert whole == published.render_audit() + "\n"
+    for row in published.ROWS:
+        assert row.model in short and row.model in whole
+    # 53.55% of 1,273 is no whole count; 56.87% is 724.
+    (own,) = [line for line in short.splitlines() if line.startswith("Med-Nirvana (4-bit quantized) 8B")]
+    assert "53.55 (none)" in own
+    assert "56.87 (724)" in short
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "cpu"], ["check", "cpu"], ["recipes"], ["audit"], ["mcq", "smollm2"]]
+)
+def test_a_working_folder_that_is_gone_is_one_line(command, capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("medkit: the working folder is gone") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["run", "cpu"], ["check", "cpu"], ["mcq", "smollm2"]])
+@pytest.mark.parametrize("variable", ["MEDKIT_RESULTS", "MEDKIT_CACHE"])
+def test_a_folder_that_cannot_be_written_is_one_line(command, variable, capsys, tmp_path, monkeypatch):
+    if command[0] == "mcq" and variable == "MEDKIT_CACHE":
+        command = ["mcq", "smollm2", "--data-dir", str(tmp_path)]
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv(variable, str(place))
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("medkit: ") and err.count("\n") == 1
+        assert f"file is not a folder; set {variable} to a folder that can be written to" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied", "/there/run.json"), OSError(28, "No space left on device")],
+)
+def test_what_the_machine_refuses_is_one_line(error, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(runner, "run", fails)
+    assert main(["run", "cpu"]) == 2
+    assert capsys.readouterr().err == f"medkit: {error.filename or 'the machine'}: {error.strerror}\n"
 
 
 def test_mcq_takes_its_run_name_from_the_model(monkeypatch, tmp_path):

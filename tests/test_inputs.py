@@ -103,16 +103,16 @@ import sys
 sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("asks", args[0]))
 import datasets, transformers
 from huggingface_hub import hf_hub_download
-from medkit import inputs
+from medkit import hub
 def ask():
     try:
         hf_hub_download("some/model", "config.json")
     except Exception as error:
         print(type(error).__name__)
 if "go" in sys.argv:
-    inputs.set_offline(True)
+    hub.set_offline(True)
     ask()
-    inputs.set_offline(False)  # a run of the hub's rows, in the same kernel
+    hub.set_offline(False)  # a run of the hub's rows, in the same kernel
 ask()
 """
     environment = {k: v for k, v in os.environ.items() if "OFFLINE" not in k}

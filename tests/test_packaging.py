@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import medkit
+from medkit import results
 
 REPO = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
@@ -124,6 +125,27 @@ def test_the_licence_and_the_version():
     assert PYPROJECT["project"]["license"] == "Apache-2.0"
     cited = yaml.safe_load((REPO / "CITATION.cff").read_text())
     assert (cited["version"], cited["license"]) == (medkit.__version__, "Apache-2.0")
+
+
+def test_git_ignores_a_users_runs_and_keeps_the_committed_ones(tmp_path):
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    shutil.copy(REPO / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+
+    def ignored(path: str) -> bool:
+        return subprocess.run(["git", "-C", tmp_path, "check-ignore", "-q", path]).returncode == 0
+
+    names = ("demo", "paper", "mcq-smollm2", "cpu-1", "cpu2", "smollm2-real2", "a")
+    for name in names:
+        for file in ("run.json", "tables/table3.md", "notebooks/01_stage1.ipynb", "stage1/loss.csv"):
+            assert ignored(f"results/{name}/{file}")
+    for name in results.COMMITTED:
+        assert not ignored(f"results/{name}/run.json")
+        assert not ignored(f"results/{name}/tables/table3.md")
+        assert ignored(f"results/{name}/stage1/adapter/adapter_model.safetensors")
+    kept = re.findall(r"^!results/(.+)/$", (REPO / ".gitignore").read_text(), re.M)
+    assert sorted(kept) == sorted(results.COMMITTED)
 
 
 def test_continuous_integration_runs_the_tests():

@@ -11,6 +11,7 @@ from conftest import CHAT_TEMPLATE, make_tiny_llama, make_tokenizer
 
 from medkit import costs, preflight, preparation, prompts, recipes, row_checks
 from medkit.__main__ import main
+from medkit.machine import Memory
 from medkit.preflight import Check
 from medkit.records import Dialogue, MCQItem, Turn
 
@@ -274,7 +275,7 @@ SMALL = costs.Shape(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True)  # Smo
 
 def machine(monkeypatch, recipe, shape, free=20e9, room=100e9):
     monkeypatch.setattr(preflight.this_machine, "hardware", lambda: LAPTOP)
-    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: type("", (), {"available": free}))
+    monkeypatch.setattr(preflight.this_machine, "memory", lambda: Memory(free, free))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
     return by_name(preflight.machine(recipe, shape))
 

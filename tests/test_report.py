@@ -78,7 +78,7 @@ def test_a_run_without_the_control_arm_is_whole(run):
 
 
 def test_a_control_arm_of_an_earlier_stage_1_that_was_not_evaluated_is_not_the_runs(run):
-    """As where notebooks 01 to 05 are run once in the committed results/cpu."""
+    """As where notebooks 01 to 05 are run once in a finished demo."""
     for hour, name in enumerate((*report.STAGES, *report.EVALUATIONS), 10):
         run.info["notebooks"][name]["started"] = f"2026-01-01T{hour}:00:00+00:00"
     with pytest.raises(ReportError, match="run 02_stage2_noreplay again too"):

@@ -1,7 +1,10 @@
 """A run's folder: files that are whole, names that stay inside, one writer, and runs that do not mix."""
 
+import errno
+import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -177,6 +180,84 @@ def test_the_lock_names_its_holder_and_goes_with_it(place):
     with results.lock(place):
         assert (place.parent / ".try.lock").read_text() == str(os.getpid())
     assert list(place.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO])
+def test_a_file_system_without_locks_is_one_line(place, monkeypatch, code):
+    def refused(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(results.fcntl, "flock", refused)
+    for writes in (lambda: results.lock(place).__enter__(), lambda: runs.begin("try", "01_stage1", "cpu")):
+        with pytest.raises(ResultsError, match=r"files cannot be locked in results \(") as said:
+            writes()
+        assert "set MEDKIT_RESULTS to a folder on another file system" in str(said.value)
+        assert "\n" not in str(said.value)
+    assert list(place.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("root", ["file", "file/below", "/proc/medkit", "dangling"])
+def test_results_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, root):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "file" / "below")
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path / root))
+    monkeypatch.delenv("MEDKIT_RUNNER", raising=False)
+    with pytest.raises(ResultsError, match="set MEDKIT_RESULTS to a folder that can be written to") as said:
+        runs.begin("try", "01_stage1", "cpu")
+    assert "\n" not in str(said.value)
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_held(place, monkeypatch):
+    """Only the number in it is missing."""
+
+    class Full(io.FileIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", lambda path, *_, **__: Full(path, "a+"))
+    with results.lock(place):
+        monkeypatch.undo()
+        with pytest.raises(ResultsError, match="by process unknown"), results.lock(place):
+            pass
+
+
+# What papermill's -p makes of 2026, 1e5, true, None and [1].
+@pytest.mark.parametrize("value", [2026, 1e5, True, None, [1]])
+def test_a_run_dir_that_papermill_made_a_number(place, value):
+    for name, arguments in (
+        ("run_dir", {"run_dir": value}),
+        ("recipe", {"run_dir": "try", "recipe": value}),
+        ("settings", {"run_dir": "try", "recipe": "cpu", "settings": value}),
+        ("data_dir", {"run_dir": "try", "recipe": "cpu", "data_dir": value}),
+    ):
+        if value is None and name != "run_dir":
+            continue
+        with pytest.raises(
+            ResultsError, match=rf"^{name}={re.escape(repr(value))} is \w+, not text; quote it"
+        ):
+            runs.begin(**{"notebook": "01_stage1", **arguments})
+    assert not place.parent.exists()
+
+
+def test_a_model_that_papermill_made_a_number(place):
+    from medkit import exams
+
+    for name, arguments in (("model", (135,)), ("adapter", ("m", 7))):
+        with pytest.raises(ResultsError, match=f"{name}=.* is int, not text"):
+            exams.begin("try", "", *arguments)
+
+
+def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for root in (None, "relative"):
+        monkeypatch.delenv("MEDKIT_RESULTS", raising=False)
+        if root:
+            monkeypatch.setenv("MEDKIT_RESULTS", root)
+        with pytest.raises(machine.MachineError, match="the working folder is gone"):
+            runs.begin("try", "01_stage1", "cpu")
+    assert results.shown(tmp_path) == str(tmp_path)  # a message that names a path is still made
 
 
 def test_a_notebook_begins_finishes_and_the_next_finds_it(place):

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from medkit import MedkitError, execution, results, runner
+from medkit import MedkitError, execution, results, runner, runs
 from medkit.execution import NotebookError, check_parameters
 from medkit.runner import RunFailed, Step
 from medkit.status import Status
@@ -160,7 +160,7 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
     notebook(place / "notebooks" / "one.ipynb", FIRST)
     notebook(place / "notebooks" / "two.ipynb", SECOND)
-    run = place / "results" / "cpu"
+    run = place / "results" / "demo"
 
     with pytest.raises(RunFailed, match="two_noreplay, cell 4: RuntimeError: not mended"):
         call(place)
@@ -204,7 +204,7 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
     call(place, fresh=True, only=["01"])
     assert sorted(p.name for p in run.iterdir()) == ["notebooks", "run.json", "stage1"]
     assert list(info(run)["notebooks"]) == ["one"]
-    assert [p.name for p in (place / "results").iterdir()] == ["cpu"]  # no lock, nothing set aside
+    assert [p.name for p in (place / "results").iterdir()] == ["demo"]  # no lock, nothing set aside
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_refusals_write_nothing(place, options, said):
 def test_a_folder_that_is_no_run_or_is_being_written_is_left_alone(place):
     notebook(place / "notebooks" / "one.ipynb", FIRST)
     notebook(place / "notebooks" / "two.ipynb", SECOND)
-    other = place / "results" / "cpu"
+    other = place / "results" / "demo"
     other.mkdir(parents=True)
     (other / "thesis.txt").touch()
     for options in ({}, {"fresh": True}, {"resume": True}):
@@ -280,7 +280,7 @@ def start(place: Path, *arguments: str) -> subprocess.Popen:
 
 def test_terminated_saves_and_killed_is_resumed(place):
     notebook(place / "notebooks" / "one.ipynb", WAITS)
-    run = place / "results" / "cpu"
+    run = place / "results" / "demo"
     process = start(place)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
@@ -323,11 +323,67 @@ def test_the_pipeline_of_the_notebooks():
         written.update(step.writes)
 
 
+def test_a_run_is_named_after_its_recipe_and_cpus_is_demo(place):
+    notebook(place / "notebooks" / "one.ipynb", "run_dir")
+    step = Step("01", "one", ("run_dir",))
+    for recipe, settings, name in (("cpu", (), "demo"), ("paper", ("model.base=smollm2",), "paper")):
+        settings = [*settings, "data.origin=builtin"]
+        run = runner.run(
+            recipe, steps=[step], folder=place / "notebooks", out=io.StringIO(), settings=settings
+        )
+        assert run == place / "results" / name
+
+
+@pytest.mark.parametrize("path", sorted(runner.NOTEBOOK_FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_notebooks_without_arguments_take_the_demos_run(path):
+    import papermill
+
+    default = papermill.inspect_notebook(path)["run_dir"]["default"]
+    assert default == f'"results/{runner.DEFAULT_NAMES["cpu"]}"'
+    assert runner.DEFAULT_NAMES["cpu"] not in results.COMMITTED
+
+
+def test_the_committed_runs_are_not_written_to(place, monkeypatch):
+    """By no name and no option; a copy of the code without them may make its own."""
+    notebook(place / "notebooks" / "one.ipynb", "run_dir")
+    monkeypatch.setattr(results.machine, "CHECKOUT", place)
+    committed = [place / "results" / name / "run.json" for name in results.COMMITTED]
+    for path in committed:
+        results.write_json(path, runs.describe("cpu"))
+    before = [path.read_bytes() for path in committed]
+    for name in results.COMMITTED:
+        for options in ({}, {"fresh": True}, {"resume": True}, {"only": ["01"]}):
+            with pytest.raises(MedkitError, match=f"results/{name} is part of the repository") as refused:
+                call(place, name=name, **options)
+            assert "\n" not in str(refused.value)
+        for again in ({"recipe": "cpu"}, {}, {"data_dir": None}):  # a notebook opened by hand
+            with pytest.raises(MedkitError, match="is part of the repository"):
+                runs.begin(f"results/{name}", "05_report", **again)
+    assert [path.read_bytes() for path in committed] == before
+    monkeypatch.setenv("MEDKIT_RESULTS", str(place / "elsewhere"))
+    runs.begin("cpu", "01_stage1", "cpu").finish()  # that name is free in any other folder
+    monkeypatch.delenv("MEDKIT_RESULTS")
+    committed[1].unlink()
+    committed[1].parent.rmdir()
+    runs.begin("cpu", "01_stage1", "cpu").finish()
+
+
 def test_the_notebooks_take_the_parameters_the_pipeline_gives():
     given = {"recipe": "cpu", "run_dir": "results/cpu", "data_dir": "", "settings": ""}
     for step in [*runner.NOTEBOOKS, runner.model_alone("folder", "adapter")]:
         path = runner.NOTEBOOK_FOLDER / f"{step.notebook}.ipynb"
         check_parameters(path, {key: given[key] for key in step.takes} | step.fixed)
+
+
+def test_a_line_of_a_log_has_a_hundred_columns(monkeypatch):
+    out = io.StringIO()
+    status = Status(out)
+    waits = iter((False, True))  # over after the first line
+    monkeypatch.setattr(status._over, "wait", lambda _: next(waits))
+    status.start("01_stage1")
+    status.write("loss " * 50)
+    status._tick()
+    assert max(map(len, out.getvalue().splitlines())) == 100
 
 
 def test_the_status_tail_is_the_last_line_that_says_something():

@@ -1,12 +1,16 @@
 """Tables 1 to 4 from a run's folder, and what they say below."""
 
 import json
+import re
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from medkit import outcomes, published, results, runs, tables
+from medkit import outcomes, page, published, results, runs, tables
 from medkit.accuracy_table import pubmedqa_page, table3
 
 MODELS = ("base", "med-mix", "med-nirvana", "control")
@@ -80,6 +84,38 @@ MANIFEST = {
         },
     },
 }
+
+
+def columns(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+CELLS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=60)
+
+
+@given(st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_table_for_a_terminal_fits_and_loses_nothing(rows):
+    frame = pd.DataFrame(rows, columns=["model", "a title of some words", "MedQA"])
+    text = page.fitted(frame)
+    assert columns(text) <= page.WIDTH
+    put_in = "".join([*frame.columns, *(page._unmarked(cell) for cell in frame.to_numpy().ravel())])
+    # Beside what was put in there are only spaces and the line under the titles.
+    assert Counter(re.sub(r"[\s-]", "", text)) == Counter(re.sub(r"[\s-]", "", put_in))
+
+
+def test_cells_that_are_too_long_are_broken():
+    frame = pd.DataFrame({"model": ["a" * 60, "b"], "n": ["10,178", ""], "MedQA": ["**c** " * 20, ""]})
+    text = page.fitted(frame)
+    assert columns(text) <= 100
+    assert text.count("a") == 60 and text.count("c") == 20 and "*" not in text
+    assert "10,178" in text
+    narrow = frame.assign(model=["a", "b"], MedQA=["c", "d"])
+    assert page.fitted(narrow).splitlines() == [
+        "model    n       MedQA",
+        "-------  ------  -------",
+        "a        10,178  c",
+        "b                d",
+    ]
 
 
 def interval(mean, half):
@@ -312,6 +348,22 @@ def test_write_leaves_csv_and_markdown_of_every_table(run_dir):
         else:
             text = path.read_text()
             assert text.startswith(f"# Table {path.stem[-1]}") and "nan" not in text and "None" not in text
+
+
+def test_what_a_terminal_shows_is_short_and_says_where_the_rest_is(run_dir):
+    tables.write(run_dir)
+    text = tables.terminal(run_dir)
+    assert columns(text) <= page.WIDTH
+    third = text.split("Table 3:")[1].split("Table 4:")[0]
+    for model in ("base", "Med-Mix", "Med-Nirvana", "control (no replay)"):
+        assert third.count(f"\n{model}  ") == 1
+    assert "GPT-4" not in text and "GPT-4" in (run_dir / "tables" / "table3.md").read_text()
+    assert "the paper" not in text.split("Table 4:")[1].split("\n\n")[1]
+    assert text.endswith(f"{run_dir / 'tables'}/*.md, *.csv")
+
+
+def test_a_run_without_tables_shows_none(tmp_path):
+    assert tables.terminal(tmp_path) == ""
 
 
 @pytest.mark.parametrize(
