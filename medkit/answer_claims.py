@@ -103,7 +103,7 @@ def _opening_letter(text: str, item: MCQItem, cut: bool) -> Iterator[Claim]:
     described = bool(text[end : line.end()].strip(" ."))
     if goes_on and (not all_rejected or (described and asks_for_the_wrong_one(item))):
         return
-    if cut and letter == "A" and not others and text[end:].strip(" .)"):
+    if cut and letter == "A" and not others and not wording.EXPLAINED.match(text, end):
         return  # the first of a list that was cut off
     yield Claim(letter, "letter", 0)
 
@@ -307,7 +307,7 @@ def _rejects(text: str, at: int, letter: str, item: MCQItem) -> bool:
 
 def _may_go_on(text: str, at: int, item: MCQItem, cut: bool) -> bool:
     """Whether the text is cut inside of what may still become another option's."""
-    said = key(text[at:])
+    said = key(text[at:]).rstrip(" ,…")
     return cut and sum(key(option).startswith(said) for option in item.options) > 1
 
 

@@ -5,17 +5,13 @@ import unicodedata
 
 # What thinking models write first: tags of their own, HuatuoGPT's headings, gpt-oss' channels.
 _TAG = r"(?:think|thinking|thoughts?|reasoning|scratchpad|seed:think)"
-_OPENS = re.compile(
-    rf"(<\|?(?:begin_of_)?{_TAG}\|?>|\[think\]|◁think▷|<unused94>|<\|channel\|>analysis(?:<\|message\|>)?"
-    r"|\A\s*#+ *thinking *\n|\A(?-i:analysis(?=[A-Z])))",
-    re.IGNORECASE,
-)
-_CLOSES = re.compile(
-    rf"(</{_TAG}>|<\|end_of_{_TAG}\|>|\[/think\]|◁/think▷|<unused95>|(?-i:assistantfinal)"
+_OPENS_OR_CLOSES = re.compile(
+    rf"(?P<opens><\|?(?:begin_of_)?{_TAG}\|?>|\[think\]|◁think▷|<unused94>|<\|channel\|>analysis(?:<\|message\|>)?"
+    r"|\A\s*#+ *thinking *\n|\A(?-i:analysis(?=[A-Z])))"
+    rf"|(?P<closes></{_TAG}>|<\|end_of_{_TAG}\|>|\[/think\]|◁/think▷|<unused95>|(?-i:assistantfinal)"
     r"|<\|channel\|>final(?:<\|message\|>)?|^#+ *final response *\n)",
     re.IGNORECASE | re.MULTILINE,
 )
-_OPENS_OR_CLOSES = re.compile(f"{_OPENS.pattern}|{_CLOSES.pattern}", re.IGNORECASE | re.MULTILINE)
 _ROLE = re.compile(
     r"(?:\s|<\|[^|>\n]{1,40}\|>|</?s>|\[/?INST\]|(?:assistant|ai|bot|model)\b\s*:?\s*\n|assistant:)*",
     re.IGNORECASE,
@@ -63,17 +59,14 @@ def plain(text: str) -> str:
 
 def without_thought(text: str) -> str:
     """The text outside of thought: closed, never closed, or opened in the prompt and only closed here."""
-    kept, thinking = [], False
-    for part in _OPENS_OR_CLOSES.split(text):
-        if not part:
-            continue
-        if _CLOSES.fullmatch(part):
-            kept, thinking = kept if thinking else [], False
-        elif _OPENS.fullmatch(part):
-            thinking = True
-        elif not thinking:
-            kept.append(part)
-    answer = "".join(kept).strip()
+    kept, thinking, end = [], False, 0
+    for tag in _OPENS_OR_CLOSES.finditer(text):
+        if not thinking:
+            kept.append(text[end : tag.start()])
+        if tag["closes"] and not thinking:
+            kept = []
+        thinking, end = tag["opens"] is not None, tag.end()
+    answer = "".join(kept if thinking else [*kept, text[end:]]).strip()
     return answer[_ROLE.match(answer).end() :]
 
 

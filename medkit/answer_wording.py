@@ -90,7 +90,7 @@ NAMED_BY_LETTER = _any_case(
 
 # A letter at the beginning of a line, in a list on one line, and alone
 BARE = re.compile(
-    r"[\s\"'“‘(\[{<]*(?:(?:option|choice|letter)\s+)?[\s\"'(\[{]*([A-Za-z])[\s\"'”’)\]}>.,:;!]*",
+    r"[\s\"'“‘(\[{<]*(?:(?:option|choice|letter)\s+)?[\s\"'(\[{]*([A-Za-z])[\s\"'”’)\]}.,:;!]*",
     re.IGNORECASE,
 )
 LETTERED = _any_case(
@@ -98,6 +98,11 @@ LETTERED = _any_case(
     r"(?P<mark>[)\].:,]*)[ \t]*(?P<dash>[-–—:](?=\s)|\()?[ \t]*(?P<rest>[^\n]*)"
 )
 BECAUSE = re.compile(r"(?:because|since|due to|explanation|rationale)\b", re.IGNORECASE)
+EXPLAINED = re.compile(
+    r"[^\w\n]*\n\W*(?:explanation|rationale|reason|justification|because|answer|question"
+    r"|(?:this is )?the (?:correct|best))",
+    re.IGNORECASE,
+)
 INLINE = re.compile(
     r"(?<![\w(])(?:\(?(?P<letter>[A-Z])\)(?!\w)|(?i:option|choice) \(?(?P<named>[A-Z])(?!\w))"
 )
@@ -123,7 +128,7 @@ ALONE = re.compile(r"(?<![\w'’-])(?!A (?!(?:is|was|and|or|because) )[a-z])([A-
 OPENERS = re.compile(r"[ \t\"'“‘’(\[{]*")
 # What may come after a letter that is an answer: not "A patient", "C-reactive", "D's", "B12"
 AFTER = re.compile(
-    r"\s*$|</|\s*[()\]}>,:;!?\"”|]|\s*\.(?!\w)|'(?!\w)|’(?!\w)|\s+[-–—]\s|\s*\n"
+    r"\s*$|</|\s*[()\]},:;!?\"”|]|\s*\.(?!\w)|'(?!\w)|’(?!\w)|\s+[-–—]\s|\s*\n"
     r"|\s+(?:because|since|as|which|based|due|given|i\.e|explanation|rationale|reason)\b",
     re.IGNORECASE,
 )
@@ -188,11 +193,11 @@ _VERDICT = (
     r"(?: [\w/'’-]+){0,14}?)"
     r"(?=\s*(?:[.,;:!)\n]|$)|\s(?:because|since|as|given|due|based)\b))"
 )
-LAST_WORD = re.compile(r"\s*[\w'’-]*$")
+LAST_WORD = re.compile(r"[\w'’-]+$")
 UNFINISHED = re.compile(
     rf"\b(?:{_NOUN}|correct|best|most \w+)\b(?: [\w-]+){{0,6}}? ?"
     r"(?:is|:)\s*(?:the|option|most likely|\s)*\W*$"
-    r"|\banswer\W*$|\b[A-D]\)?,?(?: an?d?| or?|,)\s*$",
+    r"|\banswer\W*$|\b[A-D]\)?,?(?: an?d?| or?|,)\s*$|</\w*$",
     re.IGNORECASE,
 )
 

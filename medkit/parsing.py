@@ -41,7 +41,7 @@ def parse(text: str, item: MCQItem, cut: bool = False) -> Parsed:
     """The option that `text`, a model's whole answer, names. Never raises, never guesses.
 
     cut: the answer was ended by its limit of tokens. Its last word may then be half of one ("the answer is
-    a", of "a beta blocker") and is left out; one that ends in "the answer is" has not answered; "A) Aspirin
+    a", of "a beta blocker") and is not read; one that ends in "the answer is" has not answered; "A) Aspirin
     is ..." may be the first of a list; and what begins like a thought may be one that has no end yet.
     """
     text = answer_text.plain(text)
@@ -50,11 +50,11 @@ def parse(text: str, item: MCQItem, cut: bool = False) -> Parsed:
     own = _own_part(answer, item)
     cut = cut and own == answer
     if cut:
-        shorter = answer_wording.LAST_WORD.sub("", own)
-        unfinished = any(map(answer_wording.UNFINISHED.search, (own[-200:], shorter[-200:])))
+        half = answer_wording.LAST_WORD.sub("…", own)  # something follows: "A patient" is no "A"
+        unfinished = any(map(answer_wording.UNFINISHED.search, (own[-200:], half[-200:])))
         if unfinished or answer_wording.DELIBERATION.match(own):
             return unparsed
-        own = shorter
+        own = half
     own = answer_text.unmarked(own)
     found = claims(own, item, cut)
     letters = {claim.letter for claim in found}

@@ -58,7 +58,7 @@ NEXT = (
 
 def fill(style: str, item: MCQItem, letter: str) -> str:
     """L: the letter (l: in lower case), T: its option's text, X: another letter; the rest is around them."""
-    texts = dict(zip(item.letters, item.options, strict=True))
+    texts = {key: text.rstrip(" .") for key, text in zip(item.letters, item.options, strict=True)}
     other = item.letters[(item.letters.index(letter) + 1) % len(item.letters)]
     parts = {
         "L": letter,
@@ -399,6 +399,13 @@ CUT = [
     ("Hmm. The answer is {L}? The answer is {L}, or", False),
     ("We need to pick. Probably the answer is {L}, since", False),
     ("A) It occurs in some pati", False),
+    ("A patient", False),
+    ("{L}) {T}\n\nExplanation: it fi", True),
+    ("{L}. {T}\n\nQuestion: Whi", True),
+    ("Option {L} i", False),
+    ("The answer is {L}.\n</thi", False),
+    ("analysisWe say the answer is {L}.assistant", False),
+    ("{L}\n\nEx", True),
     ("**A) It occurs** and", False),
     ("Let's look at each answer choice:\n\nA) It oc", False),
 ]
@@ -640,5 +647,6 @@ def test_real_questions(real_data):
         read = parse(fill(style, item, letter), item).letter
         assert read in ("", letter), (number, style)
         unread += read == ""
-        assert parse(fill(draw.choice(lines(UNCLAIMED)), item, letter), item).letter == "", number
+        style = draw.choice(lines(UNCLAIMED))
+        assert parse(fill(style, item, letter), item).letter == "", (number, style)
     assert unread <= 5
