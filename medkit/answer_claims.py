@@ -169,7 +169,10 @@ def _verdicts(text: str, item: MCQItem, cut: bool, described: bool = False) -> I
             continue
         for letter in item.letters:
             if verdict[letter] or verdict[f"{letter}_text"]:
-                yield Claim(letter, "answer" if verdict[letter] else "option", start)
+                own = wording.patterns(item.options).texts[letter].search(verdict[0])
+                yield Claim(
+                    letter if own else _sure(letter, item), "answer" if verdict[letter] else "option", start
+                )
             if verdict[f"{letter}_too"]:
                 yield Claim(verdict[f"{letter}_too"], "answer", start)
 

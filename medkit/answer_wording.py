@@ -166,10 +166,11 @@ _FILLER = (
 _GAP = r"(?:,? [\w'’/-]+){0,10}?"  # "to this question", "in this patient"
 _PHRASES = (
     rf"(?:{_QUALITY},? (?:and )?){{0,3}}{_NOUN}(?: (?:choice|option|key|letter|number))?(?!\w)"
-    r"(?:\s?\([^()\n]{1,40}\))?"
+    r"(?:\s?\((?![A-Z]\))[^()\n]{1,40}\))?"
     r"(?:(?! [(\[]?[A-D](?!\w))"  # "Option A is aspirin" describes it
-    rf"{_GAP} ?[\"'”]*{_IS}|(?<=ans\.)| (?=\()|(?<=^answer)(?: (?=[A-Z]\W*$)|[-–](?=[A-Z]))"
-    r"|(?<=^ans) (?=[A-Z])|(?=[^\w\n.]*\n))",
+    rf"{_GAP} ?[\"'”]*{_IS}|(?<=ans\.)|(?<=answer) (?=\()|(?<=^answer)(?: (?=[A-Z]\W*$)|[-–](?=[A-Z]))"
+    r"|(?<=^ans) (?=[A-Z]))",
+    rf"^(?:(?:the|my) )?(?:{_QUALITY} ){{0,3}}{_NOUN}(?: (?:choice|option|key))?(?=[^\w\n.]*\n)",  # a heading
     rf"(?P<wrong>(?:incorrect|false|wrong|untrue) (?:statement|one)|exception|odd one out){_GAP} ?{_IS}",
     rf"(?P<described>(?:most \w+|best|correct|right)\b{_GAP}) ?{_IS}",
     r"\b(?:i|we)(?:['’]d|['’]ll|['’]m)?"
@@ -219,6 +220,7 @@ def patterns(options: tuple[str, ...]) -> Patterns:
     if options == PUBMEDQA_OPTIONS:
         listing += r"|(?i:\byes\b[ ,/|]+no\b[ ,/|]+(?:or |and )?maybe\b)"
     texts = dict(zip(letters, map(_spelled, options), strict=True))
+    long = {letter for letter, option in zip(letters, options, strict=True) if len(option) > 2}
     target = rf"[\"'“‘(\[]*(?:(?-i:[A-Z](?!\w))|[a-z](?:[)'’\"”.:]|[^\w\n]*$)|{'|'.join(texts.values())})"
     phrase = (
         rf"(?<![\w-])(?:{'|'.join(_PHRASES)})(?:[ \t\"'“‘(\[:,-]*\b(?:{_FILLER})\b){{0,6}}[ \t:\"'“-]{{0,6}}"
@@ -228,7 +230,7 @@ def patterns(options: tuple[str, ...]) -> Patterns:
     named = "|".join(
         rf"(?P<{letter}>(?:\b(?:option|choice|answer|letter) [(\[]?(?-i:{letter})(?!\w)"
         rf"|(?<!\w)[(\[]?(?-i:{letter})[)\]]|{alone}(?-i:{letter})(?![\w-]))[)\].:]{{0,2}}(?:[\s(:,–-]{{0,3}}{text})?)"
-        rf"|{alone}(?:the |an? )?(?P<{letter}_text>{text if len(text) > 2 else '(?!)'})"
+        rf"|{alone}(?:the |an? )?(?P<{letter}_text>{text if letter in long else '(?!)'})"
         rf"(?:,? \(?(?:option |choice )?(?-i:(?P<{letter}_too>[A-Z]))\))?"
         for letter, text in texts.items()
     )

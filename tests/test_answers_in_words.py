@@ -31,6 +31,7 @@ FIELDS = MCQItem(
     "B",
 )
 DOSES = MCQItem("3", "medmcqa", "How many doses are given?", ("1", "2", "1 to 2", "12"), "D")
+LETTERS = MCQItem("8", "medqa", "Which curve?", ("B", "C", "D", "E"), "A")
 RATIOS = MCQItem("7", "medmcqa", "Which ratio?", ("1/2", "1/3", "(1/2) / (1/3)", "2/3"), "C")
 EXCEPT = MCQItem(
     "4",
@@ -489,6 +490,7 @@ SINGLE = [
     (DRUGS, "Answer A is wrong. Answer B is wrong. Answer C is correct.", "C"),
     (DRUGS, "Answer A: Incorrect because it is slow", ""),
     (DRUGS, "Option A is aspirin. Option B is warfarin. Option C is heparin.", ""),
+    (DRUGS, "Let us see each option.\nOption (c): Heparin\nIt acts at once.", ""),
     (
         DRUGS,
         "Option A: Aspirin is slow.\nOption B: Warfarin is slow.\nThe correct answer is Option C: Heparin.",
@@ -507,6 +509,9 @@ SINGLE = [
     (DRUGS, "I apologize for the confusion. The correct answer is C.", "C"),
     (DRUGS, "1. A is slow.\n2. B is slow.\n3. Thus C is correct.", "C"),
     (DRUGS, "The answer is C. Difficile is not seen here.", "C"),
+    (DRUGS, "A) Heparin or a later decision\nD) Clot removal by a catheter", ""),
+    (LETTERS, "B is the correct answer.", ""),  # option B, or option A, whose text is "B"?
+    (LETTERS, "B) C is the correct answer.", "B"),
     (DRUGS, "Stimulus response theory is a", ""),
     (DRUGS, "The result of the choice is a", ""),
     (FIELDS, "The diet lacks vitamin C.", ""),
