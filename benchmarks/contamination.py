@@ -1,4 +1,4 @@
-"""Contamination check at the paper's size: seconds and memory of overlap.find on rows of real length.
+"""Contamination check at the paper's size: seconds and memory of contamination.find on rows of real length.
 
     python benchmarks/contamination.py [--scale 1.0]
 
@@ -19,10 +19,10 @@ from collections import Counter
 
 import numpy as np
 
-from medkit import machine
-from medkit.overlap import METHODS, NGRAM, QUESTION, find, normalize, text_of
+from medkit.data.contamination import METHODS, NGRAM, QUESTION, find, normalize, text_of
+from medkit.data.sources import SOURCES
 from medkit.records import PUBMEDQA_OPTIONS, MCQItem
-from medkit.sources import SOURCES
+from medkit.runs import machine
 
 # Words a row: mean, standard deviation. Whole exam item, or abstract and question.
 LENGTHS = {"medqa": (140, 50), "medmcqa": (25, 16), "pubmedqa": (226, 53)}

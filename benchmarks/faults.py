@@ -30,7 +30,7 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
 import tiny_run  # noqa: E402
 
-from medkit import machine  # noqa: E402
+from medkit.runs import machine  # noqa: E402
 
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
 STEPS = 10
@@ -214,7 +214,7 @@ def results_on_a_full_disk(bench: Bench) -> int:
 
 def results_killed(bench: Bench) -> int:
     """Eight kills at random moments of a process that does nothing but write."""
-    from medkit import results
+    from medkit.runs import storage
 
     folder, rng = bench.folder(), random.Random(0)
     folder.mkdir()
@@ -228,7 +228,7 @@ def results_killed(bench: Bench) -> int:
         process.kill()
         process.communicate()
         assert len(json.loads(path.read_text())["rows"]) == 20000
-        assert all(len(row["text"]) == 5000 for row in results.read_jsonl(rows))
+        assert all(len(row["text"]) == 5000 for row in storage.read_jsonl(rows))
     return 0
 
 

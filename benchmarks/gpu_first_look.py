@@ -10,9 +10,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 
 def main():
-    from medkit import recipes, training
+    from medkit import recipes
+    from medkit.train import models
 
-    training.unsloth()
+    models.unsloth()
     import bitsandbytes
     import torch
     import transformers
@@ -28,13 +29,13 @@ def main():
     tokenizer.save_pretrained(folder / "base")
     recipe = recipes.get("recommended")
     spec = replace(recipe.stage1, max_steps=2, eval_every=2, save_every=2)
-    model, tokenizer = training.load(replace(recipe.model, base=str(folder / "base")))
-    model = training.attach_lora(model, recipe.lora, seed=0)
+    model, tokenizer = models.load(replace(recipe.model, base=str(folder / "base")))
+    model = models.attach_lora(model, recipe.lora, seed=0)
     rows = random_rows(recipe, "stage1", 256, 4000)
     columns = ("input_ids", "labels")
     small = rows.map(lambda row: {name: [t % 250 if t >= 0 else t for t in row[name]] for name in columns})
     held_out = small.select(range(32))
-    fit = training.fit(model, tokenizer, small, held_out, spec, folder=folder / "s", max_length=2048)
+    fit = models.fit(model, tokenizer, small, held_out, spec, folder=folder / "s", max_length=2048)
     print(fit)
     print((folder / "s" / "loss.csv").read_text())
 

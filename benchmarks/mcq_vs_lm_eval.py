@@ -30,8 +30,12 @@ from lm_eval.tasks.medqa.preprocess_medqa import doc_to_text as medqa_prompt
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from medkit import machine, mcq, prompts, results, smollm2, sources
+from medkit import prompts
+from medkit.data import sources
+from medkit.evaluate import letter_scoring
 from medkit.records import LETTERS, MCQItem
+from medkit.runs import machine, storage
+from medkit.train import smollm2
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def best(scores: list[float]) -> list[str]:
 def ask_kit(
     model, tokenizer, way: Prompts, items: list[MCQItem], max_batch_tokens: int, answers=None
 ) -> list[str]:
-    scored = mcq.score(
+    scored = letter_scoring.score(
         model,
         tokenizer,
         items,
@@ -194,7 +198,7 @@ def main() -> None:
         options.max_batch_tokens,
     )
     if options.out:
-        results.write_json(options.out, found)
+        storage.write_json(options.out, found)
     print(json.dumps(found))
 
 

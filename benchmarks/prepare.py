@@ -3,8 +3,10 @@
     python benchmarks/prepare.py [--rows 404269] [--compare 4000]
 
 Rows are words drawn from the real Llama 3 vocabulary (from PyPI's llama-models), as many tokens a row as
-real rows have (token_lengths.json), in files as the hub serves them. All rows go through medkit.sources.load,
-which checks and converts them, and medkit.preparation.prepare, which renders and tokenizes them; both twice,
+real rows have (token_lengths.json), in files as the hub serves them. All rows go through
+medkit.data.sources.load,
+which checks and converts them, and medkit.train.tokenization.prepare, which renders and tokenizes them; both
+twice,
 and the second time prepare finds the first one's result. Then `--compare` of them go, three times in
 alternation, through prepare and through SFTTrainer's own preparation as prompt and completion, and must come
 out as the same tokens. Prints one JSON line last.
@@ -108,7 +110,7 @@ def write_raw(records, folder: Path) -> None:
 
 def convert(folder: Path) -> list:
     """All rows of the files as checked records."""
-    from medkit import sources
+    from medkit.data import sources
 
     return [
         record for source in ROWS for record in sources.load(source, "train", folder, progress=False).records
@@ -121,7 +123,8 @@ def compare(records, tokenizer, folder: Path) -> dict:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from medkit import preparation, prompts
+    from medkit import prompts
+    from medkit.train import tokenization
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
@@ -155,7 +158,7 @@ def compare(records, tokenizer, folder: Path) -> dict:
     seconds = {name: [] for name in ("medkit", *trainers)}
     for turn in range(ROUNDS):
         began = time.perf_counter()
-        ours = preparation.prepare(records, tokenizer, cache=folder / f"compare{turn}", **SETTINGS)
+        ours = tokenization.prepare(records, tokenizer, cache=folder / f"compare{turn}", **SETTINGS)
         seconds["medkit"].append(time.perf_counter() - began)
         for name, trainer in trainers.items():
             began = time.perf_counter()
@@ -180,7 +183,8 @@ def main():
 
     from llama3 import llama3_tokenizer
 
-    from medkit import machine, preparation
+    from medkit.runs import machine
+    from medkit.train import tokenization
 
     tokenizer = llama3_tokenizer()
     if tokenizer is None:
@@ -193,7 +197,7 @@ def main():
             records = convert(Path(scratch) / "raw")
             converting.append(time.perf_counter() - began)
             began = time.perf_counter()
-            prepared = preparation.prepare(records, tokenizer, cache=Path(scratch), **SETTINGS)
+            prepared = tokenization.prepare(records, tokenizer, cache=Path(scratch), **SETTINGS)
             times.append(time.perf_counter() - began)
         cpu = time.process_time() - cpu  # beside the wall clock: tells a busy machine from a slow program
         told = f"converted in {converting[0]:.1f} s, prepared in {times[0]:.1f} s"

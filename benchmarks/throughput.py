@@ -6,7 +6,7 @@
 `llama-3.1-8b`: random weights of that shape, quantized to NF4 on loading, and rows of random tokens whose
 lengths are those of real rows (token_lengths.json): speed and memory do not depend on the values, and no
 loss is reported. `smollm2-135m`: the CPU default's model on the built-in corpus. Both train through
-medkit.training. Prints one JSON line last.
+medkit.train.models. Prints one JSON line last.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def random_rows(recipe, stage: str, count: int, vocabulary: int):
     import numpy as np
     from datasets import Dataset
 
-    from medkit import costs
+    from medkit.preflight import estimate
 
-    lengths, rows = row_lengths(recipe), costs.full_rows(recipe, stage)
+    lengths, rows = row_lengths(recipe), estimate.full_rows(recipe, stage)
     rng, names = np.random.default_rng(0), list(rows)
     shares = np.array([rows[name] for name in names])
     table = {"input_ids": [], "labels": [], "length": []}
@@ -83,21 +83,23 @@ def make_llama(folder: Path) -> None:
 
 def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     """One stage of an 8B recipe in this process."""
-    from medkit import costs, machine, training
+    from medkit.preflight import estimate
+    from medkit.runs import machine
+    from medkit.train import models
 
     spec = replace(
         getattr(recipe, stage), max_steps=WARM + steps, eval_every=10**6, save_every=10**6, eval_rows=0
     )
     model_spec = replace(recipe.model, base=str(model_folder), chat_template="own")
-    model, tokenizer = training.load(model_spec, gradient_checkpointing=spec.gradient_checkpointing)
-    model = training.attach_lora(
+    model, tokenizer = models.load(model_spec, gradient_checkpointing=spec.gradient_checkpointing)
+    model = models.attach_lora(
         model, recipe.lora, seed=spec.seed, gradient_checkpointing=spec.gradient_checkpointing
     )
     per_step = spec.batch_size * spec.accumulation * (8 if spec.packing != "off" else 1)
     train = random_rows(recipe, stage, (WARM + steps) * per_step, 128256)
     validation = random_rows(recipe, stage, 256, 128256)
     folder = Path(tempfile.mkdtemp())
-    fit = training.fit(
+    fit = models.fit(
         model,
         tokenizer,
         train,
@@ -119,7 +121,7 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     # The evaluation after the last step; the one at the start compiles.
     evaluation = sum(validation["length"]) / float(lines[-1]["eval_seconds"])
     mean = {name: statistics.mean(row[0] for row in of) for name, of in row_lengths(recipe).items()}
-    full = costs.full_plan(recipe, stage, mean, machine.hardware())
+    full = estimate.full_plan(recipe, stage, mean, machine.hardware())
     speed = tokens / seconds
     return {
         "tokens_per_s": speed,
@@ -130,7 +132,7 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
         "evaluation_tokens_per_s": evaluation,
         "train_hours": full.tokens / speed / 3600,
         "evaluation_hours": full.evaluated / evaluation / 3600,
-        "trainable_parameters": training.trainable_parameters(model),
+        "trainable_parameters": models.trainable_parameters(model),
     }
 
 
@@ -142,10 +144,12 @@ def small_stage(recipe):
 def small_rows(recipe, steps: int, tokenizer, cache: Path):
     """(training, validation) rows of the recipe's stage 2 on the built-in corpus, prepared once for both
     programs: consultations and replayed exam questions, a fifth as long."""
-    from medkit import demo, mixture, preparation, sources
+    from medkit import dmt as mixture
+    from medkit.data import builtin, sources
+    from medkit.train import tokenization
 
     with tempfile.TemporaryDirectory() as folder:
-        corpus = demo.write(folder)
+        corpus = builtin.write(folder)
 
         def load(name):
             limit = getattr(recipe.data, f"rows_{name}", 0)
@@ -159,7 +163,7 @@ def small_rows(recipe, steps: int, tokenizer, cache: Path):
     drawn = mixture.replay(first, dmt.replay_share, len(split.train), len(split.validation))
     settings = {"target": data.mcq_target, "loss_on": spec.loss_on, "progress": False, "cache": cache}
     train, held_out = (
-        preparation.prepare(rows, tokenizer, max_length=recipe.model.max_length, **settings)
+        tokenization.prepare(rows, tokenizer, max_length=recipe.model.max_length, **settings)
         for rows in (split.train + drawn.train, split.validation + drawn.validation)
     )
     count = steps * spec.batch_size * spec.accumulation
@@ -186,14 +190,14 @@ def validation_loss(model, rows) -> float:
 
 def measure_medkit(recipe, steps: int) -> dict:
     """Stage 2 of a small recipe through medkit, on the CPU, from a fresh adapter."""
-    from medkit import training
+    from medkit.train import models
 
     spec = replace(small_stage(recipe), max_steps=steps, eval_every=10**6, save_every=10**6, eval_rows=1)
-    model, tokenizer = training.load(recipe.model)
-    model = training.attach_lora(model, recipe.lora, seed=spec.seed)
+    model, tokenizer = models.load(recipe.model)
+    model = models.attach_lora(model, recipe.lora, seed=spec.seed)
     with tempfile.TemporaryDirectory() as scratch:
         train, held_out = small_rows(recipe, steps, tokenizer, Path(scratch))
-        fit = training.fit(
+        fit = models.fit(
             model,
             tokenizer,
             train,
@@ -231,9 +235,9 @@ def measure_trl(recipe, steps: int, dtype: str) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from medkit import smollm2
-    from medkit.meter import peak_memory_gb
-    from medkit.trainer import row_order
+    from medkit.train import smollm2
+    from medkit.train.metrics import peak_memory_gb
+    from medkit.train.trainer import row_order
 
     trl.trainer.utils._ChunkedLogProbFunction = trl.trainer.utils._ChunkedLogProbFunction or PlainHead
     spec, folder, compute = small_stage(recipe), smollm2.folder(), getattr(torch, dtype)
@@ -392,7 +396,8 @@ def main():
     if args.against and args.shape != "smollm2-135m":
         parser.error("--against goes with --shape smollm2-135m")
 
-    from medkit import machine, recipes
+    from medkit import recipes
+    from medkit.runs import machine
 
     recipe = recipes.get(args.recipe, recipes.parse_settings(";".join(args.set)))
     if args.stage:

@@ -23,7 +23,8 @@ def main():
 
     from llama3 import llama3_tokenizer
 
-    from medkit import prompts, sources
+    from medkit import prompts
+    from medkit.data import sources
 
     tokenizer = llama3_tokenizer()
     own, lengths, means = tokenizer.chat_template, {}, {}

@@ -11,7 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-from medkit import MedkitError, machine
+from medkit import MedkitError
+from medkit.runs import machine
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _finish(work) -> int:
     """Do it, and turn how it ended into an exit code and at most one line."""
-    from medkit.runner import RunFailed
+    from medkit.pipeline.runner import RunFailed
 
     try:
         code = work()
@@ -48,7 +49,7 @@ def _finish(work) -> int:
 
 
 def _run(options) -> None:
-    from medkit import runner
+    from medkit.pipeline import runner
 
     only = tuple(filter(None, options.only.split(",")))
     place = runner.run(
@@ -60,22 +61,23 @@ def _run(options) -> None:
         resume=options.resume,
         fresh=options.fresh,
     )
-    from medkit import tables
+    from medkit.report import tables
 
     print(tables.terminal(place))
 
 
 def _check(options) -> int:
-    from medkit import inputs, recipes
+    from medkit import recipes
+    from medkit.runs import inputs
 
     recipe = recipes.get(options.recipe, recipes.parse_settings("\n".join(options.set)))
     inputs.check_data_dir(options.data_dir)
-    from medkit import preflight
+    from medkit.preflight import checks
 
-    findings = preflight.check(recipe, options.data_dir)
-    shown = {"recipe": recipe.name, **preflight.as_dict(findings)}
-    print(json.dumps(shown, indent=1) if options.json else preflight.text(findings))
-    return 2 if preflight.failed(findings) else 0
+    findings = checks.check(recipe, options.data_dir)
+    shown = {"recipe": recipe.name, **checks.as_dict(findings)}
+    print(json.dumps(shown, indent=1) if options.json else checks.text(findings))
+    return 2 if checks.failed(findings) else 0
 
 
 def _recipes(options) -> None:
@@ -90,13 +92,13 @@ def _recipes(options) -> None:
 
 
 def _audit(options) -> None:
-    from medkit import published
+    from medkit.report import published
 
     print(published.render_audit() if options.markdown else published.terminal_audit())
 
 
 def _mcq(options) -> None:
-    from medkit import runner
+    from medkit.pipeline import runner
 
     model = options.model
     name = "-".join(Path(part).name for part in (model, options.adapter) if part)

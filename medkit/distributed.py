@@ -12,8 +12,13 @@ from the newest whole checkpoint; `medkit run RECIPE --run NAME --only 03,04,05`
 import sys
 import tempfile
 
-from medkit import MedkitError, cases, inputs, overlap, recipes, results, runner, runs, stages, training
+from medkit import MedkitError, recipes
 from medkit.__main__ import Parser
+from medkit.data import contamination
+from medkit.evaluate import cases
+from medkit.pipeline import runner
+from medkit.runs import inputs, run_json, storage
+from medkit.train import models, stages
 
 STEPS = {  # the training ones, by arm
     place.removesuffix("/adapter"): step
@@ -23,16 +28,16 @@ STEPS = {  # the training ones, by arm
 }
 
 
-class _Follower(runs.Run):
+class _Follower(run_json.Run):
     """The run as the processes beside the first see it: they write nothing."""
 
     def save(self) -> None:
         pass
 
 
-def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str = "") -> training.Fit:
+def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str = "") -> models.Fit:
     """Train one arm ("stage1", "stage2", "stage2_noreplay") together with the other processes started."""
-    training.unsloth()
+    models.unsloth()
     from transformers import TrainingArguments
 
     stage, step = arm.partition("_")[0], STEPS[arm]
@@ -44,10 +49,10 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
         if processes.process_index == 0:
             inputs.check_data_dir(data_dir)
             inputs.check(resolved, data_dir, step.reads)
-            run = runs.begin(run_dir, step.name, recipe, settings, data_dir)
+            run = run_json.begin(run_dir, step.name, recipe, settings, data_dir)
         else:
-            place = results.folder(run_dir)
-            run = _Follower(place, runs.read(place), resolved, data_dir)
+            place = storage.folder(run_dir)
+            run = _Follower(place, run_json.read(place), resolved, data_dir)
         model, tokenizer = stages.load_for_stage(run, stage)
         rows = _rows(run, arm, tokenizer, writes=processes.process_index == 0)
     done = stages.fit(run, stage, arm, model, tokenizer, *rows)
@@ -56,7 +61,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
     return done
 
 
-def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
+def _rows(run: run_json.Run, arm: str, tokenizer, writes: bool):
     """(training rows, validation rows); and the manifest, as notebooks 01 and 02 write it."""
     loaded = stages.load_exams(run, "train")
     mixed = stages.stage1_mixture(run, loaded)
@@ -67,7 +72,7 @@ def _rows(run: runs.Run, arm: str, tokenizer, writes: bool):
         if writes:
             evaluation = stages.load_exams(run, "eval")
             items = [record for one in evaluation.values() for record in one.records]
-            matches = overlap.find(mixed.records, items)
+            matches = contamination.find(mixed.records, items)
             stages.write_overlap(run, arm, matches)
             stages.update_manifest(run, stages.describe_stage1(loaded, evaluation, mixed, matches))
         return train, validation

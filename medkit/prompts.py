@@ -256,8 +256,8 @@ def letter_ids(tokenizer, letters: str = LETTERS) -> list[int]:
 
 
 def letter_place(tokenizer, target: str) -> dict:
-    """Where the letter stands in what was trained, as mcq.score takes it: `encode` gives an item's token ids
-    up to there, `letter_tokens` has the token of each letter.
+    """Where the letter stands in what was trained, as letter_scoring.score takes it: `encode` gives an item's
+    token ids up to there, `letter_tokens` has the token of each letter.
 
     target "letter": it comes first. "letter_and_text": after `Answer:`, where it is another token (" C").
     Raises PromptError where a letter is not one token there.

@@ -5,9 +5,12 @@ import sys
 
 import pytest
 
-from medkit import MedkitError, machine, published, recipes, runner, tables
+from medkit import MedkitError, recipes
 from medkit.__main__ import main
-from medkit.runner import RunFailed
+from medkit.pipeline import runner
+from medkit.pipeline.runner import RunFailed
+from medkit.report import published, tables
+from medkit.runs import machine
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medkit import mixture, overlap
+from medkit import dmt
+from medkit.data import contamination
 from medkit.records import Dialogue, Turn
 
 PAPER = {"medqa": 10_178, "medmcqa": 182_822, "pubmedqa": 211_269}  # Table 1
@@ -26,7 +27,7 @@ def exams(**sizes):
 
 @pytest.fixture(scope="module")
 def paper():
-    return mixture.stage1(exams(**PAPER), 0.1, 42)
+    return dmt.stage1(exams(**PAPER), 0.1, 42)
 
 
 def talk(number, note="", text="It hurts."):
@@ -50,7 +51,7 @@ def test_every_source_is_on_both_sides_in_its_share(paper):
 
 
 def test_the_papers_replay(paper):
-    drawn = mixture.replay(paper, 1 / 3, 100_000, 10_000)
+    drawn = dmt.replay(paper, 1 / 3, 100_000, 10_000)
     assert (len(drawn.train), len(drawn.validation)) == (33_333, 3_333)
     ids = {name: set(drawn.ids(getattr(drawn, name))) for name in ("train", "validation")}
     assert len(ids["train"]) == 33_333  # no row twice
@@ -68,23 +69,23 @@ def test_the_papers_replay(paper):
 )
 def test_no_row_is_lost_doubled_or_replayed_across(sizes, held_out, share, seed):
     sources = exams(**{f"s{i}": size for i, size in enumerate(sizes)})
-    first = mixture.stage1(sources, held_out, seed)
+    first = dmt.stage1(sources, held_out, seed)
     train, validation = first.part("train"), first.part("validation")
     assert Counter(train + validation) == Counter(row for rows in sources.values() for row in rows)
-    drawn = mixture.replay(first, share, len(train), len(validation))
+    drawn = dmt.replay(first, share, len(train), len(validation))
     assert set(drawn.train) <= set(train)
     assert set(drawn.validation) <= set(validation)
     assert len(set(drawn.train)) == len(drawn.train) == int(share * len(train) + 1e-6)
-    again = mixture.stage1(sources, held_out, seed)
+    again = dmt.stage1(sources, held_out, seed)
     assert again.part("train") == train
-    assert mixture.replay(again, share, len(train), len(validation)) == drawn
+    assert dmt.replay(again, share, len(train), len(validation)) == drawn
 
 
 def test_another_seed_is_another_split_and_replay():
     sources = exams(a=60, b=40)
-    one, other = (mixture.stage1(sources, 0.1, seed) for seed in (42, 43))
+    one, other = (dmt.stage1(sources, 0.1, seed) for seed in (42, 43))
     assert set(one.validation) != set(other.validation)
-    drawn = [mixture.replay(stage, 0.5, 90, 10) for stage in (one, other)]
+    drawn = [dmt.replay(stage, 0.5, 90, 10) for stage in (one, other)]
     assert drawn[0] != drawn[1]
 
 
@@ -93,19 +94,19 @@ def test_the_shuffle_is_that_of_datasets(count):
     from datasets import Dataset
 
     theirs = Dataset.from_dict({"row": list(range(count))}).shuffle(seed=42)["row"][:]
-    assert mixture.shuffled(count, 42).tolist() == theirs
+    assert dmt.shuffled(count, 42).tolist() == theirs
 
 
 def test_rows_that_cannot_be_split_or_replayed():
-    with pytest.raises(mixture.MixtureError, match="1 rows cannot be split"):
-        mixture.stage1(exams(a=1), 0.1, 42)
-    with pytest.raises(mixture.MixtureError, match="0 rows cannot be split"):
-        mixture.stage1(exams(a=0), 0.1, 42)
-    small = mixture.stage1(exams(a=20), 0.1, 42)  # 18 + 2
-    with pytest.raises(mixture.MixtureError, match="asks for 19 of stage 1's 18 train rows"):
-        mixture.replay(small, 1.0, 19, 2)
-    with pytest.raises(mixture.MixtureError, match="asks for 3 of stage 1's 2 validation rows"):
-        mixture.replay(small, 1.0, 18, 3)
+    with pytest.raises(dmt.MixtureError, match="1 rows cannot be split"):
+        dmt.stage1(exams(a=1), 0.1, 42)
+    with pytest.raises(dmt.MixtureError, match="0 rows cannot be split"):
+        dmt.stage1(exams(a=0), 0.1, 42)
+    small = dmt.stage1(exams(a=20), 0.1, 42)  # 18 + 2
+    with pytest.raises(dmt.MixtureError, match="asks for 19 of stage 1's 18 train rows"):
+        dmt.replay(small, 1.0, 19, 2)
+    with pytest.raises(dmt.MixtureError, match="asks for 3 of stage 1's 2 validation rows"):
+        dmt.replay(small, 1.0, 18, 3)
 
 
 def dropping(rows, gone):
@@ -121,14 +122,12 @@ def test_a_dropped_row_moves_no_other(size, gone, seed):
     """Splits and replay are those of the whole file, without the dropped rows."""
     gone = {i for i in gone if i < size}
     rows = [Row("a", str(i)) for i in range(size)]
-    whole = mixture.stage1({"a": rows}, 0.25, seed)
-    some = mixture.stage1({"a": dropping(rows, gone)}, 0.25, seed)
+    whole = dmt.stage1({"a": rows}, 0.25, seed)
+    some = dmt.stage1({"a": dropping(rows, gone)}, 0.25, seed)
     assert len(some.records) == size - len(gone)
     for part in ("train", "validation"):
         assert some.part(part) == [row for row in whole.part(part) if int(row.id) not in gone]
-    replayed = [
-        mixture.replay(stage, 0.5, len(whole.train), len(whole.validation)) for stage in (whole, some)
-    ]
+    replayed = [dmt.replay(stage, 0.5, len(whole.train), len(whole.validation)) for stage in (whole, some)]
     for part in ("train", "validation"):
         kept = [row for row in getattr(replayed[0], part) if int(row.id) not in gone]
         assert getattr(replayed[1], part) == kept
@@ -145,22 +144,22 @@ def test_a_dropped_row_moves_no_other(size, gone, seed):
 def test_a_dropped_row_would_change_the_permutation():
     """What one dropped row in 207,001 would do if the rest alone were shuffled: of the release's first
     100,000 rows about 57% would be left."""
-    whole, rest = mixture.shuffled(207_001, 42)[:100_000], mixture.shuffled(207_000, 42)[:100_000]
+    whole, rest = dmt.shuffled(207_001, 42)[:100_000], dmt.shuffled(207_000, 42)[:100_000]
     assert len(set(whole.tolist()) & set((rest + (rest >= 5)).tolist())) < 60_000
 
 
 def test_rows_that_are_all_dropped_cannot_be_split():
-    with pytest.raises(mixture.MixtureError, match="0 rows cannot be split"):
-        mixture.stage1({"a": [None] * 20}, 0.1, 42)
-    validate = set(mixture.shuffled(20, 42)[:2].tolist())
-    with pytest.raises(mixture.MixtureError, match="18 rows cannot be split"):
-        mixture.stage1({"a": dropping([Row("a", str(i)) for i in range(20)], validate)}, 0.1, 42)
+    with pytest.raises(dmt.MixtureError, match="0 rows cannot be split"):
+        dmt.stage1({"a": [None] * 20}, 0.1, 42)
+    validate = set(dmt.shuffled(20, 42)[:2].tolist())
+    with pytest.raises(dmt.MixtureError, match="18 rows cannot be split"):
+        dmt.stage1({"a": dropping([Row("a", str(i)) for i in range(20)], validate)}, 0.1, 42)
 
 
 def test_notes_are_counted_where_they_are():
     """Two of six conversations have a note, the same one; conversations without one share none."""
     talks = [talk(i, note="n" if i in (0, 1) else "") for i in range(6)]
-    order = mixture.shuffled(6, 42).tolist()
+    order = dmt.shuffled(6, 42).tolist()
     made = split(talks, 4, 2, deduplicate=False, by_note=False)
     crossed = (0 in order[:4]) != (1 in order[:4])
     assert (made.with_note, made.notes_on_both_sides) == (2, int(crossed))
@@ -172,7 +171,7 @@ def test_notes_are_counted_where_they_are():
 
 
 def split(records, train, validation, *, deduplicate=True, by_note=True, seed=42):
-    return mixture.dialogues(records, train, validation, deduplicate=deduplicate, by_note=by_note, seed=seed)
+    return dmt.dialogues(records, train, validation, deduplicate=deduplicate, by_note=by_note, seed=seed)
 
 
 @settings(deadline=None, max_examples=60)
@@ -186,7 +185,7 @@ def test_by_note_no_note_is_on_both_sides(notes, train, validation, seed):
     records = [talk(i, note=f"note {note}") for i, note in enumerate(notes)]
     try:
         made = split(records, train, validation, seed=seed)
-    except mixture.MixtureError:
+    except dmt.MixtureError:
         return  # one note held so many of the conversations that nothing was left for training
     sides = [{d.note for d in side} for side in (made.train, made.validation)]
     assert not sides[0] & sides[1]
@@ -210,7 +209,7 @@ def test_duplicates_are_dropped_and_counted():
     made = split(records + copies, 20, 5)
     assert (made.rows, made.distinct) == (50, 30)
     assert (len(made.train), len(made.validation)) == (20, 5)
-    keys = [overlap.content_key(d) for d in made.train + made.validation]
+    keys = [contamination.content_key(d) for d in made.train + made.validation]
     assert len(set(keys)) == 25
 
 
@@ -244,11 +243,11 @@ def test_where_conversations_are_short_the_proportion_stays():
 
 @pytest.mark.parametrize("records", [[], [talk(1)], [talk(1, note="n"), talk(2, note="n")]])
 def test_too_few_notes_are_refused(records):
-    with pytest.raises(mixture.MixtureError, match="NoteChat needs at least two notes"):
+    with pytest.raises(dmt.MixtureError, match="NoteChat needs at least two notes"):
         split(records, 10, 1)
 
 
 def test_replay_shares_of_k(paper):
     # 33,333 / 100,000 is a third of stage 2's consultations and 0.0916 of stage 1's training rows.
-    drawn = mixture.replay(paper, 1 / 3, 100_000, 10_000)
+    drawn = dmt.replay(paper, 1 / 3, 100_000, 10_000)
     assert np.round(len(drawn.train) / len(paper.train), 4) == 0.0916

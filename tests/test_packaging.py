@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import medkit
-from medkit import results
+from medkit.runs import storage
 
 REPO = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
@@ -140,12 +140,12 @@ def test_git_ignores_a_users_runs_and_keeps_the_committed_ones(tmp_path):
     for name in names:
         for file in ("run.json", "tables/table3.md", "notebooks/01_stage1.ipynb", "stage1/loss.csv"):
             assert ignored(f"results/{name}/{file}")
-    for name in results.COMMITTED:
+    for name in storage.COMMITTED:
         assert not ignored(f"results/{name}/run.json")
         assert not ignored(f"results/{name}/tables/table3.md")
         assert ignored(f"results/{name}/stage1/adapter/adapter_model.safetensors")
     kept = re.findall(r"^!results/(.+)/$", (REPO / ".gitignore").read_text(), re.M)
-    assert sorted(kept) == sorted(results.COMMITTED)
+    assert sorted(kept) == sorted(storage.COMMITTED)
 
 
 def test_continuous_integration_runs_the_tests():

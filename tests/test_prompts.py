@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama3 import llama3_tokenizer
 
-from medkit import prompts, smollm2
+from medkit import prompts
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, Turn
+from medkit.train import smollm2
 
 TOKENIZERS = {
     "tiny": make_tokenizer,

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from medkit import readme, results
+from medkit import readme
+from medkit.runs import storage
 
 RESULTS = readme.README.parent / "results"
 COMMITTED = (RESULTS / "cpu" / "run.json").is_file()
@@ -18,7 +19,7 @@ def test_the_figures_in_the_readme_are_those_of_the_committed_results():
 
 def test_the_figures_are_those_of_committed_runs():
     """A user's own runs, the demo's among them, move nothing in README.md."""
-    assert {run for _, run in readme.BLOCKS.values() if run} <= set(results.COMMITTED)
+    assert {run for _, run in readme.BLOCKS.values() if run} <= set(storage.COMMITTED)
 
 
 def test_every_file_the_readme_links_to_is_there():

@@ -225,7 +225,7 @@ def test_a_value_that_a_later_notebook_would_stumble_over_is_refused_at_once(set
 
 @pytest.mark.parametrize("name", recipes.PRESETS)
 def test_a_recipe_comes_back_from_its_json(name):
-    from medkit.results import plain
+    from medkit.runs.storage import plain
 
     assert recipes.from_dict(plain(get(name))) == get(name)
     with pytest.raises(RecipeError, match="is not one of this version's"):

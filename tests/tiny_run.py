@@ -1,4 +1,4 @@
-"""A training run of seconds: the tiny random Llama through medkit.training, in this process or its own.
+"""A training run of seconds: the tiny random Llama through medkit.train.models, in this process or its own.
 
     python tests/tiny_run.py FOLDER BASE [--resume] [--set FIELD=VALUE ...] [--fault NAME --at STEP]
 
@@ -70,12 +70,12 @@ def records(count: int, seed: int = 0) -> list[Dialogue]:
 def model_and_rows(
     base: Path, *, seed: int = 0, four_bit: bool = True, loss_on: str = "answer", rows_seed: int = 0
 ):
-    from medkit import preparation, training
+    from medkit.train import models, tokenization
 
-    model, tokenizer = training.load(ModelSpec(base=str(base), max_length=MAX_LENGTH, load_in_4bit=four_bit))
-    model = training.attach_lora(model, LORA, seed=seed)
+    model, tokenizer = models.load(ModelSpec(base=str(base), max_length=MAX_LENGTH, load_in_4bit=four_bit))
+    model = models.attach_lora(model, LORA, seed=seed)
     prepared = [
-        preparation.prepare(
+        tokenization.prepare(
             rows,
             tokenizer,
             target="letter",
@@ -90,14 +90,14 @@ def model_and_rows(
 
 
 def train(folder: Path, base: Path, stage: TrainSpec = STAGE, *, resume=False, extra=None, rows_seed=0):
-    """(Fit, model): one run. Its identity is that of a stage of medkit.stages, and `extra`."""
-    from medkit import preparation, training
+    """(Fit, model): one run. Its identity is that of a stage of medkit.train.stages, and `extra`."""
+    from medkit.train import models, tokenization
 
     model, tokenizer, rows, validation = model_and_rows(base, seed=stage.seed, rows_seed=rows_seed)
     identity = {f"stage1.{name}": value for name, value in dataclasses.asdict(stage).items()}
-    identity["training rows"] = preparation.key(rows)
-    identity["base weights"] = training.base_identity(ModelSpec(base=str(base)))
-    done = training.fit(
+    identity["training rows"] = tokenization.key(rows)
+    identity["base weights"] = models.base_identity(ModelSpec(base=str(base)))
+    done = models.fit(
         model,
         tokenizer,
         rows,
@@ -117,7 +117,7 @@ def befall(fault: str, at: int) -> None:
     import torch
     from transformers import Trainer
 
-    from medkit import checkpoints
+    from medkit.train import checkpoints
 
     def kill(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -189,7 +189,8 @@ def befall(fault: str, at: int) -> None:
 
 
 def main() -> int:
-    from medkit import MedkitError, training
+    from medkit import MedkitError
+    from medkit.train import models
 
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -204,7 +205,7 @@ def main() -> int:
     fields = dict(item.split("=") for item in options.set)
     kinds = {field.name: field.type for field in dataclasses.fields(TrainSpec)}
     stage = replace(STAGE, **{name: kinds[name](value) for name, value in fields.items()})
-    training.unsloth()
+    models.unsloth()
     if options.fault:
         befall(options.fault, options.at)
     try:

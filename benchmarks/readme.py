@@ -1,0 +1,214 @@
+"""The figures in README.md: written there from results/ by `python -m medkit.readme`, never by hand."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medkit import MedkitError, recipes
+from medkit.evaluate import accuracy
+from medkit.preflight import estimate
+from medkit.report import published
+from medkit.report.markdown import grid, percent
+from medkit.runs import machine, storage
+
+README = machine.CHECKOUT / "README.md"
+NAMES = {"base": "SmolLM2-135M-Instruct, 4 bit", "med-mix": "Med-Mix (after stage 1)"}
+NAMES |= {"med-nirvana": "Med-Nirvana (stage 2 with replay)", "control": "control (stage 2 without replay)"}
+COLUMNS = {"medqa": "exam questions", "medmcqa": "one-line questions", "pubmedqa": "abstracts"}
+
+
+class ReadmeError(MedkitError):
+    """A block of README.md without its marks, or a result it is made from that is not there."""
+
+
+def headline(run: Path) -> str:
+    """Accuracy in percent of a run's models, with n and Wilson 95% intervals, as a Markdown table."""
+    summary = accuracy.mcq_summary(accuracy.read_items(run))
+    blind = {
+        "chance": lambda of: of["chance"],
+        "always the most frequent answer": lambda of: of["majority"]["share"],
+    }
+    rows = []
+    for model in summary["models"]:
+        row = {"model": NAMES[model]}
+        for dataset, title in COLUMNS.items():
+            own = summary["datasets"][dataset]["models"][model]
+            row[f"{title} (n = {own['n']})"] = percent(own)
+        rows.append(row)
+    titles = list(rows[0])[1:]
+    for name, share in blind.items():
+        shares = (f"{100 * share(summary['datasets'][dataset]):.1f}" for dataset in COLUMNS)
+        rows.append({"model": name, **dict(zip(titles, shares, strict=True))})
+    return grid(pd.DataFrame(rows))
+
+
+def untrained(run: Path) -> str:
+    """The same for the untrained model on the real benchmarks, a row a benchmark, and what it mostly says."""
+    summary = accuracy.mcq_summary(accuracy.read_items(run))
+    rows = []
+    for dataset, of in summary["datasets"].items():
+        (own,) = of["models"].values()
+        rows.append(
+            {"benchmark": published.TITLES[dataset], "n": f"{own['n']:,}", "accuracy, %": percent(own)}
+            | {"chance": f"{100 * of['chance']:.1f}"}
+            | {"always the most frequent answer": f"{100 * of['majority']['share']:.1f}"}
+            | {"the model says": f"{own['usual']['letter']} in {own['usual']['share']:.1%}"}
+        )
+    return grid(pd.DataFrame(rows))
+
+
+def cost(run: Path) -> str:
+    """Seconds and peak memory of each notebook of a run."""
+    info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    rows = [
+        {
+            "notebook": name,
+            "seconds": f"{one['seconds']:.0f}",
+            "peak memory, GB": f"{one['peak_memory_gb']:.2f}",
+        }
+        for name, one in info["notebooks"].items()
+    ]
+    total = sum(one["seconds"] for one in info["notebooks"].values())
+    peak = max(one["peak_memory_gb"] for one in info["notebooks"].values())
+    rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GB": f"{peak:.2f}"})
+    table = grid(pd.DataFrame(rows))
+    return f"{table}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
+
+
+def measured(folder: Path) -> str:
+    """What each benchmark printed, in a line a benchmark: results/benchmarks/*.json."""
+    rows = []
+    for name, (what, tell) in MEASURED.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            line = json.loads(path.read_text(encoding="utf-8"))
+            machine_name = (line["hardware"]["gpus"] or [{"name": line["hardware"]["processor"]}])[0]["name"]
+            rows.append({"what": what, "found": tell(line), "machine": machine_name})
+        else:
+            rows.append({"what": what, "found": "not measured", "machine": ""})
+    return grid(pd.DataFrame(rows))
+
+
+def _beside_trl(b: dict) -> str:
+    return (
+        f"{b['ratio']:.2f} times the useful tokens a second ({b['tokens_per_s']:.0f} and "
+        f"{b['trl']['tokens_per_s']:.0f}); loss after {b['samples']:.0f} samples {b['loss']:.3f} and "
+        f"{b['trl']['loss']:.3f}; {b['peak_memory_gb']:.1f} and {b['trl']['peak_memory_gb']:.1f} GB; "
+        f"rounds: {len(b['ratios'])}"
+    )
+
+
+MEASURED = {
+    "mcq_vs_lm_eval": (
+        "letter scoring beside lm-evaluation-harness, same model and prompts",
+        lambda b: (
+            f"{b['speed_ratio']:.2f} times as fast on the kit's prompts, "
+            f"{b['speed_ratio_harness_prompts']:.2f} on the harness's; agreement {b['agreement']:.3f} "
+            f"({b['n']} rows each, {b['dtype']}, {b['threads']} threads)"
+        ),
+    ),
+    "throughput_cpu": ("training beside plain TRL + PEFT, same updates, recipe `cpu`", _beside_trl),
+    "throughput_cpu_float32": ("the same on a processor without bfloat16, both in float32", _beside_trl),
+    "prepare": (
+        "preparing stage 1's rows, at real lengths",
+        lambda b: (
+            f"{b['rows']:,} rows in {b['seconds']:.0f} s, {b['peak_memory_gb']:.1f} GB; "
+            f"{b['ratio_vs_trl']:.1f} times as fast as SFTTrainer's own"
+        ),
+    ),
+    "contamination": (
+        "searching them for the evaluation items",
+        lambda b: (
+            f"{b['rows']:,} x {b['eval_rows']:,} in {b['seconds']:.0f} s, {b['peak_memory_gb']:.1f} GB; "
+            f"{sum(b['missed'].values())} of {sum(b['planted'].values()):,} planted matches missed"
+        ),
+    ),
+    "faults": (
+        "crashes, full disks and broken files survived",
+        lambda b: (
+            f"{b['survived']} of {b['faults']}; at most {b['lost_steps_max']} steps lost, with a "
+            f"checkpoint every {b['save_every']}"
+        ),
+    ),
+    **{
+        f"throughput_{name}": (
+            f"Llama 3.1 8B, `{name}`, on one GPU",
+            lambda b: (
+                f"{b['tokens_per_s']:,.0f} tokens/s, MFU {b['mfu']:.0%}, {b['peak_memory_gb']:.0f} GB; "
+                f"stage 1 {b['projected_hours_stage1']:.1f} h, stage 2 {b['projected_hours_stage2']:.1f} h"
+            ),
+        )
+        for name in ("recommended", "paper", "as_released")
+    },
+}
+
+
+def full(_: Path) -> str:
+    """Hours, GPU memory and disk of the 8B recipes on an H100, by the arithmetic of `medkit check`."""
+    h100 = {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cores": 1}
+    lengths = json.loads((machine.CHECKOUT / "benchmarks" / "token_lengths.json").read_text(encoding="utf-8"))
+    rows = []
+    for recipe in map(recipes.get, ("recommended", "paper", "as_released")):
+        measured_rows = lengths[recipe.model.chat_template][recipe.data.mcq_target]
+        mean = {name: np.mean([row[0] for row in of]) for name, of in measured_rows.items()}
+        plans = {stage: estimate.full_plan(recipe, stage, mean, h100) for stage in ("stage1", "stage2")}
+        tokens = sum(made.tokens for made in plans.values())
+        disk = sum(estimate.disk(estimate.LLAMA_8B, recipe, 1.1 * tokens).values())
+        for stage, made in plans.items():
+            memory = sum(
+                estimate.memory(estimate.LLAMA_8B, recipe, getattr(recipe, stage), gpu=True).values()
+            )
+            rows.append(
+                {
+                    "recipe": recipe.name,
+                    "stage": stage[-1],
+                    "rows": f"{sum(estimate.full_rows(recipe, stage).values()):,.0f}",
+                    "steps": f"{made.steps:,}",
+                    "tokens": f"{made.tokens / 1e6:.0f}M",
+                    "hours": f"{made.hours:.1f}",
+                    "hours rest on": made.basis,
+                    "GPU memory, at most": f"{memory:.0f} GB",
+                    "disk": f"{disk:.0f} GB",
+                }
+            )
+    talks = len(measured_rows["notechat"])
+    exams = sum(len(of) for of in measured_rows.values()) - talks
+    basis = (
+        "Tokens are rows times the mean length, in the recipe's own template and target, of "
+        f"{exams:,} real exam\nrows and, for stage 2, of {talks} NoteChat rows: so few that stage 2's hours "
+        "are rough."
+    )
+    return f"{grid(pd.DataFrame(rows))}\n\n{basis}"
+
+
+BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}
+BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, "")}
+
+
+def rendered(text: str, folder: Path) -> str:
+    """README.md's text with every block between `<!-- NAME -->` and `<!-- /NAME -->` made from `folder`."""
+    for name, (block, run) in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ReadmeError(f"README.md has no block {name}; put its two marks in")
+        if run and not (folder / run).is_dir():
+            raise ReadmeError(f"results/{run} is not there; make it, then run python -m medkit.readme")
+        table = block(folder / run)
+        text = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
+    return text
+
+
+def main() -> None:
+    try:
+        new = rendered(README.read_text(encoding="utf-8"), machine.CHECKOUT / "results")
+    except MedkitError as error:
+        sys.exit(f"medkit: {error}")
+    storage.write_text(README, new)
+
+
+if __name__ == "__main__":
+    main()

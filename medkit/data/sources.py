@@ -1,0 +1,382 @@
+"""The data sets: which split is used and why, under which licence, and how its rows become records."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from medkit.data import converters
+from medkit.data.contamination import content_key, text_of
+from medkit.data.formats import SourceError, listed
+from medkit.data.loading import ONLY_SPLIT, RawFile, from_folder, from_hub
+from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
+
+
+@dataclass(frozen=True)
+class Part:
+    """What serves training or evaluation."""
+
+    split: str  # on the hub; ONLY_SPLIT where mirrors disagree on its name
+    rows: int  # as served at the revision
+    why: str
+    config: str | None = None
+    named: str = ""  # regular expression over a file's path, lower case; "" takes every file
+    not_named: str = "(?!)"  # the same, for files left out
+    fold: bool | None = None  # PubMedQA: whether its rows are those of the official test fold; None: both
+
+    def takes(self, path: str) -> bool:
+        """Whether a file of this path, lower case and relative to the source's folder, serves the part."""
+        return bool(re.search(self.named, path)) and not re.search(self.not_named, path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set. `card` is the path of its card in the repository."""
+
+    name: str
+    title: str
+    kind: type  # of its records
+    hub_id: str  # "" where its authors publish it elsewhere: `home`
+    revision: str  # commit of the hub repository; "main" where no commit could be found to pin
+    licence: str  # SPDX identifier where there is one
+    parts: dict[str, Part]  # "train", "eval", and what DataSpec.reads may take in their place
+    forms: tuple[converters.Form, ...]
+    home: str = ""
+
+    @property
+    def card(self) -> str:
+        return f"data_cards/{self.name}.md"
+
+    @property
+    def pinned(self) -> bool:
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+
+
+TRAIN_FILE = r"(?<![a-z])train(ing)?(set)?(?![a-z])"
+TEST_FILE = r"(?<![a-z])test(set)?(?![a-z])"
+VALIDATION_FILE = r"(?<![a-z])(dev|val|valid|validation)(set)?(?![a-z])"
+
+MEDQA = Source(
+    name="medqa",
+    title="MedQA (USMLE, four options)",
+    kind=MCQItem,
+    hub_id="GBaker/MedQA-USMLE-4-options",
+    revision="0fb93dd23a7339b6dcd27e241cb9b5eca62d4d18",
+    licence="cc-by-4.0",  # of the hub repository; the original files are MIT
+    parts={
+        "train": Part("train", 10_178, "the official training questions", named=TRAIN_FILE),
+        "eval": Part("test", 1_273, "the official test questions, labels public", named=TEST_FILE),
+    },
+    forms=(
+        converters.Form(
+            "hub", ("question", "options", "answer_idx"), converters.medqa, also=("answer", "meta_info")
+        ),
+        converters.Form(
+            "-hf variant",
+            ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
+            converters.medqa_hf,
+            own_id="id",
+            also=("ending4",),
+        ),
+    ),
+)
+
+MEDMCQA = Source(
+    name="medmcqa",
+    title="MedMCQA",
+    kind=MCQItem,
+    hub_id="openlifescienceai/medmcqa",
+    revision="91c6572c454088bf71b679ad90aa8dffcd0d5868",
+    licence="apache-2.0",  # of the hub repository; the original files are MIT
+    parts={
+        "train": Part("train", 182_822, "the official training questions", named=TRAIN_FILE),
+        # The test split's answers are not public (cop is -1), so every published score is on validation.
+        "eval": Part("validation", 4_183, "the test answers are not public", named=VALIDATION_FILE),
+    },
+    forms=(
+        # The converter depends on the file: see _converter.
+        converters.Form(
+            "hub or original",
+            ("question", "opa", "opb", "opc", "opd", "cop"),
+            converters.medmcqa,
+            own_id="id",
+            also=("subject_name", "ope"),
+        ),
+    ),
+)
+
+ARTIFICIAL = r"pqa_?a(rtificial)?(?![a-z])"
+LABELLED = r"pqa_?l(abell?ed)?(?![a-z])"
+OTHER_PQA = r"pqa_?u(nlabell?ed)?(?![a-z])"
+EXPERT = Part(
+    "train",
+    1_000,
+    "expert-labelled; the official 500-row test fold is marked by the record's group",
+    config="pqa_labeled",
+    named=f"{LABELLED}|^(?!.*pqa).*({TEST_FILE}|{VALIDATION_FILE})",
+    not_named=OTHER_PQA,
+)
+
+PUBMEDQA = Source(
+    name="pubmedqa",
+    title="PubMedQA",
+    kind=MCQItem,
+    hub_id="qiaojin/PubMedQA",
+    revision="9001f2853fb87cab8d220904e0de81ac6973b318",
+    licence="mit",
+    # Both configurations have one split called train: the configuration decides, not the split.
+    parts={
+        "train": Part(
+            "train",
+            211_269,
+            "machine-labelled, for training only; never says maybe",
+            config="pqa_artificial",
+            named=f"{ARTIFICIAL}|^(?!.*pqa).*{TRAIN_FILE}",
+            not_named=OTHER_PQA,
+        ),
+        "eval": EXPERT,
+        # The two belong together: what trains on the one is evaluated on the other.
+        "labelled_outside_fold": replace(EXPERT, fold=False, why="expert-labelled, outside the test fold"),
+        "official_fold": replace(EXPERT, fold=True, why="the official 500-row test fold"),
+    },
+    forms=(
+        converters.Form(
+            "hub", ("question", "context", "final_decision"), converters.pubmedqa_hub, own_id="pubid"
+        ),
+        converters.Form(
+            "original", ("QUESTION", "CONTEXTS", "final_decision"), converters.pubmedqa_original, own_id="key"
+        ),
+    ),
+)
+
+NOTECHAT = Source(
+    name="notechat",
+    title="NoteChat",
+    kind=Dialogue,
+    hub_id="akemiH/NoteChat",
+    revision="main",
+    licence="unknown",
+    parts={"train": Part("train", 207_001, "the only split; validation rows are drawn from it")},
+    forms=(converters.Form("hub", ("conversation",), converters.notechat, also=("data",)),),
+)
+
+OTHER_MTS = "augmented|summaries|scores"  # translated there and back; what models and judges wrote
+
+MTS_DIALOG = Source(
+    name="mts_dialog",
+    title="MTS-Dialog",
+    kind=Dialogue,
+    hub_id="",
+    revision="main",
+    licence="cc-by-4.0",
+    parts={
+        "train": Part("train", 1_201, "the official training rows", named=TRAIN_FILE, not_named=OTHER_MTS),
+        "validation": Part(
+            "validation", 100, "the official validation rows", named=VALIDATION_FILE, not_named=OTHER_MTS
+        ),
+        "test": Part("test", 400, "both challenges' test rows", named=TEST_FILE, not_named=OTHER_MTS),
+    },
+    forms=(
+        converters.Form("original", ("section_header", "section_text", "dialogue"), converters.mts_dialog),
+    ),
+    home="https://github.com/abachaa/MTS-Dialog",
+)
+
+ICLINIQ = Source(
+    name="icliniq",
+    title="iCliniq (ChatDoctor)",
+    kind=ConsumerQuery,
+    hub_id="lavita/ChatDoctor-iCliniq",
+    revision="main",
+    licence="unknown",
+    parts={"eval": Part(ONLY_SPLIT, 7_321, "the only split, called train in one mirror and test in another")},
+    forms=(converters.Form("hub", ("input", "answer_icliniq"), converters.icliniq),),
+)
+
+HEALTHCAREMAGIC = Source(
+    name="healthcaremagic",
+    title="HealthCareMagic-100k (ChatDoctor)",
+    kind=ConsumerQuery,
+    hub_id="lavita/ChatDoctor-HealthCareMagic-100k",
+    revision="505443eac4e99ccedeffbb6f640061223d1d4bb3",
+    licence="unknown",
+    parts={"eval": Part("train", 112_165, "the only split")},
+    forms=(converters.Form("hub", ("instruction", "input", "output"), converters.healthcaremagic),),
+)
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (MEDQA, MEDMCQA, PUBMEDQA, NOTECHAT, MTS_DIALOG, ICLINIQ, HEALTHCAREMAGIC)
+}
+EXAMS = ("medqa", "medmcqa", "pubmedqa")  # stage 1 trains on them, notebook 03 evaluates on them
+
+
+@dataclass
+class Loaded:
+    """What one part of a source gave."""
+
+    records: list = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of each record among the rows read, from 0
+    rows: int = 0  # rows read; with a limit, those read until it was reached
+    dropped: Counter = field(default_factory=Counter)  # reason -> rows
+    first_dropped: dict[str, str] = field(default_factory=dict)  # reason -> file, row: detail
+    origin: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256, or hub id -> commit
+    notes: Counter = field(default_factory=Counter)  # what was changed or is odd in rows that were kept
+    example: tuple[dict, object] | None = None  # the first row that was kept, as read and as a record
+
+    def by_row(self) -> list:
+        """One entry a row read, in their order: its record, or None where it was dropped."""
+        found = [None] * self.rows
+        for place, record in zip(self.places, self.records, strict=True):
+            found[place] = record
+        return found
+
+
+def load(
+    name: str, part: str, data_dir: str | Path | None = None, limit: int = 0, progress: bool = True
+) -> Loaded:
+    """Read one part ("train", "eval" or another of its `parts`) of a source and check every row.
+
+    `data_dir`: a folder with a folder `name` in it that holds a hub snapshot or the upstream's files (all
+    files of the part are read; the columns decide the format); None reads the hub at the pinned revision.
+    `limit`: stop after so many records (0: all). Ids are unique. Raises SourceError, one line, where the
+    source, or a file as a whole, cannot be used.
+    """
+    if name not in SOURCES:
+        raise SourceError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    if part not in source.parts:
+        raise SourceError(f"{name} has no part {part!r}: expected {' or '.join(source.parts)}")
+    loaded = Loaded(origin="hub" if data_dir is None else "files")
+    if data_dir is None:
+        file, served = from_hub(source, part)
+        files = [file]
+        if served != (declared := source.parts[part].rows):
+            loaded.notes[f"rows served, where {declared} are declared"] = served
+    else:
+        files = from_folder(source, part, Path(data_dir))
+    loaded.files = {file.key: file.fingerprint for file in files}
+    for record in _distinct(source, part, files, loaded, progress):
+        loaded.records.append(record)
+        loaded.places.append(loaded.rows - 1)
+        if limit and len(loaded.records) >= limit:
+            break
+    loaded.notes = +loaded.notes  # without the zeros
+    if not loaded.records:
+        first = next(iter(loaded.first_dropped.values()), "the files").split(": ")[0]
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in loaded.dropped.items())
+        raise SourceError(f"{name} {part}: no usable row among {loaded.rows}: {reasons}; look at {first}")
+    return loaded
+
+
+def _distinct(source: Source, part: str, files: list[RawFile], loaded: Loaded, progress: bool) -> Iterator:
+    """The files' records under unique ids, without those that an earlier file holds too."""
+    # NoteChat's repeated files are the mixture's to count; elsewhere they are one set in several forms.
+    compare = len(files) > 1 and source.kind is not Dialogue
+    ids: set[str] = set()
+    earlier: dict[bytes, str] = {}  # content -> answer
+    for file in files:
+        here: dict[bytes, str] = {}
+        for record in _converted(source, part, file, loaded, progress):
+            if compare:
+                key, answer = content_key(record), getattr(record, "answer", "")
+                if key in earlier:
+                    same = earlier[key] == answer
+                    loaded.dropped["repeated in another file" + ("" if same else ", other answer")] += 1
+                    continue
+                here[key] = answer
+            if record.id in ids:
+                loaded.notes["rows whose id repeats an earlier one's"] += 1
+                record = replace(record, id=f"{record.id}-{loaded.rows - 1:06d}")
+            ids.add(record.id)
+            yield record
+        earlier |= here
+
+
+def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progress: bool) -> Iterator:
+    """The file's usable rows as records; the others are counted in `loaded`."""
+    form, convert, raw = _converter(source, file)
+    title = f"{source.name} {part}"
+    for place, row in tqdm(raw, desc=title, unit=" rows", disable=not progress, leave=False):
+        loaded.rows += 1
+        id = converters.identifier(row.get(form.own_id)) or f"{source.name}-{part}-{loaded.rows - 1:06d}"
+        try:
+            record = convert(row, id, loaded.notes)
+            _check_encodable(record)
+            _check_fold(source.parts[part], record)
+        except RecordError as error:
+            loaded.dropped[error.reason] += 1
+            loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
+        except KeyError as error:
+            raise SourceError(
+                f"{file.name}, {place}: expected the columns {_names(form.columns)}, found no {error}; "
+                "every row needs each of them"
+            ) from None
+        except RecursionError:
+            raise SourceError(f"{file.name}, {place}: brackets nested too deep; correct the file") from None
+        except ValueError as error:
+            raise SourceError(f"{file.name}, {place}: {error}") from None
+        else:
+            loaded.example = loaded.example or (row, record)
+            yield record
+
+
+def _check_fold(part: Part, record) -> None:
+    """RecordError for a row on the other side of PubMedQA's official test fold than the part's; ValueError
+    where that cannot be told: no row that evaluates may have trained."""
+    if part.fold is None:
+        return
+    if not record.id.isdigit():
+        raise ValueError(
+            "expected a PMID (pubid, or the row's key), without which nothing tells whether a row is in the "
+            f"official test fold, found {record.id!r:.40}"
+        )
+    if (record.group == "fold") != part.fold:
+        raise RecordError("outside the official test fold" if part.fold else "in the official test fold")
+
+
+def _check_encodable(record) -> None:
+    """JSON can spell half a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        f"{record.id}{text_of(record)}{getattr(record, 'group', '')}".encode()
+    except UnicodeEncodeError:
+        raise RecordError("text is not valid Unicode", ascii(record.id)[1:-1]) from None
+
+
+def _converter(source: Source, file: RawFile):
+    """The form of the file, judged by its first row; its converter; the rows, with what that reads."""
+    raw = iter(file.rows)
+    first = next(raw, None)
+    if first is None:
+        raise SourceError(f"{file.name}: expected rows, found none")
+    form = next((form for form in source.forms if form.fits(first[1])), None)
+    if form is None:
+        nearest = max(source.forms, key=lambda form: len(set(form.columns) & set(first[1])))
+        found = listed(sorted(first[1]), 40) or "none"
+        raise SourceError(
+            f"{file.name}, {first[0]}: expected the columns {_names(nearest.columns)}, found {found}: not a "
+            f"{source.title} file; see {source.card}"
+        )
+    slim = (
+        (place, {k: converters.without_nan(row[k]) for k in form.reads if k in row})
+        for place, row in chain([first], raw)
+    )
+    if form.convert is not converters.medmcqa:
+        return form, form.convert, slim
+    kept = list(slim)  # cop's convention is the whole file's, so the whole file is looked at first
+    values = [converters.whole_number(row.get("cop")) for _, row in kept]
+    try:
+        base = converters.cop_base(Counter(values))
+    except converters.CopError as error:
+        place = f", {kept[values.index(error.value)][0]}" if error.value in values else ""
+        raise SourceError(f"{file.name}{place}: {error}") from None
+    return form, converters.medmcqa(base), kept
+
+
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(sorted(columns))

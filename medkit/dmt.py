@@ -1,0 +1,178 @@
+"""Which rows a stage trains on: the stage-1 mixture and its split, NoteChat's split, and the DMT replay."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medkit import MedkitError
+from medkit.data import contamination
+from medkit.records import Dialogue
+
+
+class MixtureError(MedkitError):
+    """Rows that cannot be mixed or split as the recipe asks."""
+
+
+def shuffled(count: int, seed: int) -> np.ndarray:
+    """The order `datasets.Dataset.shuffle(seed)` gives, which the released notebooks use throughout."""
+    return np.random.default_rng(seed).permutation(count)
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """The union of the exam sources, split for training and validation.
+
+    Rows are drawn before unusable ones are dropped, as the released notebooks draw them: one dropped row less
+    would be another permutation of all.
+    """
+
+    records: Sequence  # the usable rows, source after source
+    train_drawn: np.ndarray  # indices into `records` in the order of the draw; -1 where the row was dropped
+    validation_drawn: np.ndarray
+    seed: int
+
+    @property
+    def train(self) -> np.ndarray:
+        """Indices into `records`."""
+        return self.train_drawn[self.train_drawn >= 0]
+
+    @property
+    def validation(self) -> np.ndarray:
+        """Indices into `records`."""
+        return self.validation_drawn[self.validation_drawn >= 0]
+
+    def part(self, name: str) -> list:
+        return [self.records[i] for i in getattr(self, name)]
+
+
+def stage1(sources: dict[str, Sequence], validation_share: float, seed: int) -> Stage1:
+    """Mix the sources and hold out `validation_share` of all rows, rounded up, by `seed`.
+
+    sources: the rows of each in their order, None for one that was dropped (sources.Loaded.by_row). On the
+    paper's sizes (Table 1): 10,178 + 182,822 + 211,269 = 404,269 rows, of which 40,427 validate and 363,842
+    train. Raises MixtureError where one of the two parts would be empty.
+    """
+    rows = [row for part in sources.values() for row in part]
+    usable = np.array([row is not None for row in rows], dtype=bool)
+    drawn = np.where(usable, np.cumsum(usable) - 1, -1)[shuffled(len(rows), seed)]
+    held_out = math.ceil(round(validation_share * len(rows), 6))
+    split = Stage1([row for row in rows if row is not None], drawn[held_out:], drawn[:held_out], seed)
+    if not len(split.train) or not len(split.validation):
+        raise MixtureError(
+            f"{len(split.records)} rows cannot be split with validation_share={validation_share}"
+        )
+    return split
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """NoteChat as stage 2 uses it; `asked` is larger than what is there where rows were short."""
+
+    train: list[Dialogue]
+    validation: list[Dialogue]
+    rows: int  # conversations read
+    kept: int  # usable ones among them
+    distinct: int  # different conversations among those
+    with_note: int  # usable ones that have their clinical note
+    validation_verbatim_in_train: int  # validation conversations that also stand in training
+    notes_on_both_sides: int  # as far as notes are there
+    asked: tuple[int, int]  # training and validation rows the recipe names
+
+
+def dialogues(
+    rows: Sequence[Dialogue | None],
+    train: int,
+    validation: int,
+    *,
+    deduplicate: bool,
+    by_note: bool,
+    seed: int,
+) -> Dialogues:
+    """Draw training and validation conversations by `seed`.
+
+    rows: in their order, None for one that was dropped (sources.Loaded.by_row). With neither `deduplicate`
+    nor `by_note` the dropped ones are drawn too and then left out, so that the others are those that the
+    released notebooks draw. `by_note`: all conversations of one clinical note fall on the same side. Where
+    there are fewer conversations than asked for, all are used, in the asked proportion. Raises MixtureError
+    where one side would be empty.
+    """
+    records = [row for row in rows if row is not None]
+    keys = [contamination.content_key(record) for record in records]
+    first = {}
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    pool = [records[i] for i in first.values()] if deduplicate else records if by_note else list(rows)
+    scale = min(1.0, len(pool) / (train + validation))
+    want_train, want_validation = math.floor(train * scale), max(1, math.floor(validation * scale))
+    group = contamination.note_key if by_note else None
+    sides = _draw(pool, want_validation, want_train, group, seed)
+    right, left = ([row for row in side if row is not None] for side in sides)
+    if not left or not right:
+        raise MixtureError(
+            f"{len(records)} conversations give {len(left)} for training and {len(right)} for validation; "
+            "NoteChat needs at least two notes"
+        )
+    in_train = {contamination.content_key(d) for d in left}
+    notes = [{contamination.note_key(d) for d in side if d.note} for side in (left, right)]
+    return Dialogues(
+        train=left,
+        validation=right,
+        rows=len(rows),
+        kept=len(records),
+        distinct=len(first),
+        with_note=sum(bool(record.note) for record in records),
+        validation_verbatim_in_train=sum(contamination.content_key(d) in in_train for d in right),
+        notes_on_both_sides=len(notes[0] & notes[1]),
+        asked=(train, validation),
+    )
+
+
+def _draw(pool, want_validation: int, want_train: int, group: Callable | None, seed: int):
+    """(validation, training). Without `group` training comes first, as in the released notebooks:
+    rows 1 to 100,000 of the shuffle train and the next 10,000 validate."""
+    order = shuffled(len(pool), seed)
+    if group is None:
+        return (
+            [pool[i] for i in order[want_train : want_train + want_validation]],
+            [pool[i] for i in order[:want_train]],
+        )
+    members: dict[bytes, list] = {}
+    for i in order:
+        members.setdefault(group(pool[i]), []).append(pool[i])
+    right: list = []
+    left: list = []
+    for rows in members.values():
+        (right if len(right) < want_validation else left).extend(rows)
+    return right[:want_validation], left[:want_train]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Stage-1 rows that stage 2 trains and validates on again."""
+
+    train: list
+    validation: list
+
+    @staticmethod
+    def ids(records) -> list[str]:
+        return [f"{record.source}/{record.id}" for record in records]
+
+
+def replay(first: Stage1, share: float, train: int, validation: int) -> Replay:
+    """Draw `share` replayed rows per NoteChat row (paper: 1/3) from stage 1's own parts, never across.
+
+    100,000 and 10,000 conversations at 1/3 give 33,333 and 3,333. The draw is the first rows of the
+    parts shuffled by stage 1's seed, those that were dropped among them left out. Raises MixtureError where a
+    part has fewer rows than that.
+    """
+    replayed = {}
+    parts = {"train": (first.train_drawn, train), "validation": (first.validation_drawn, validation)}
+    for name, (drawn, rows) in parts.items():
+        count, have = math.floor(round(share * rows, 6)), len(drawn)
+        if count > have:
+            raise MixtureError(f"dmt.replay_share asks for {count} of stage 1's {have} {name} rows; lower it")
+        chosen = drawn[shuffled(have, first.seed)[:count]]
+        replayed[name] = [first.records[i] for i in chosen if i >= 0]
+    return Replay(**replayed)

@@ -1,0 +1,1 @@
+"""Evaluation: letters, answers in words, consumer queries, and their statistics."""

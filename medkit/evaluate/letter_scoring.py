@@ -1,0 +1,383 @@
+"""Letter scoring: which option a model holds most likely, from one forward pass a question.
+
+The letters' log-probabilities are read where the answer begins, at the prompt's last token. Any causal
+language model of Transformers will do, with an adapter or in 4 bits, on any device.
+
+The letters' logits are computed in float32 from the last hidden state: in bfloat16 a logit between 16 and 32
+has steps of 0.125, and some questions in a hundred would end in an exact tie.
+
+A prediction does not depend on the batch it was computed in. Rounding does, so a question whose two best
+letters lie within TOLERANCE of each other is scored again alone, unpadded and without the shared prefix, and
+that counts; how often it changed the letter is reported.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from medkit import MedkitError, prompts
+from medkit.evaluate import inference
+from medkit.evaluate.letter_head import LetterHead
+from medkit.records import LETTERS, MCQItem
+from medkit.runs import storage
+
+# Logit differences (nats) that a batch, padding or the shared prefix can make, by the dtype computed in.
+# Measured on SmolLM2-135M in bfloat16 (DECISIONS.md): with logits in bfloat16 too, leads below 1 moved by at
+# most 0.25, one step between 32 and 64, and no letter that led by more was changed; in float32 they moved by
+# less.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.05, torch.bfloat16: 0.5}
+
+
+class McqError(MedkitError):
+    """Questions or a model that cannot be scored; one line with the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`predicted` is a letter, or "" where the model's logits were not finite: a wrong answer, not a gap.
+
+    `logprobs`: of the item's letters, in nats, normalized over those letters; empty where not finite.
+    `tied`: the two best letters have exactly the same logit, and the first of them is taken.
+    `rescored`: scored again alone, as a near-tie; `flipped`: which changed the letter; `moved`: by how much
+    (nats) that changed the lead of one letter over another at most.
+    """
+
+    predicted: str
+    logprobs: tuple[float, ...]
+    tied: bool = False
+    rescored: bool = False
+    flipped: bool = False
+    moved: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """outcomes: one an item, in the items' order; report: what a reader needs to trust them."""
+
+    outcomes: list[Outcome]
+    report: dict
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    ids: tuple[int, ...]  # the prompt
+    letters: tuple[int, ...]  # token ids of the item's letters
+    key: str
+
+
+def score(
+    model,
+    tokenizer,
+    items: Sequence[MCQItem],
+    *,
+    encode: Callable[[MCQItem], list[int]] | None = None,
+    letter_tokens: Sequence[int] | None = None,
+    max_batch_tokens: int = 8192,
+    prefix_cache: bool = True,
+    store: str | Path | None = None,
+    key: str = "",
+    progress: bool = True,
+) -> Scored:
+    """Score every item by letter.
+
+    encode: an item's token ids up to where the answer begins; default: the kit's prompt in the model's own
+        chat template. letter_tokens: the token of A, B, C, D there; default: the letter without a space.
+    max_batch_tokens: of a batch, padding included; a longer prompt is a batch of its own.
+    prefix_cache: compute the tokens that all prompts begin with once. Checked on the shortest question
+        against the plain pass; where the model does not take a cache, or the numbers differ, it is not
+        used, and the report's `prefix_note` says why.
+    store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
+        on, with the same result; entries are found by `key` (identities.of_model), dtype,
+        template, prompt and item, and it needs a `key`.
+    report: n, invalid (not finite), ties, rescored, flips, largest_move, tolerance, dtype, head_note (why the
+        letters' logits are the model's own, in its dtype; "" where they are float32), prefix_tokens,
+        prefix_note, from_store, seconds, items_per_s (of those computed now).
+
+    Raises McqError for an empty prompt, one longer than the model's context, or a store without key;
+    PromptError for a model without a chat template, or letters that are not one token.
+    """
+    if store and not key:
+        raise McqError(
+            "a store without a key could read one model's answers for another; give identities.of_model(...)"
+        )
+    started = time.monotonic()
+    dtype = compute_dtype(model)
+    questions = _questions(model, tokenizer, items, encode, letter_tokens, f"{key} {dtype} float32 letters")
+    done = _read_store(store) if store else {}
+    from_store = sum(question.key in done for question in questions)
+    start = inference.shared_start([question.ids for question in questions] if prefix_cache else [])
+    head_note = prefix_note = ""
+    # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
+    # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
+    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].ids), i))
+    batches = _batches([questions[i] for i in order], len(start), max_batch_tokens)
+    with (
+        inference.evaluating(model),
+        tqdm(total=len(items) - from_store, desc="questions", unit="item", disable=not progress) as bar,
+    ):
+        letters = max((question.letters for question in questions), key=len, default=())
+        scorer = _Scorer(model, tokenizer, letters, dtype)
+        if from_store < len(items):
+            probe = questions[order[-1]]  # the shortest is the cheapest
+            head_note = scorer.use_float32(probe)
+            prefix_note = scorer.share(start, probe) if start else ""
+        for batch in batches:
+            new = [question for question in batch if question.key not in done]
+            if new:
+                outcomes = dict(zip([q.key for q in batch], scorer.outcomes(batch), strict=True))
+                done.update(outcomes)
+                if store:
+                    storage.append_jsonl(store, *({"key": q.key, **asdict(outcomes[q.key])} for q in new))
+                bar.update(len(new))
+    seconds = time.monotonic() - started
+    outcomes = [done[question.key] for question in questions]
+    report = {
+        "n": len(items),
+        "invalid": sum(not outcome.predicted for outcome in outcomes),
+        "ties": sum(outcome.tied for outcome in outcomes),
+        "rescored": sum(outcome.rescored for outcome in outcomes),
+        "flips": sum(outcome.flipped for outcome in outcomes),
+        "largest_move": max((outcome.moved for outcome in outcomes), default=0.0),
+        "tolerance": TOLERANCE[dtype],
+        "dtype": str(dtype).removeprefix("torch."),
+        "head_note": head_note,
+        "prefix_tokens": 0 if prefix_note else len(start),
+        "prefix_note": prefix_note,
+        "from_store": from_store,
+        "seconds": seconds,
+        "items_per_s": (len(items) - from_store) / seconds,
+    }
+    return Scored(outcomes, report)
+
+
+def frame(model_name: str, items: Sequence[MCQItem], outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """The rows of mcq/items.csv; a log-probability that there is none of is NaN."""
+    rows = []
+    for item, outcome in zip(items, outcomes, strict=True):
+        row = {"model": model_name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
+        row |= {"predicted": outcome.predicted, "correct": outcome.predicted == item.answer}
+        known = dict(zip(item.letters, outcome.logprobs, strict=False))
+        row |= {f"logprob_{letter}": known.get(letter, math.nan) for letter in LETTERS}
+        rows.append(row | {"group": item.group})
+    columns = ["model", "dataset", "item_id", "gold", "predicted", "correct"]
+    return pd.DataFrame(rows, columns=[*columns, *(f"logprob_{letter}" for letter in LETTERS), "group"])
+
+
+def compute_dtype(model) -> torch.dtype:
+    """The coarsest floating dtype the model computes in; for 4-bit layers that of their products."""
+    found = {parameter.dtype for parameter in model.parameters() if parameter.dtype in TOLERANCE}
+    found |= {d for module in model.modules() if (d := getattr(module, "compute_dtype", None)) in TOLERANCE}
+    return max(found, key=TOLERANCE.get, default=torch.float32)
+
+
+class _Scorer:
+    """A model's letter logits at the end of prompts, in batches."""
+
+    def __init__(self, model, tokenizer, letters: tuple[int, ...], dtype: torch.dtype):
+        self.model, self.letters, self.dtype, self.tolerance = model, list(letters), dtype, TOLERANCE[dtype]
+        self.pad = tokenizer.pad_token_id or 0
+        self.device = model.get_input_embeddings().weight.device
+        self.head = None  # the letters' rows of the output layer; None reads the model's own logits
+        self.prefix, self.cache = 0, None  # tokens that are computed already, and their keys and values
+
+    def outcomes(self, batch: list[_Question]) -> list[Outcome]:
+        together = self.logits(batch)
+        alone = len(batch) == 1 and not self.prefix
+        found = []
+        for question, logits in zip(batch, together, strict=True):
+            outcome, gap = _outcome(logits)
+            if not alone and gap < self.tolerance:
+                again, _ = _outcome(self.plain(question))
+                changes = [a - b for a, b in zip(again.logprobs, outcome.logprobs, strict=True)] or [0.0]
+                outcome = Outcome(
+                    again.predicted,
+                    again.logprobs,
+                    tied=again.tied,
+                    rescored=True,
+                    flipped=again.predicted != outcome.predicted,
+                    moved=max(changes) - min(changes),
+                )
+            found.append(outcome)
+        return found
+
+    def use_float32(self, probe: _Question) -> str:
+        """Compute the letters' logits in float32 from here on; where that is not what the model computes, say
+        why, and go on with its own."""
+        try:
+            head = LetterHead.of(self.model, self.letters)  # before a pass, in which a CPU may repack 4 bits
+            own, hidden = self._pass([probe], 0, None)
+            exact = None if hidden is None else head(hidden)
+        except (torch.OutOfMemoryError, MedkitError):
+            raise
+        except Exception as error:  # an output layer of a kind that was not foreseen
+            return f"the output layer's weights cannot be read ({type(error).__name__})"
+        if exact is None:
+            return "the model's code does not call its output layer"
+        apart = (exact - own).abs().max().item()
+        if not apart <= max(self.tolerance, 4 * torch.finfo(self.dtype).eps * own.abs().max().item()):
+            return f"the model's own logits differ from them by {apart:.2g}"
+        self.head = head
+        return ""
+
+    def share(self, start: tuple[int, ...], probe: _Question) -> str:
+        """Compute `start` once for all that follows; if the model cannot, say why, and go on without."""
+        alone = self.plain(probe)
+        try:
+            with _last_only(self.model, torch.tensor([len(start) - 1])):
+                self.cache = inference.computed(self.model, start)
+            self.prefix = len(start)
+            shared = self.logits([probe, probe])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model's own code does with a cache it was not written for
+            self.prefix, self.cache = 0, None
+            return f"the model takes no shared prefix ({type(error).__name__})"
+        apart = max(((row - row.max()) - (alone - alone.max())).abs().max().item() for row in shared)
+        if not apart <= 2 * self.tolerance:
+            self.prefix, self.cache = 0, None
+            return f"with the shared prefix the logits differ by {apart:.2g}"
+        return ""
+
+    def plain(self, question: _Question) -> torch.Tensor:
+        """The letter logits of one prompt by itself: no padding, no shared prefix."""
+        return self._letters([question], 0, None)[0]
+
+    def logits(self, batch: list[_Question]) -> list[torch.Tensor]:
+        """Per question its letters' logits, float32."""
+        cache = None
+        if self.prefix:
+            cache = inference.for_rows(self.cache, len(batch))
+        return self._letters(batch, self.prefix, cache)
+
+    def _letters(self, batch: list[_Question], skip: int, cache) -> list[torch.Tensor]:
+        logits, hidden = self._pass(batch, skip, cache)
+        if self.head and hidden is not None:  # Unsloth multiplies a single token by hand
+            logits = self.head(hidden)
+        return [row[: len(question.letters)] for row, question in zip(logits, batch, strict=True)]
+
+    @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
+    def _pass(self, batch: list[_Question], skip: int, cache) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(the model's own logits of the letters, (rows, letters), on the CPU; what its output layer was
+        given there, (rows, hidden size), or None where its code does not call that layer)."""
+        # Padding stands on the right, where no token of a causal model sees it: no mask is needed.
+        lengths = [len(question.ids) - skip for question in batch]
+        width = max(lengths)
+        ids = torch.tensor(
+            [[*q.ids[skip:], *[self.pad] * (width - n)] for q, n in zip(batch, lengths, strict=True)]
+        )
+        last = torch.tensor(lengths) - 1
+        with _last_only(self.model, last) as given_to_head:
+            given = {"past_key_values": cache, "use_cache": True} if skip else {"use_cache": False}
+            logits = self.model(input_ids=ids.to(self.device), **given).logits
+        at = last.to(logits.device) if logits.shape[1] > 1 else 0
+        logits = logits[torch.arange(len(batch), device=logits.device), at]
+        return logits[:, self.letters].float().cpu(), given_to_head[0] if given_to_head else None
+
+
+@contextlib.contextmanager
+def _last_only(model, last: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Each row's last real position alone goes through the output layer and, on a CPU, the last block's MLP.
+    Gives a list that what the output layer is given, (rows, hidden size), is put into.
+
+    At a vocabulary of 50,000 and more the logits of every position would cost a fifth of a small model's
+    time, and most of its memory. A hook leaves whatever the model does to its logits (scaling, capping) in
+    force, which calling the layers by hand would not; where a model's own code passes the layer by, its
+    logits come back for every position and the caller takes them there.
+    The last MLP's one position is added to the residual of every position, which is right at the last of
+    them, and no other is read after it.
+    """
+
+    head, given_to_head = model.get_output_embeddings(), []
+
+    def select(layer, inputs):
+        hidden = inputs[0]
+        if hidden.shape[0] != len(last) or hidden.shape[1] <= int(last.max()):
+            return None
+        rows = torch.arange(len(last), device=hidden.device)
+        chosen = hidden[rows, last.to(hidden.device)]
+        if layer is head:
+            given_to_head.append(chosen)
+        return (chosen[:, None], *inputs[1:])
+
+    layers = [head]
+    if head.weight.device.type == "cpu" and hasattr(model, "get_decoder"):
+        blocks = getattr(model.get_decoder(), "layers", None)
+        layers += [blocks[-1].mlp] if blocks and hasattr(blocks[-1], "mlp") else []
+    hooks = [layer.register_forward_pre_hook(select) for layer in layers]
+    try:
+        yield given_to_head
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _outcome(logits: torch.Tensor) -> tuple[Outcome, float]:
+    """The outcome, and by how much (nats) the best letter leads; of equals the first letter is taken."""
+    logprobs = torch.log_softmax(logits, dim=0)
+    if not torch.isfinite(logprobs).all():
+        return Outcome("", ()), math.inf
+    best = torch.topk(logits, 2).values
+    lead = float(best[0] - best[1])
+    return Outcome(LETTERS[int(logits.argmax())], tuple(logprobs.tolist()), tied=lead == 0), lead
+
+
+def _questions(model, tokenizer, items, encode, letter_tokens, key: str) -> list[_Question]:
+    if encode is None:
+        chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+
+        def encode(item):
+            return prompts.prompt_ids(tokenizer, chat, item)
+
+    letter_tokens = tuple(letter_tokens or prompts.letter_ids(tokenizer))
+    places = getattr(model.config, "max_position_embeddings", None)
+    questions = []
+    for item in items:
+        ids = tuple(encode(item))
+        if not ids:
+            raise McqError(
+                f"{item.source} {item.id}: its prompt is empty; encode must give one token at least"
+            )
+        if places and len(ids) > places:
+            raise McqError(
+                f"{item.source} {item.id}: {len(ids)} tokens exceed the model's {places}; drop the item"
+            )
+        letters = letter_tokens[: len(item.letters)]
+        stored_under = [key, tokenizer.chat_template, ids, letters, asdict(item)]
+        questions.append(
+            _Question(ids, letters, hashlib.sha256(json.dumps(stored_under).encode()).hexdigest())
+        )
+    return questions
+
+
+def _batches(questions: list[_Question], skip: int, max_tokens: int) -> Iterator[list[_Question]]:
+    batch = []
+    for question in questions:
+        width = len((batch or [question])[0].ids) - skip  # the longest comes first
+        if batch and (len(batch) + 1) * width > max_tokens:
+            yield batch
+            batch = []
+        batch.append(question)
+    if batch:
+        yield batch
+
+
+def _read_store(store: str | Path) -> dict[str, Outcome]:
+    """The outcomes in a store by key; a line that is none, or half written, is computed again."""
+    path, found = Path(store), {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            key, logprobs = row.pop("key"), tuple(row.pop("logprobs"))
+            found[key] = Outcome(logprobs=logprobs, **row)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return found

@@ -1,0 +1,162 @@
+"""The models a run compares, on one base loaded once: each is an adapter switched in, or none.
+
+A model's identity tells its weights apart from every other's (base, adapter, dtype, quantization), so that
+what is stored of one model can never be read for another.
+"""
+
+import gc
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medkit import MedkitError
+from medkit.evaluate import letter_scoring
+from medkit.recipes import ModelSpec
+from medkit.runs import storage
+from medkit.runs.run_json import Run
+from medkit.train import adapters, identities
+from medkit.train import models as training
+
+ARMS = {"base": "", "med-mix": "stage1", "med-nirvana": "stage2", "control": "stage2_noreplay"}
+
+
+def has_control(run: Run) -> bool:
+    """Whether stage 2 has been trained without the replay too (notebook 02 with replay=False)."""
+    return (run.folder / ARMS["control"] / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def needs(*models: str) -> list[str]:
+    """The files of a run that these of its models are loaded from."""
+    return [f"{ARMS[model]}/adapter/adapter_model.safetensors" for model in models]
+
+
+class LineupError(MedkitError):
+    """A model that is not among those of the comparison."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model before it is loaded."""
+
+    name: str  # as mcq/items.csv and the tables call it
+    spec: ModelSpec  # its base
+    adapter: Path | None = None  # folder of its adapter; None is the base itself
+    shown: tuple[str, str] = ("", "")  # base and adapter as a reader knows them, without this machine's paths
+
+
+@dataclass(frozen=True)
+class Active:
+    """One model as it answers."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    identity: str  # 32 hexadecimal digits
+
+
+class Lineup:
+    """The models of a comparison, in order. Iterating gives each as Active while it is switched in.
+
+    A base is loaded when a member first needs it, and freed when a member needs another ("merge" puts the
+    stage-2 arms on a base of their own).
+    """
+
+    def __init__(self, members: Sequence[Member]):
+        self.members = {member.name: member for member in members}
+        self._loaded: ModelSpec | None = None
+        self._replaced = False  # whether an adapter has left weights of its own in the base
+        self._model = self._tokenizer = None
+
+    def __iter__(self) -> Iterator[Active]:
+        for name in self.members:
+            with self.as_model(name) as active:
+                yield active
+
+    @contextmanager
+    def as_model(self, name: str) -> Iterator[Active]:
+        """The member `name`, in evaluation mode and with a key-value cache, as long as the context lasts.
+
+        Raises LineupError for another name, AdapterError where an adapter does not fit its base.
+        """
+        if name not in self.members:
+            raise LineupError(f"no model {name!r} in this comparison; it has {', '.join(self.members)}")
+        member = self.members[name]
+        model = self._with_adapter(member)
+        with training.for_inference(model):
+            yield Active(name, model, self._tokenizer, identity(member, model))
+
+    def table(self) -> pd.DataFrame:
+        """The members as a reader knows them."""
+        rows = {m.name: {"base": m.shown[0], "adapter": m.shown[1] or "none"} for m in self.members.values()}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def close(self) -> None:
+        """Free the base."""
+        self._loaded = self._model = self._tokenizer = None
+        self._replaced = False
+        gc.collect()
+        if training.on_gpu():
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _with_adapter(self, member: Member):
+        if self._loaded != member.spec or self._replaced:
+            self.close()
+            self._model, self._tokenizer = training.load(member.spec)
+            self._loaded = member.spec
+        self._model = adapters.detach(self._model)
+        if member.adapter is not None:
+            self._replaced = adapters.replaces_modules(member.adapter)
+            try:
+                self._model = adapters.attach(self._model, member.adapter)
+            except adapters.AdapterError:
+                self.close()  # what was put in of it must not act on the next member's answers
+                raise
+        return self._model
+
+
+def of_run(run: Run, names: Sequence[str] = tuple(ARMS)) -> Lineup:
+    """The run's base and trained arms; ResultsError, naming the notebook to run, where one is missing.
+
+    The control arm is in it where it has been trained: without it there is less to compare, not nothing.
+    """
+    arms = {name: ARMS[name] for name in names if name != "control" or has_control(run)}
+    needed = needs(*(name for name, arm in arms.items() if arm))
+    merged = run.recipe.dmt.handover == "merge"
+    if merged and any(arm.startswith("stage2") for arm in arms.values()):
+        needed.append("stage1/merged/config.json")
+    storage.require(run.folder, needed)
+    return Lineup([_arm(run, name, arm, merged) for name, arm in arms.items()])
+
+
+def _arm(run: Run, name: str, arm: str, merged: bool) -> Member:
+    spec, base = run.recipe.model, run.recipe.model.base
+    if arm.startswith("stage2") and merged:
+        spec, base = replace(spec, base=str(run.folder / "stage1" / "merged")), "stage1/merged"
+    adapter = run.folder / arm / "adapter" if arm else None
+    return Member(name, spec, adapter, (base, f"{arm}/adapter" if arm else ""))
+
+
+def alone(run: Run, model: str, adapter: str = "") -> Lineup:
+    """Any model (hub id, folder, "smollm2"), with an adapter folder or without, named after them."""
+    name = Path(model).name + (f" + {Path(adapter).name}" if adapter else "")
+    folder = Path(adapter).expanduser().resolve() if adapter else None
+    if folder:
+        adapters.read_config(folder)  # refuses what is no adapter before a model is loaded
+    shown = (Path(model).name if Path(model).is_dir() else model, Path(adapter).name)
+    return Lineup([Member(name, replace(run.recipe.model, base=model), folder, shown)])
+
+
+def identity(member: Member, model) -> str:
+    """Hash of the base's and the adapter's files (of a hub id: its commit) and of their form in memory."""
+    files = identities.of_model(
+        training.base_folder(member.spec.base), member.adapter or "", member.spec.revision
+    )
+    form = [member.spec.load_in_4bit, str(letter_scoring.compute_dtype(model))]
+    return hashlib.sha256(repr([files, *form]).encode()).hexdigest()[:32]

@@ -1,0 +1,203 @@
+"""The exam questions of a run, step by step as notebook 03 takes them: questions in, outcomes out."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medkit import prompts
+from medkit.evaluate import accuracy, answer_parsing, generation, letter_scoring, lineup, statistics
+from medkit.evaluate.lineup import Active
+from medkit.records import LETTERS, MCQItem
+from medkit.report import display
+from medkit.runs import run_json, storage
+from medkit.runs.run_json import Run
+from medkit.runs.storage import ResultsError
+from medkit.train import adapters, stages
+
+NOTEBOOK = "03_mcq_eval"
+ALONE = "recommended"  # the recipe of a model that is evaluated by itself
+# The released notebooks put `Answer:` behind the question and sample, unseeded, as the model's own
+# generation_config says, which for Llama 3.1 is this; here each answer has a seed, and Transformers' default
+# of looking at the fifty likeliest tokens alone is left out, as top_p keeps fewer at nearly every step.
+RELEASED = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
+
+
+def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Run:
+    """The run to evaluate; for a `model` alone a run of its own, begun here where there is none.
+
+    Raises ResultsError where a model alone would write over a run's own results, or over another model's.
+    """
+    storage.check_text("model", model)
+    storage.check_text("adapter", adapter)
+    place = storage.folder(run_dir)
+    info = run_json.read(place)
+    if adapter:
+        adapters.read_config(Path(adapter).expanduser())
+    if not model or info is None:
+        recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
+        needs = () if model else lineup.needs("med-mix", "med-nirvana")
+        return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
+    base = info["recipe"]["model"]["base"]
+    if "01_stage1" in info["notebooks"] or base != model:
+        raise ResultsError(f"{storage.shown(place)} is a run of {base}; give {model} a run_dir of its own")
+    if run_json.adapter_hash(adapter) != info.get("adapter", ""):
+        raise ResultsError(
+            f"{storage.shown(place)} is a run of {model} with another adapter, or none; give this one a "
+            "run_dir of its own"
+        )
+    return run_json.begin(run_dir, NOTEBOOK, data_dir=data_dir)
+
+
+def _as_trained(adapter: str) -> str:
+    """What an adapter's own run, where it still lies in its folder, has settled for its evaluation: one that
+    saw PubMedQA's labelled rows is asked the official fold alone."""
+    info = run_json.read(Path(adapter).expanduser().resolve().parents[1]) if adapter else None
+    trained = info["recipe"]["data"].get("pubmedqa_train", "artificial") if info else "artificial"
+    return "" if trained == "artificial" else f"\ndata.pubmedqa_train={trained}"
+
+
+def exam_items(run: Run) -> list[MCQItem]:
+    """The evaluation questions of the three benchmarks, cut to the recipe's rows by file order."""
+    loaded = stages.load_exams(run, "eval")
+    return [item for one in loaded.values() for item in first_of_each(one.records, run.recipe.mcq.rows)]
+
+
+def first_of_each(items: Iterable[MCQItem], rows: int) -> list[MCQItem]:
+    """The first `rows` questions of every benchmark; 0 takes all."""
+    taken: Counter = Counter()
+    kept = []
+    for item in items:
+        taken[item.source] += 1
+        if not rows or taken[item.source] <= rows:
+            kept.append(item)
+    return kept
+
+
+def score(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.Scored:
+    """The letters of one model, kept as they come, so that a killed evaluation goes on."""
+    return letter_scoring.score(
+        active.model,
+        active.tokenizer,
+        items,
+        **prompts.letter_place(active.tokenizer, run.recipe.data.mcq_target),
+        max_batch_tokens=run.recipe.mcq.max_batch_tokens,
+        prefix_cache=run.recipe.mcq.prefix_cache,
+        store=run.folder / ".cache" / "letters.jsonl",
+        key=active.identity,
+    )
+
+
+def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.DataFrame:
+    """One model's answers in words to the first questions of each benchmark, and what they are taken for.
+
+    Each question is answered twice: greedily, for the parser; and as the released notebooks asked, for their
+    rule. Columns: model, dataset, item_id, gold, text, finish, tokens, letter, tier, first_last_disagree;
+    released (the letter by their rule), released_text, released_finish.
+    """
+    spec = run.recipe.mcq
+    asked = first_of_each(items, spec.generated_rows) if spec.generated_rows else []
+    _, ours = _generated(run, active, asked, "", max_new_tokens=spec.max_new_tokens)
+    prompts_seen, theirs = _generated(run, active, asked, "\nAnswer:", **RELEASED)
+    rows = []
+    for item, answer, prompt, as_theirs in zip(asked, ours, prompts_seen, theirs, strict=True):
+        row = {"model": active.name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
+        row |= storage.plain(answer)
+        row |= storage.plain(answer_parsing.parse(answer.text, item, cut=answer.finish == "cut"))
+        row["released"] = answer_parsing.as_released(prompt, as_theirs.text, item)
+        rows.append(row | {"released_text": as_theirs.text, "released_finish": as_theirs.finish})
+    return pd.DataFrame(rows)
+
+
+def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **decoding):
+    """(prompts, answers), with `end` put behind each question."""
+    chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
+    texts = [_question(chat, item, end) for item in items]
+    ids = [active.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    answers = generation.generate_answers(
+        active.model,
+        active.tokenizer,
+        ids,
+        **decoding,
+        batch_size=run.recipe.mcq.answers_at_once(max(map(len, ids), default=1)),
+        store=run.folder / ".cache" / "words.jsonl",
+        key=active.identity,
+    )
+    return texts, [answer for (answer,) in answers]
+
+
+def _question(chat: prompts.ChatFormat, item: MCQItem, end: str) -> str:
+    turns = [turn for turn in prompts.messages(item) if turn["role"] != "assistant"]
+    turns[-1] = turns[-1] | {"content": turns[-1]["content"] + end}
+    return chat.prompt(turns)
+
+
+def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
+    """Per model and benchmark, how the protocols fared on the questions that were answered in both ways."""
+    if words.empty:
+        return []
+    by_id = {(item.source, item.id): item for item in items}
+    index = ["model", "dataset", "item_id"]
+    scored = letters.set_index(index)["predicted"].fillna("")
+    found = []
+    for (model, dataset), rows in words.groupby(["model", "dataset"], sort=False):
+        own = [by_id[dataset, item_id] for item_id in rows["item_id"]]
+        parsed = [
+            answer_parsing.Parsed(row.letter, row.tier, bool(row.first_last_disagree))
+            for row in rows.itertuples()
+        ]
+        by_letter = scored.loc[pd.MultiIndex.from_frame(rows[index])].tolist()
+        summary = answer_parsing.protocol_summary(own, by_letter, parsed, rows["released"].tolist())
+        summary["cut"] = float((rows["finish"] == "cut").mean())  # of max_new_tokens
+        right = np.array([letter == item.answer for letter, item in zip(by_letter, own, strict=True)])
+        summary["minus_scored"] = {
+            name: storage.plain(statistics.compare(right, (rows[column] == rows["gold"]).to_numpy()))
+            for name, column in {"generated": "letter", "released": "released"}.items()
+        }
+        found.append({"model": model, "dataset": dataset, **summary})
+    return found
+
+
+def contaminated(run: Run) -> set[tuple[str, str]] | None:
+    """(source, id) of the questions that stand in training rows of either stage; None without a
+    data/manifest.json."""
+    path = run.folder / "data" / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    stages_found = [manifest["overlap"], manifest.get("stage2", {}).get("overlap", {})]
+    return {tuple(name.split("/", 1)) for found in stages_found for name in found.get("contaminated", [])}
+
+
+def without(letters: pd.DataFrame, found: set[tuple[str, str]]) -> dict:
+    """Accuracies over the questions that stand in no training row, and how many were left out."""
+    keys = pd.Series(list(zip(letters["dataset"], letters["item_id"], strict=True)), index=letters.index)
+    clean = letters[~keys.isin(found)]
+    left_out = letters[keys.isin(found)].drop_duplicates(["dataset", "item_id"])
+    return {
+        "left_out": left_out["dataset"].value_counts().to_dict(),
+        "datasets": accuracy.mcq_summary(clean)["datasets"],
+    }
+
+
+def wrong(letters: pd.DataFrame, model: str, count: int, seed: int = 0) -> pd.DataFrame:
+    """A seeded sample of up to `count` questions that `model` has wrong."""
+    own = letters[(letters["model"] == model) & ~accuracy.is_correct(letters)]
+    return own.sample(min(count, len(own)), random_state=seed).sort_index()
+
+
+def write_mcq(run: Run, letters: pd.DataFrame, words: pd.DataFrame, summary: dict, show_text: bool) -> None:
+    """mcq/items.csv, mcq/answers.jsonl and mcq/summary.json.
+
+    A model's answer repeats options, so its text is a data set's: it is kept with the built-in corpus only.
+    """
+    folder = run.folder / "mcq"
+    rounded = {f"logprob_{letter}": letters[f"logprob_{letter}"].round(5) for letter in LETTERS}
+    storage.write_csv(folder / "items.csv", letters.assign(**rounded))
+    texts = [] if display.may_show(run, show_text) else ["text", "released_text"]
+    kept = words.drop(columns=texts, errors="ignore")
+    storage.write_jsonl(folder / "answers.jsonl", kept.to_dict("records"))
+    storage.write_json(folder / "summary.json", summary)

@@ -1,0 +1,1 @@
+"""The notebooks, executed in order into one run's folder."""

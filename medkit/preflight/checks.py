@@ -1,0 +1,368 @@
+"""What is checked before a GPU hour is spent: the machine, the data, and a sample of the rows to train on.
+
+`machine` needs nothing loaded, `rows` and `base_runs` the tokenizer and the prepared rows, `model` a loaded
+model; `check` does all of it for a recipe.
+"""
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+import tomllib
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import constants, try_to_load_from_cache
+from safetensors import SafetensorError
+
+from medkit import MedkitError, recipes
+from medkit import dmt as mixture
+from medkit.data import hub, sources
+from medkit.preflight import estimate, evaluation_costs
+from medkit.preflight.findings import Check, PreflightError, as_dict, failed, show, text
+from medkit.preflight.rows import model, rows
+from medkit.runs import inputs, storage
+from medkit.runs import machine as this_machine
+from medkit.train import merging, tokenization
+
+__all__ = [
+    "Check",
+    "PreflightError",
+    "as_dict",
+    "base_runs",
+    "check",
+    "course",
+    "failed",
+    "machine",
+    "model",
+    "rows",
+    "show",
+    "text",
+]
+
+LARGE = 1e9  # parameters from which a model is trained on a GPU only
+SAMPLE = 400  # rows of each stage tokenized by `check`
+
+
+def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
+    """Everything that can be known before a run of `recipe`: reads the data, tokenizes a sample of the real
+    mixture, and runs a model that is small and here. Writes nothing but the libraries' and models' caches.
+
+    Raises HubError where something is on the hub and that does not answer, MachineError where results or
+    caches cannot be written.
+    """
+    inputs.connect(recipe, data_dir)
+    this_machine.check_writable(storage.root(), "MEDKIT_RESULTS")
+    this_machine.check_writable(this_machine.cache_dir(), "MEDKIT_CACHE")
+    with tempfile.TemporaryDirectory() as scratch:
+        found, loaded = _data(recipe, data_dir, Path(scratch))
+        shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
+        checks = machine(recipe, shape) + found
+        if failed([*(one for one in checks if one.name == "model"), *found]):
+            return [*checks, Check("rows", "warn", "not looked at", "see to the model and the data first")]
+        try:
+            return checks + _rows_and_model(recipe, shape, loaded, data_dir, Path(scratch))
+        except MedkitError as error:  # a template that cannot be masked, sources too small to be split
+            return [*checks, Check("rows", "fail", *_halves(error))]
+
+
+def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
+    from medkit.train import models
+
+    tokenizer, checks, prepared = models.load_tokenizer(recipe.model), [], None
+    for stage, records, total, validation in _stages(recipe, loaded, data_dir):
+        prepared = tokenization.prepare(
+            records,
+            tokenizer,
+            target=recipe.data.mcq_target,
+            loss_on=getattr(recipe, stage).loss_on,
+            max_length=recipe.model.max_length,
+            cache=scratch,
+            progress=False,
+        )
+        checks += rows(recipe, tokenizer, records, prepared)
+        tokens = total * float(np.mean(prepared["length"]))
+        checks += _course(recipe, stage, shape, total, tokens, validation, max(prepared["length"]))
+    checks += _evaluation(recipe, tokenizer, shape, loaded, data_dir or recipe.data.origin == "builtin")
+    return checks + base_runs(recipe, tokenizer, prepared)
+
+
+def machine(recipe: recipes.Recipe, shape: estimate.Shape | None = None) -> list[Check]:
+    """Whether the model can be read; device, driver, library versions; free memory and disk against the
+    estimate by parts.
+
+    shape: the base's sizes; by default those of its config.json where it is local, else of Llama 3.1 8B.
+    """
+    hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model.base) or estimate.LLAMA_8B
+    return [
+        _model_there(recipe),
+        *_handover(recipe),
+        _device(recipe, shape, hardware),
+        _versions(hardware),
+        *[_memory(recipe, name, shape, hardware) for name in ("stage1", "stage2")],
+        _disk(recipe, shape),
+    ]
+
+
+def base_shape(base: str) -> estimate.Shape | None:
+    """The sizes in the base's config.json; None where it is not on this machine."""
+    from medkit.train import models
+
+    if base == "smollm2":  # written to the cache, if it is not there yet: where that fails, it is the cache
+        models.base_folder(base)
+    try:
+        return estimate.Shape.read(Path(models.base_folder(base)) / "config.json")
+    except (OSError, KeyError, ValueError):  # a hub id, or no such folder: `check` says which
+        return None
+
+
+def _device(recipe, shape, hardware) -> Check:
+    gpus = hardware["gpus"]
+    found = ", ".join(f"{g['name']}, {g['memory_gb'] or 'unknown'} GiB, driver {g['driver']}" for g in gpus)
+    found = found or f"no GPU; {hardware['cores']} cores, {hardware['memory_gb']} GiB"
+    wrong = [n for n in ("stage1", "stage2") if not gpus and "8bit" in getattr(recipe, n).optimizer]
+    if gpus:
+        import torch
+
+        if not torch.cuda.is_available():
+            mend = "install a torch built for CUDA, or a newer driver"
+            return Check("device", "fail", f"{found}; torch {torch.__version__} cannot use it", mend)
+        return Check("device", "pass", found)
+    if shape.parameters >= LARGE:
+        mend = "use a GPU, or the recipe cpu"
+        return Check("device", "fail", f"{found}; {shape.parameters / 1e9:.1f}e9 parameters need one", mend)
+    if wrong:
+        mend = f"--set {wrong[0]}.optimizer=adamw_torch"
+        return Check("device", "fail", f"{found}; 8-bit optimizers need a GPU", mend)
+    return Check("device", "pass", f"{found}; rows are not packed here")
+
+
+def _versions(hardware) -> Check:
+    """The installed libraries against those pyproject.toml pins for such a machine."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((this_machine.CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    both = extras["cpu"] + extras["gpu"] if hardware["gpus"] else extras["gpu"] + extras["cpu"]
+    asked = {one.name: one for one in map(Requirement, project["dependencies"] + both)}
+    missing, other = [], []
+    for requirement in asked.values():
+        if requirement.name not in this_machine.LIBRARIES:
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(requirement.name)
+            continue
+        if version.partition("+")[0] not in requirement.specifier:
+            other.append(f"{requirement.name} {version} (tested: {requirement.specifier})")
+    if missing:
+        return Check(
+            "versions", "fail", f"not installed: {', '.join(missing)}", "make setup, or environment.yml"
+        )
+    if other:
+        mend = "install the tested versions, or expect other numbers"
+        return Check("versions", "warn", ", ".join(other), mend)
+    return Check("versions", "pass", "as tested together")
+
+
+def _parts(parts: dict[str, float]) -> str:
+    return f"{sum(parts.values()):.1f} GB (" + ", ".join(f"{n} {v:.2f}" for n, v in parts.items() if v) + ")"
+
+
+def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
+    """longest: tokens of the longest row, on which a CPU's memory depends."""
+    parts = estimate.memory(shape, recipe, getattr(recipe, name), bool(hardware["gpus"]), longest)
+    free, where = _free_memory(hardware)
+    title = f"{name}: memory of rows up to {longest:,} tokens" if longest else f"memory {name}"
+    smaller = "model.max_length" if longest else f"{name}.batch_size"
+    mend = f"--set {name}.gradient_checkpointing=true or a smaller {smaller}"
+    return _against(title, parts, free, where, mend)
+
+
+def _free_memory(hardware) -> tuple[float, str]:
+    """(10^9 bytes, of what)."""
+    if hardware["gpus"]:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.mem_get_info()[0] / 1e9, "GPU memory"
+    return this_machine.memory().available / 1e9, "memory"
+
+
+def _disk(recipe, shape) -> Check:
+    rows = (recipe.data.rows_medqa or 10_178) + (recipe.data.rows_medmcqa or 182_822)
+    rows += recipe.data.rows_pubmedqa or 211_269
+    tokens = rows * 320 + (recipe.dmt.notechat_train + recipe.dmt.notechat_validation) * 800
+    parts = estimate.disk(shape, recipe, tokens)
+    places = {this_machine.cache_dir(), storage.root()}
+    if not inputs.is_local(recipe.model.base):
+        places.add(Path(constants.HF_HUB_CACHE))
+        small = recipe.model.base.endswith("bnb-4bit")
+        weights = estimate.memory(shape, recipe, recipe.stage1, gpu=True)["weights"]
+        parts["base model"] = weights if small else 2 * shape.parameters / 1e9
+    free = min(shutil.disk_usage(_existing(place)).free for place in places) / 1e9
+    mend = "make room, or set MEDKIT_CACHE, MEDKIT_RESULTS or HF_HOME to a larger disk"
+    return _against("disk", parts, free, "disk", mend)
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def _against(name, parts, free, where, mend) -> Check:
+    need = sum(parts.values())
+    message = f"{_parts(parts)} expected, {free:.1f} GB of {where} free"
+    if need > free:
+        return Check(name, "fail", message, mend)
+    return Check(name, "warn", message, mend) if need > 0.9 * free else Check(name, "pass", message)
+
+
+def _model_there(recipe) -> Check:
+    base = recipe.model.base
+    try:
+        inputs.check_model(base, recipe.model.revision)
+    except hub.HubError:
+        raise
+    except MedkitError as error:
+        return Check("model", "fail", *_halves(error))
+    return Check("model", "pass", f"{base} can be read")
+
+
+def _handover(recipe) -> list[Check]:
+    """Whether stage 1's adapter can be merged, where the recipe asks for it: by the base's config.json, which
+    `_model_there` has fetched where it is the hub's."""
+    if recipe.dmt.handover != "merge":
+        return []
+    from medkit.train import models
+
+    base = recipe.model.base
+    try:
+        folder = Path(models.base_folder(base))
+        file = folder / "config.json"
+        if not folder.is_dir():
+            file = Path(str(try_to_load_from_cache(base, "config.json", revision=recipe.model.revision)))
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, MedkitError):  # `_model_there` says what is wrong with it
+        return []
+    if reason := merging.refusal(config):
+        message = f"the adapter cannot be merged into {base}: {reason}"
+        return [Check("hand-over", "fail", message, "--set dmt.handover=continue")]
+    return [Check("hand-over", "pass", "stage 1's adapter is merged into the weights it is trained against")]
+
+
+def _halves(error: MedkitError) -> tuple[str, str]:
+    """A refusal as (thing, mend)."""
+    thing, _, mend = str(error).rpartition("; ")
+    return (thing, mend) if thing else (mend, "")
+
+
+def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
+    """Every source read as a run would: (a check each, records of the training parts). A folder is read
+    whole; of the hub, the first rows."""
+    where = data_dir or None
+    if not data_dir and recipe.data.origin == "builtin":
+        from medkit.data import builtin
+
+        where = builtin.write(scratch / "corpus", part=recipe.data.builtin_part)
+    checks, loaded = [], {}
+    parts = [(name, part) for name in sources.EXAMS for part in ("train", "eval")]
+    for name, part in [*parts, ("dialogues", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
+        limit = getattr(recipe.data, f"rows_{name}", 0) if part == "train" else 0
+        source, which = recipe.data.reads(name, part)
+        try:
+            one = sources.load(source, which, where, limit=limit if where else SAMPLE, progress=False)
+        except hub.HubError:  # one line for all that comes from there
+            raise
+        except MedkitError as error:
+            checks.append(Check(f"data {source} {which}", "fail", *_halves(error)))
+            continue
+        dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
+        message = f"{len(one.records):,} of {one.rows:,} rows read; dropped: {dropped}"
+        declared = sources.SOURCES[source].parts[which].rows
+        if data_dir and not limit and one.rows != declared:
+            mend = "fetch the file anew if it was meant to be whole"
+            checks.append(
+                Check(f"data {source} {which}", "warn", f"{message}; the data set has {declared:,}", mend)
+            )
+        else:
+            checks.append(Check(f"data {source} {which}", "pass", message))
+        loaded[name, part] = one.records
+    return checks, loaded
+
+
+def _stages(recipe, loaded: dict, data_dir: str):
+    """(stage, sample of its training rows, training rows in all, validation rows) of both stages."""
+    data, dmt = recipe.data, recipe.dmt
+    exams = {name: loaded[name, "train"] for name in sources.EXAMS}
+    first = mixture.stage1(exams, data.validation_share, data.seed)
+    talks = mixture.dialogues(
+        loaded["dialogues", "train"],
+        dmt.notechat_train,
+        dmt.notechat_validation,
+        deduplicate=data.deduplicate,
+        by_note=data.notechat_split == "note",
+        seed=data.seed,
+    )
+    train, validation = len(first.train), len(first.validation)
+    consultations, held_out = len(talks.train), len(talks.validation)
+    if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
+        sizes = {n: sources.SOURCES[n].parts[data.reads(n, "train")[1]].rows for n in sources.EXAMS}
+        total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
+        validation = round(total * data.validation_share)
+        train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation
+    else:
+        mixture.replay(first, dmt.replay_share, consultations, held_out)  # refuses a share too large
+    some = first.part("train")[:SAMPLE]
+    yield "stage1", some, train, validation
+    mixed = talks.train[:SAMPLE]
+    mixed += some[: round(len(mixed) * dmt.replay_share)]
+    yield "stage2", mixed, *(round(n * (1 + dmt.replay_share)) for n in (consultations, held_out))
+
+
+def _course(recipe, stage, shape, total, tokens, validation, longest) -> list[Check]:
+    hardware = this_machine.hardware()
+    made = estimate.plan(recipe, stage, shape, total, tokens, validation, hardware)
+    hours = "hours unknown" if made.hours is None else f"{made.hours:.2g} h"
+    message = f"{total:,} rows, {made.steps:,} steps, {made.tokens / 1e6:.3g}M tokens, {hours} ({made.basis})"
+    checks = [Check(f"{stage}: course", "pass", message)]
+    return checks if hardware["gpus"] else [*checks, _memory(recipe, stage, shape, hardware, longest)]
+
+
+def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]:
+    """Steps, tokens and hours of a stage's prepared rows, by arithmetic; on a CPU their memory, too."""
+    shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
+    longest = max([*train["length"], *validation["length"]])
+    return _course(recipe, stage, shape, len(train), sum(train["length"]), len(validation), longest)
+
+
+def _evaluation(recipe, tokenizer, shape, loaded: dict, whole) -> list[Check]:
+    """Prompts, tokens, hours and memory of notebooks 03 and 04."""
+    hardware, checks = this_machine.hardware(), []
+    for notebook, passes in evaluation_costs.asked(recipe, tokenizer, loaded, whole).items():
+        course = evaluation_costs.course(recipe, shape, passes, hardware)
+        checks.append(Check(f"{notebook}: course", "pass", course))
+        parts = evaluation_costs.memory(recipe, shape, passes, bool(hardware["gpus"]))
+        fewer = "mcq.max_batch_tokens" if notebook == "03_mcq_eval" else "consumer.batch_size"
+        title, mend = f"{notebook}: memory", f"--set a smaller {fewer}"
+        checks.append(_against(title, parts, *_free_memory(hardware), mend))
+    return checks
+
+
+def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
+    """Isolation and batch invariance (rows.model) on the base itself, in float32, where it is small and
+    here."""
+    from medkit.train import models
+
+    shape, folder = base_shape(recipe.model.base), Path(models.base_folder(recipe.model.base))
+    if shape is None or shape.parameters >= LARGE or not folder.is_dir():
+        message = f"not run: {recipe.model.base} is large or not here; training asserts that packing stays on"
+        return [Check("model run", "warn", message, "call preflight.model on the loaded model")]
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise models.unreadable(recipe.model.base, error) from None
+    return model(net, tokenizer, prepared)

@@ -1,0 +1,242 @@
+"""Preflight on the rows a stage is about to train on, token by token, and on a loaded model."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from medkit import prompts, recipes
+from medkit.preflight.findings import Check
+from medkit.records import LETTERS, Dialogue, MCQItem
+from medkit.train import cpu
+
+SAMPLE = 256  # rows looked at token by token
+# Relative, between losses or log-probabilities that are to be equal; bfloat16 keeps 8 bits of a number.
+TOLERANCE, TOLERANCE_FLOAT32 = 0.02, 1e-3
+
+
+def rows(recipe: recipes.Recipe, tokenizer, records: Sequence[MCQItem | Dialogue], prepared) -> list[Check]:
+    """What a stage will train on. records: in the order of `prepared` (tokenization.prepare).
+
+    Lengths and labels are counted over all rows, tokens looked at in a sample drawn by the recipe's seed.
+    """
+    stage = "stage2" if any(isinstance(record, Dialogue) for record in records) else "stage1"
+    loss_on = getattr(recipe, stage).loss_on
+    rng = np.random.default_rng(recipe.data.seed)
+    chosen = np.sort(rng.choice(len(records), min(SAMPLE, len(records)), replace=False))
+    sample = prepared.select(chosen)
+    ids, labels = sample["input_ids"][:], sample["labels"][:]
+    chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+    end = tokenizer.convert_tokens_to_ids(chat.after)
+    checks = [
+        _one_bos(tokenizer, chat, ids),
+        _end_of_turn(tokenizer, chat, end, ids, labels, np.array(sample["cut"])),
+        _pad(tokenizer, end),
+        _supervised(prepared, ids, labels, loss_on),
+        _cut(prepared, recipe.model.max_length),
+        _same_prompt(tokenizer, chat, [records[i] for i in chosen], ids, labels, loss_on),
+        _letters(tokenizer, chat, [records[i] for i in chosen], ids, recipe.data.mcq_target),
+    ]
+    return [dataclasses.replace(c, name=f"{stage}: {c.name}") for c in checks]
+
+
+def _one_bos(tokenizer, chat, ids) -> Check:
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return Check("one BOS", "pass", "the tokenizer has no BOS")
+    opens = bos in tokenizer.encode("".join(text for _, text in chat.before), add_special_tokens=False)
+    doubled = sum(row[:2] == [bos, bos] or (not opens and row.count(bos) > 1) for row in ids)
+    lacking = sum(row[0] != bos for row in ids)
+    if doubled or lacking:
+        message = (
+            f"of {len(ids)} rows {doubled} have more than one {tokenizer.bos_token}, {lacking} begin without"
+        )
+        return Check(
+            "one BOS", "fail", message, "let either the template or the tokenizer write it, not both"
+        )
+    return Check("one BOS", "pass", f"{len(ids)} rows begin with one {tokenizer.bos_token}")
+
+
+def _end_of_turn(tokenizer, chat, end, ids, labels, cut) -> Check:
+    """The last answer's end must be learned; a row that was cut may have lost it."""
+    name = "end of turn supervised"
+    whole = [(i, x) for i, x, lost in zip(ids, labels, cut, strict=True) if not lost]
+    wrong = sum(end not in label[_last(i, end) :][:1] for i, label in whole)
+    if wrong:
+        mend = "supervise the answer up to and with the end-of-turn token, or the model never stops"
+        return Check(name, "fail", f"of {len(whole)} rows {wrong} do not learn {chat.after}", mend)
+    return Check(name, "pass", f"{chat.after} in each of {len(whole)} rows")
+
+
+def _last(row: list[int], token: int) -> int:
+    return len(row) - 1 - row[::-1].index(token) if token in row else len(row)
+
+
+def _pad(tokenizer, end) -> Check:
+    pad = tokenizer.pad_token_id
+    if pad is None or pad in (end, tokenizer.eos_token_id):
+        shown = tokenizer.pad_token or "none"
+        mend = "set another pad token (models.set_pad_token), or the end of a turn is masked as padding"
+        return Check("pad token", "fail", f"pad is {shown}, the end token too" if pad else "no pad", mend)
+    return Check("pad token", "pass", f"{tokenizer.pad_token}, not the end of a turn")
+
+
+def _supervised(prepared, ids, labels, loss_on) -> Check:
+    name = "supervised tokens"
+    length, counted = np.array(prepared["length"]), np.array(prepared["supervised"])
+    strange = sum(
+        any(b not in (a, prompts.IGNORED) for a, b in zip(i, x, strict=True))
+        for i, x in zip(ids, labels, strict=True)
+    )
+    silent = sum(all(label == prompts.IGNORED for label in row) for row in labels)
+    share = sum(label != prompts.IGNORED for row in labels for label in row) / max(1, sum(map(len, ids)))
+    empty = int((counted == 0).sum())
+    message = f"{share:.2%} of the sample's tokens, {counted.sum():,} of {length.sum():,} in all"
+    if strange:
+        return Check(
+            name, "fail", f"{strange} rows' labels are other tokens than theirs", "prepare them anew"
+        )
+    if silent == len(labels):
+        mend = "the answer's mask is wrong: nothing would be learned; check template and loss_on"
+        return Check(name, "fail", "every label is -100", mend)
+    if loss_on == "answer" and share > 0.9:
+        return Check(name, "fail", f"{message}, with the loss on answers", "the prompts are not masked")
+    if loss_on == "text" and share < 1:
+        return Check(name, "fail", f"{message}, with the loss on the text", "prepare the rows anew")
+    if empty or silent:
+        mend = "raise model.max_length: their answers were cut off"
+        return Check(name, "warn", f"{message}; {max(empty, silent)} rows have none", mend)
+    return Check(name, "pass", message)
+
+
+def _cut(prepared, max_length) -> Check:
+    cut = np.array(prepared["cut"])
+    rows_cut, lost = int((cut > 0).sum()), int(cut.sum())
+    longest = int((np.array(prepared["length"]) + cut).max())
+    if not rows_cut:
+        return Check("rows cut", "pass", f"none; the longest has {longest} of {max_length} tokens")
+    message = f"{rows_cut} of {len(cut)} rows lose {lost:,} tokens at {max_length}; the longest has {longest}"
+    status = "fail" if rows_cut > 0.1 * len(cut) else "warn"
+    return Check("rows cut", status, message, f"--set model.max_length={longest}")
+
+
+def _same_prompt(tokenizer, chat, records, ids, labels, loss_on) -> Check:
+    """Token for token, what is scored must be what was trained on, up to the answer."""
+    name, exams, wrong = "same prompt in training and evaluation", 0, []
+    for record, row, label in zip(records, ids, labels, strict=True):
+        if not isinstance(record, MCQItem):
+            continue
+        exams += 1
+        prompt = prompts.prompt_ids(tokenizer, chat, record)[: len(row)]
+        first = next((i for i, x in enumerate(label) if x != prompts.IGNORED), len(row))
+        if row[: len(prompt)] != prompt or (loss_on == "answer" and first != len(prompt)):
+            wrong.append(f"{record.source}/{record.id}")
+    if wrong:
+        mend = "render both with the same tokenizer and chat template"
+        return Check(name, "fail", f"{len(wrong)} of {exams} questions differ, first {wrong[0]}", mend)
+    return Check(name, "pass", f"{exams} questions" if exams else "no question in the sample")
+
+
+def _letters(tokenizer, chat, records, ids, target) -> Check:
+    """The letter is to be learned as the token that is scored, at the place where it is scored."""
+    name, exams, wrong = "letters", 0, []
+    try:
+        place = prompts.letter_place(tokenizer, target)
+    except prompts.PromptError as error:
+        message, _, mend = str(error).rpartition("; ")
+        return Check(name, "fail", message, mend)
+    for record, row in zip(records, ids, strict=True):
+        if not isinstance(record, MCQItem):
+            continue
+        exams += 1
+        prompt = prompts.prompt_ids(tokenizer, chat, record)
+        wanted = [*place["encode"](record), place["letter_tokens"][LETTERS.index(record.answer)]]
+        # Another prompt is told above; a row that was cut may end before its letter.
+        if row[: len(prompt)] == prompt and row[: len(wanted)] != wanted[: len(row)]:
+            wrong.append(f"{record.source}/{record.id}")
+    if wrong:
+        mend = "prepare the rows with the data.mcq_target that is scored"
+        return Check(
+            name, "fail", f"{len(wrong)} of {exams} answers are other tokens, first {wrong[0]}", mend
+        )
+    return Check(name, "pass", f"one token each, {' '.join(map(str, place['letter_tokens']))}")
+
+
+def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
+    """On `count` short rows: isolation of packed rows, and logits that do not depend on the batch.
+
+    net: a causal language model whose forward returns logits, as Transformers' do. On a CPU rows are packed
+    as they are in training there (cpu_passes).
+    """
+    import torch
+
+    weight = net.get_input_embeddings().weight
+    tolerance = TOLERANCE_FLOAT32 if weight.dtype == torch.float32 else TOLERANCE
+    order = np.argsort(np.array(prepared["length"]), kind="stable")[: 8 * count : 8]  # of unlike length
+    chosen, labels = (
+        [torch.tensor(prepared[int(i)][name]) for i in order] for name in ("input_ids", "labels")
+    )
+    was_training, device = net.training, weight.device
+    net.eval()
+    try:
+        with torch.no_grad():
+            alone = [_log_probs(net, ids=row[None].to(device))[0] for row in chosen]
+            packed = _packed(net, chosen, labels, device)
+            batch = _padded(net, chosen, tokenizer.pad_token_id, device)
+    finally:
+        net.train(was_training)
+    likely = [p[-1].topk(8).indices for p in alone]
+    ends = [np.array([p[-1][top].tolist() for p, top in zip(x, likely, strict=True)]) for x in (alone, batch)]
+    computed = [len(p) for p in packed]  # tokens; the others stand in the first row
+    own, apart = ([x[-n:] for x, n in zip(rows, computed, strict=True)] for rows in (chosen, alone))
+    losses = [_losses(x, own) for x in (apart, packed)]
+    return [
+        _equal("packed rows isolated", losses, tolerance, "set packing=off: samples see one another"),
+        _equal("logits in a batch", ends, tolerance, "score with mcq.max_batch_tokens=1: padding is seen"),
+    ]
+
+
+def _log_probs(net, ids, **more):
+    return net(input_ids=ids, use_cache=False, **more).logits.float().log_softmax(-1).cpu()
+
+
+def _packed(net, chosen, labels, device):
+    """All rows in one, each with positions from 0: what padding-free collation gives, and what a CPU's pass
+    makes of it."""
+    import torch
+
+    places = torch.cat([torch.arange(len(row)) for row in chosen])[None]
+    batch = {"input_ids": torch.cat(chosen)[None], "labels": torch.cat(labels)[None], "position_ids": places}
+    with cpu.as_trained_on_cpu(net):
+        (batch,) = cpu.passes(batch, 0, cpu.shares(net))
+        ids, places = (batch[name].to(device) for name in ("input_ids", "position_ids"))
+        out = _log_probs(net, ids, position_ids=places)[0]
+    return out.split(cpu.row_lengths(batch["position_ids"]))
+
+
+def _padded(net, chosen, pad, device):
+    """All rows in one batch, padded on the left as for scoring and generation."""
+    import torch
+
+    longest = max(len(row) for row in chosen)
+    ids = torch.full((len(chosen), longest), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(chosen):
+        ids[i, -len(row) :], mask[i, -len(row) :] = row, 1
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    out = _log_probs(net, ids.to(device), attention_mask=mask.to(device), position_ids=places.to(device))
+    return [one[-len(row) :] for one, row in zip(out, chosen, strict=True)]
+
+
+def _losses(log_probs, ids) -> np.ndarray:
+    """Each row's mean loss over its own tokens; 0 where it has but one."""
+    pairs = zip(log_probs, ids, strict=True)
+    sums = [(-p[:-1].gather(1, row[1:, None]).sum().item(), len(row) - 1) for p, row in pairs]
+    return np.array([total / max(1, count) for total, count in sums])
+
+
+def _equal(name, pair, tolerance: float, mend: str) -> Check:
+    one, other = pair
+    worst = float(np.max(np.abs(one - other) / np.maximum(1, np.abs(one))))
+    message = f"largest relative difference {worst:.1e}, tolerance {tolerance}, {len(one)} rows"
+    return Check(name, "pass", message) if worst <= tolerance else Check(name, "fail", message, mend)

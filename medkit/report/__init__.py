@@ -1,0 +1,1 @@
+"""Tables, figures, the ledger and the published numbers: reads results, loads no model."""

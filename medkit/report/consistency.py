@@ -1,0 +1,212 @@
+"""What notebook 05 reads of a run, and the refusal to report parts that do not belong together.
+
+It reads results only: no model is loaded, and neither torch nor unsloth is imported.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from medkit import MedkitError
+from medkit.evaluate import accuracy
+from medkit.report import markdown
+from medkit.runs import run_json, storage
+from medkit.runs.run_json import Run
+
+STAGES = ("01_stage1", "02_stage2")
+CONTROL = "02_stage2_noreplay"
+EVALUATIONS = ("03_mcq_eval", "04_consumer_eval")
+CURVES = {"med-mix": "stage1", "med-nirvana": "stage2", "control": "stage2_noreplay"}
+
+
+class ReportError(MedkitError):
+    """Parts of a run that are missing or do not belong together; one line names them and the notebook."""
+
+
+def check(run: Run) -> str:
+    """What was checked, as a Markdown list; raises ReportError at the first part that does not match."""
+    checks = (_finished, _in_order, _same_models, _same_outcomes, _same_rows, _versions)
+    return "\n".join(f"- {checked(run)}" for checked in checks)
+
+
+def _has_control(run: Run) -> bool:
+    """Whether the run has a control arm. One that was trained from an earlier stage 1 and is not among the
+    evaluated models is not the run's, as where notebooks 01 to 05 are run once after make demo."""
+    entries = run.info["notebooks"]
+    if CONTROL not in entries:
+        return False
+    evaluated = entries.get("03_mcq_eval", {}).get("models") or {}
+    first = entries.get("01_stage1", {}).get("started", "")
+    return "control" in evaluated or entries[CONTROL]["started"] > first
+
+
+def _stages(run: Run) -> tuple[str, ...]:
+    """The training notebooks of the run, the control arm's where it has one."""
+    return (*STAGES, CONTROL) if _has_control(run) else STAGES
+
+
+def arms(run: Run) -> tuple[str, ...]:
+    """The models of stage 2."""
+    return ("med-nirvana", "control") if _has_control(run) else ("med-nirvana",)
+
+
+def _finished(run: Run) -> str:
+    entries, wanted = run.info["notebooks"], (*_stages(run), *EVALUATIONS)
+    for name in wanted:
+        status = entries.get(name, {}).get("status", "missing")
+        if status != "complete":
+            raise ReportError(f"notebook {name} is {status}; run it before the report")
+    told = f"{len(wanted)} notebooks are complete."
+    return told if CONTROL in wanted else f"{told} No control arm: notebook 02 with replay=False trains it."
+
+
+def _in_order(run: Run) -> str:
+    """Trained again after it was evaluated, a model is another one than the one that was scored."""
+    first_stage, *second_stages = stages = _stages(run)
+    started = {name: run.info["notebooks"][name]["started"] for name in (*stages, *EVALUATIONS)}
+    later = [(stage, evaluation) for stage in stages for evaluation in EVALUATIONS]
+    later += [(first_stage, second) for second in second_stages]
+    for first, second in later:
+        if started[first] > started[second]:
+            raise ReportError(f"{first} was run again after {second}; run {second} again too")
+    return "Every evaluation was made after the last training, and stage 2 after stage 1."
+
+
+def _same_models(run: Run) -> str:
+    """Exam questions and patients' queries were answered by the same weights."""
+    exams, cases = (run.info["notebooks"][name].get("models") or {} for name in EVALUATIONS)
+    for name in exams.keys() & cases.keys():
+        if exams[name] != cases[name]:
+            raise ReportError(f"{name} is not one model in 03_mcq_eval and 04_consumer_eval; run both again")
+    return f"{len(exams.keys() & cases.keys())} models have the same identity in both evaluations."
+
+
+def _same_outcomes(run: Run) -> str:
+    """The summary is that of the outcomes beside it, and of all of this run's models."""
+    summary = markdown.load(run.folder, "mcq/summary.json", ("models", "datasets"))
+    items = accuracy.read_items(run.folder)
+    if missing := {"base", "med-mix", *arms(run)} - set(summary["models"]):
+        raise ReportError(f"mcq/summary.json lacks {', '.join(sorted(missing))}; run 03_mcq_eval again")
+    for (dataset, model), rows in items.groupby(["dataset", "model"]):
+        own = summary["datasets"].get(dataset, {}).get("models", {}).get(model, {})
+        if (own.get("n"), own.get("correct")) != (len(rows), int(accuracy.is_correct(rows).sum())):
+            raise ReportError(
+                f"mcq/summary.json does not fit mcq/items.csv ({model}, {dataset}); run 03_mcq_eval again"
+            )
+    return f"mcq/summary.json is that of the {len(items):,} outcomes in mcq/items.csv."
+
+
+def _same_rows(run: Run) -> str:
+    """The manifest is this recipe's, and the replayed rows are those that stage 2 says it trained on."""
+    manifest = markdown.load(
+        run.folder, "data/manifest.json", ("recipe", "stage1", "stage2"), writer="02_stage2"
+    )
+    if manifest["recipe"] != run.recipe.name:
+        raise ReportError(f"data/manifest.json is of recipe {manifest['recipe']}; run 01_stage1 again")
+    replay = manifest["stage2"]["replay"]
+    written = pd.read_csv(markdown.require(run.folder, "stage2/replay.csv"))["part"].value_counts()
+    if any(replay[part] != written.get(part, 0) for part in ("train", "validation")):
+        raise ReportError("stage2/replay.csv does not fit data/manifest.json; run notebook 02_stage2 again")
+    return f"stage2/replay.csv holds the {len(replay['train_ids']):,} training rows of data/manifest.json."
+
+
+def _versions(run: Run) -> str:
+    """Whether one version of the code and the libraries made all of the run, in a sentence."""
+    origin = {key: run.info[key] for key in ("git", "versions")}
+    changed = [part for part in run.info.get("continued", []) if {k: part[k] for k in origin} != origin]
+    if not changed:
+        return f"Made by one version of the code, commit {(origin['git']['commit'] or 'unknown')[:12]}."
+    commits = dict.fromkeys(str(part["git"]["commit"])[:12] for part in [origin, *changed])
+    return f"Made in parts, under different code or libraries: commits {', '.join(commits)}."
+
+
+def with_seeds(run: Run, others: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The run and `others`, run names separated by commas, folded: (accuracy.fold_seeds,
+    accuracy.fold_differences), in percent; None without others. The base is the run's: nothing trained it.
+
+    Raises ReportError where another run differs in anything but the stages' seeds, or in none of them.
+    """
+    storage.check_text("other_runs", others)
+    names = [name.strip() for name in others.split(",") if name.strip()]
+    own, parts = _but_seeds(run.info), [accuracy.read_items(run.folder).assign(seed=0)]
+    seen = {_seeds(run.info)}
+    for number, name in enumerate(names, 1):
+        place = storage.folder(name)
+        info = run_json.read(place)
+        if info is None or info["status"] != "complete":
+            raise ReportError(f"{storage.shown(place)} is no complete run; finish it, or leave it out")
+        other = _but_seeds(info)
+        if different := [field for field in own | other if own.get(field) != other.get(field)]:
+            raise ReportError(
+                f"{storage.shown(place)} differs in {different[0]} ({other.get(different[0])}, here "
+                f"{own.get(different[0])}); only runs that differ in their seeds can be folded"
+            )
+        if _seeds(info) in seen:
+            raise ReportError(f"{storage.shown(place)} has the seeds of a run that is in already")
+        seen.add(_seeds(info))
+        items = accuracy.read_items(place).assign(seed=number)
+        parts.append(items[items["model"] != "base"])
+    if not names:
+        return None
+    items = pd.concat(parts)
+    return _percent(accuracy.fold_seeds(items)), _percent(accuracy.fold_differences(items))
+
+
+def write_seeds(run: Run, folded: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """tables/seeds.csv and tables/seed_differences.csv."""
+    for name, table in zip(("seeds", "seed_differences"), folded, strict=True):
+        storage.write_csv(run.folder / "tables" / f"{name}.csv", table)
+
+
+def _percent(folded: pd.DataFrame) -> pd.DataFrame:
+    shares = folded.select_dtypes("float").columns
+    return folded.assign(**(100 * folded[shares]).round(1))
+
+
+def _seeds(info: dict) -> tuple[int, int]:
+    return info["seeds"]["stage1"], info["seeds"]["stage2"]
+
+
+def _but_seeds(info: dict) -> dict:
+    """What two runs have to share to be one study under several training seeds: recipe and rows."""
+    fields = {k: v for k, v in run_json.identity(info).items() if k not in ("stage1.seed", "stage2.seed")}
+    return fields | {f"data {file}": digest for file, digest in info["data"]["hashes"].items()}
+
+
+def loss(run: Run, model: str) -> pd.DataFrame:
+    """A trained model's loss.csv; TableError where the arm has not been trained."""
+    return pd.read_csv(markdown.require(run.folder, f"{CURVES[model]}/loss.csv"))
+
+
+def curve_text(run: Run, models: tuple[str, ...]) -> str:
+    """Where each curve begins and ends, in a sentence a model."""
+    sentences = []
+    for model in models:
+        own = loss(run, model)
+        trained, validated = own["train_loss"].dropna(), own["eval_loss"].dropna()
+        sentence = f"{accuracy.MODELS[model]}: {int(own['step'].max()):,} steps, training loss "
+        sentence += f"{trained.iloc[0]:.3f} to {trained.iloc[-1]:.3f}"
+        if len(validated):
+            sentence += f", validation loss {validated.iloc[0]:.3f} to {validated.iloc[-1]:.3f}"
+        sentences.append(sentence + ".")
+    return " ".join(sentences)
+
+
+def costs(run: Run) -> pd.DataFrame:
+    """Per notebook the minutes it took and the most memory it held, from run.json."""
+    rows = {
+        name: {
+            "minutes": f"{entry['seconds'] / 60:.1f}" if entry.get("seconds") is not None else "",
+            "peak memory, GB": entry.get("peak_memory_gb", ""),
+            "peak GPU memory, GB": entry.get("peak_gpu_memory_gb", ""),
+        }
+        for name, entry in run.info["notebooks"].items()
+        if entry["status"] == "complete"
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def files(folder: Path) -> list[str]:
+    """What a report leaves: tables, figures and ledger, relative to the run's folder."""
+    found = [*sorted((folder / "tables").iterdir()), *sorted((folder / "figures").iterdir())]
+    return [str(path.relative_to(folder)) for path in [*found, folder / "ledger.md"]]

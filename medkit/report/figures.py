@@ -1,0 +1,382 @@
+"""What a paper plots: every function draws into the `ax` it is given, names units and the better direction.
+
+Nothing is saved but by `save`, whose files are the same for the same data. Colours are those of Okabe and Ito
+(jfly.uni-koeln.de/color), told apart with every common colour blindness; marks and dashes differ as well.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FormatStrFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
+
+from medkit.evaluate import statistics
+from medkit.evaluate.accuracy import MODELS
+from medkit.report import published
+from medkit.runs import storage
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00".split()
+GREY = "#666666"
+COLOURS = {"base": GREY, "med-mix": BLUE, "med-nirvana": VERMILION, "control": GREEN}
+MARKS = {"base": "o", "med-mix": "s", "med-nirvana": "D", "control": "^"}
+CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+TITLES = published.TITLES | {
+    "notechat": "NoteChat",
+    "mts_dialog": "MTS-Dialog",
+    "icliniq": "iCliniq",
+    "healthcaremagic": "HealthCareMagic",
+}
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+}
+
+
+class _Shown(Figure):
+    """A figure that a notebook shows by itself: without pyplot, nothing else tells IPython how."""
+
+    def _repr_png_(self) -> bytes:
+        return _png(self, dpi=100)
+
+
+def new(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tuple[Figure, Axes | np.ndarray]:
+    """An empty figure of `width` x `height` inches (7 is a notebook's column) with its ax or axes."""
+    with matplotlib.rc_context(STYLE):
+        figure = _Shown(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns)
+    return figure, axes
+
+
+def save(figure: Figure, path: str | Path, note: str = "", dpi: int = 120) -> Path:
+    """Write a PNG, the same to the byte for the same figure and matplotlib; whole or not at all.
+
+    `note` goes under the figure: what it must not be taken for.
+    """
+    if note:
+        figure.supxlabel(textwrap.fill(note, 90), fontsize="small", color=GREY)
+    return storage.write_bytes(path, _png(figure, dpi))
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
+    return drawn.getvalue()
+
+
+def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
+    """Training and validation loss of one stage (Figures 11 and 12) from loss.csv.
+
+    Columns step, train_loss and eval_loss, a row a logged step; eval_loss is NaN between evaluations. With
+    more than 60 steps the training loss is drawn pale, with its running mean over a twentieth of the steps.
+    """
+    train = loss.dropna(subset="train_loss")
+    evaluated = loss.dropna(subset="eval_loss")
+    many = len(train) > 60
+    ax.plot(
+        train["step"],
+        train["train_loss"],
+        color=SKY if many else BLUE,
+        alpha=0.6 if many else 1,
+        linewidth=0.8 if many else 1.5,
+        marker=_mark(train),
+        label="training (each step)" if many else "training",
+    )
+    if many:
+        window = len(train) // 20
+        smooth = train["train_loss"].rolling(window, center=True, min_periods=1).mean()
+        ax.plot(train["step"], smooth, color=BLUE, linewidth=1.8, label=f"training (mean of {window} steps)")
+    if len(evaluated):
+        ax.plot(
+            evaluated["step"],
+            evaluated["eval_loss"],
+            "D--",
+            color=VERMILION,
+            markersize=5,
+            label="validation",
+        )
+    return _loss_axes(ax, title, empty=train.empty and evaluated.empty)
+
+
+def loss_arms(ax: Axes, arms: Mapping[str, pd.DataFrame], title: str = "") -> Axes:
+    """The arms of one stage over each other: training loss thin, validation loss (the one to compare) marked.
+
+    Training loss is a dot a step, as steps of unlike rows have unlike losses; with more than 60 steps a line,
+    its running mean over a twentieth of them.
+    """
+    for i, (name, loss) in enumerate(arms.items()):
+        colour, mark = COLOURS.get(name, CYCLE[i % len(CYCLE)]), MARKS.get(name, "osD^v"[i % 5])
+        label = MODELS.get(name, name)
+        train, evaluated = loss.dropna(subset="train_loss"), loss.dropna(subset="eval_loss")
+        drawn, look = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
+        if len(train) > 60:
+            drawn = drawn.rolling(len(train) // 20, center=True, min_periods=1).mean()
+            look = {"linewidth": 1}
+        ax.plot(train["step"], drawn, color=colour, label=f"{label}, training", **look)
+        if len(evaluated):
+            ax.plot(
+                evaluated["step"],
+                evaluated["eval_loss"],
+                color=colour,
+                marker=mark,
+                markersize=6,
+                linestyle="--",
+                label=f"{label}, validation",
+            )
+    return _loss_axes(ax, title, empty=not any(len(loss) for loss in arms.values()))
+
+
+def _mark(points: Sequence) -> str | None:
+    """A line through one point is nothing to see."""
+    return "." if len(points) == 1 else None
+
+
+def _whole_numbers(ax: Axes):
+    """Ticks at whole numbers only, also where all data lie at one of them."""
+    low, high = ax.get_xlim()
+    if high - low < 1:
+        ax.set_xlim(low - 0.5, high + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _loss_axes(ax: Axes, title: str, empty: bool) -> Axes:
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("loss, nats per trained token\n(lower is better)")
+    ax.set_title(title)
+    if empty:
+        return _nothing(ax, "no step was logged")
+    _whole_numbers(ax)
+    ax.legend()
+    return ax
+
+
+def accuracy(ax: Axes, summary: dict) -> Axes:
+    """Accuracy of every model on every benchmark with Wilson's 95% interval, from mcq/summary.json.
+
+    A dotted line marks chance, a dashed one always giving the most frequent answer.
+    """
+    datasets, models = summary["datasets"], summary["models"]
+    if not datasets:
+        return _nothing(ax, "no benchmark was scored")
+    step = 0.8 / len(models)
+    for k, model in enumerate(models):
+        own = [(i, d["models"][model]) for i, d in enumerate(datasets.values()) if model in d["models"]]
+        if not own:
+            continue
+        at = [i + (k - (len(models) - 1) / 2) * step for i, _ in own]
+        middle = np.array([row["accuracy"] for _, row in own])
+        reach = np.array([[row["accuracy"] - row["low"], row["high"] - row["accuracy"]] for _, row in own]).T
+        ax.errorbar(
+            at,
+            middle,
+            yerr=np.abs(reach),
+            fmt=MARKS.get(model, "v"),
+            color=COLOURS.get(model, CYCLE[k % len(CYCLE)]),
+            capsize=3,
+            markersize=6,
+            label=MODELS.get(model, model),
+        )
+    for i, dataset in enumerate(datasets.values()):
+        here = {"xmin": i - 0.45, "xmax": i + 0.45, "color": "black", "linewidth": 1}
+        ax.hlines(dataset["chance"], linestyle=":", label="chance" if i == 0 else None, **here)
+        ax.hlines(
+            dataset["majority"]["share"],
+            linestyle="--",
+            label="most frequent answer" if i == 0 else None,
+            **here,
+        )
+    ticks = [f"{TITLES.get(name, name)}\nn = {d['n']:,}" for name, d in datasets.items()]
+    ax.set_xticks(range(len(datasets)), ticks)
+    ax.set_xlim(-0.6, len(datasets) - 0.4)
+    ax.set_ylim(-0.03, 1.03)  # a mark at 0 or 100% is seen whole
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set_ylabel("accuracy, 95% interval\n(higher is better)")
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    return ax
+
+
+def forgetting(ax: Axes, summary: dict) -> Axes:
+    """What changed in accuracy by stage 2, with and without replay, per benchmark; 95% intervals, paired.
+
+    From the comparisons of mcq/summary.json whose first model is Med-Mix; below zero is forgotten.
+    """
+    rows = [row for row in summary["comparisons"] if row["first"] == "med-mix"]
+    if not rows:
+        return _nothing(ax, "no model was compared with Med-Mix")
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    arms = list(dict.fromkeys(row["second"] for row in rows))
+    for k, arm in enumerate(arms):
+        own = [row for row in rows if row["second"] == arm]
+        at = [-datasets.index(row["dataset"]) + (0.5 - (k + 0.5) / len(arms)) * 0.5 for row in own]
+        middle = np.array([row["difference"] for row in own]) * 100
+        low, high = (np.array([row[end] for row in own], dtype=float) * 100 for end in ("low", "high"))
+        ax.errorbar(
+            middle,
+            at,
+            xerr=np.abs([middle - low, high - middle]),
+            fmt=MARKS.get(arm, "v"),
+            color=COLOURS.get(arm, CYCLE[k % len(CYCLE)]),
+            capsize=3,
+            markersize=6,
+            label=f"{MODELS.get(arm, arm)} minus {MODELS['med-mix']}",
+        )
+    ax.axvline(0, color="black", linewidth=1)
+    sizes = {name: summary["datasets"][name]["n"] for name in datasets}
+    names = [f"{TITLES.get(name, name)}\nn = {sizes[name]:,}" for name in datasets]
+    ax.set_yticks([-i for i in range(len(datasets))], names)
+    ax.set_ylim(-len(datasets) + 0.5, 0.5)
+    ax.set_xlabel("change in accuracy, percentage points, 95% interval\n(left of 0: forgotten in stage 2)")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return ax
+
+
+def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: str) -> Axes:
+    """BERTScore F1 of `second` minus `first`, a bar a case in order of size, with the mean and its interval.
+
+    `scores` as consumer.evaluate gives them; the greedy answers are taken.
+    """
+    greedy = scores[scores["sample"] == 0]
+    if not {first, second} <= set(greedy["model"]):
+        return _nothing(ax, f"no answers of both {MODELS.get(first, first)} and {MODELS.get(second, second)}")
+    f1 = greedy.pivot(index=["source", "case"], columns="model", values="f1")
+    gains = (f1[second] - f1[first]).sort_values(ascending=False).to_numpy()
+    ranks = np.arange(1, len(gains) + 1)
+    nearer = np.where(gains > 0, COLOURS.get(second, BLUE), COLOURS.get(first, GREY))
+    ax.bar(ranks, gains, color=nearer, width=0.8)
+    mean = statistics.bootstrap_mean(gains)
+    label = f"mean {mean.mean:+.4f}"
+    if not np.isnan(mean.low):
+        ax.axhspan(
+            mean.low, mean.high, color=SKY, alpha=0.3, linewidth=0, zorder=0, label="95% interval of the mean"
+        )
+    ax.axhline(mean.mean, color="black", linestyle="--", linewidth=1.2, label=label)
+    ax.axhline(0, color="black", linewidth=0.8)
+    better = int((gains > 0).sum())
+    names = f"{MODELS.get(second, second)} minus {MODELS.get(first, first)}"
+    ax.set_title(f"{MODELS.get(second, second)} nearer in {better} of {len(gains)} cases")
+    ax.set_xlabel("case, in order of the difference")
+    ax.set_ylabel(f"BERTScore F1, {names}\n(above 0: nearer to the physician)")
+    _whole_numbers(ax)
+    ax.grid(axis="x", visible=False)
+    ax.legend()
+    return ax
+
+
+def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
+    """BERTScore F1 against the answer's length relative to the physician's, a mark an answer (greedy)."""
+    greedy = scores[(scores["sample"] == 0) & (scores["words"] > 0)]
+    if greedy.empty:
+        return _nothing(ax, "no answer has a word")
+    for k, (model, rows) in enumerate(greedy.groupby("model", sort=False)):
+        ax.scatter(
+            rows["words"] / rows["reference_words"],
+            rows["f1"],
+            color=COLOURS.get(model, CYCLE[k % len(CYCLE)]),
+            marker=MARKS.get(model, "v"),
+            s=28,
+            alpha=0.75,
+            linewidths=0,
+            label=MODELS.get(model, model),
+        )
+    ax.set_xscale("log")
+    ax.axvline(1, color="black", linestyle=":", linewidth=1, label="as long as the physician's")
+    ax.xaxis.set_major_locator(LogLocator(base=2))
+    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("words, answer / physician (log scale)")
+    ax.set_ylabel("BERTScore F1\n(higher is nearer to the physician)")
+    empty = int((scores.query("sample == 0")["words"] == 0).sum())
+    if empty:
+        ax.set_title(f"empty answers, not shown (F1 = 0): {empty}", pad=28)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return ax
+
+
+def confusion(ax: Axes, panel: dict, title: str = "") -> Axes:
+    """PubMedQA's three answers, expected by predicted, with row shares: a panel of mcq/summary.json.
+
+    Answers that are none of the three stand in a fourth column, where there are any.
+    """
+    labels = panel["labels"]
+    counts, columns = np.array(panel["confusion"]), list(labels)
+    if any(panel["unparsed"]):
+        counts, columns = np.column_stack([counts, panel["unparsed"]]), [*labels, "none"]
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        ax.text(
+            column,
+            row,
+            f"{count:,}\n{share:.0%}",
+            ha="center",
+            va="center",
+            color="white" if share > 0.55 else "black",
+        )
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(labels)), [f"{x}\nn = {n:,}" for x, n in zip(labels, totals[:, 0], strict=True)])
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("expert (the diagonal is right)")
+    ax.grid(visible=False)
+    ax.set_title(title)
+    return ax
+
+
+def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -> Axes:
+    """Tokens a sample, a line a source: the share of samples of at least so many, with the cutoff.
+
+    Shares over a log scale show the few that are cut as well as the many that are not.
+    """
+    lengths = {name: np.sort(np.asarray(own)) for name, own in lengths.items() if len(own)}
+    if not lengths:
+        return _nothing(ax, "no sample")
+    for k, (name, own) in enumerate(lengths.items()):
+        reaching = 1 - np.arange(len(own) + 1) / len(own)
+        cut = int((own > cutoff).sum())
+        ax.step(
+            np.append(own, own[-1]),
+            reaching,
+            where="pre",
+            color=CYCLE[k % len(CYCLE)],
+            linestyle=("-", "--", "-.", ":")[k % 4],
+            linewidth=1.6,
+            label=f"{TITLES.get(name, name)}: median {np.median(own):,.0f}, {cut:,} of {len(own):,} cut",
+        )
+    ax.axvline(cutoff, color="black", linewidth=1.2, label=f"cutoff {cutoff:,}")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(0, 1.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set_xlabel("tokens of a sample (log scale)")
+    ax.set_ylabel("share of samples at least as long")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
+    return ax
+
+
+def _nothing(ax: Axes, why: str) -> Axes:
+    """Say in the figure that there is nothing to draw, rather than leave it blank."""
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax

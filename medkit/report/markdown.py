@@ -1,0 +1,128 @@
+"""One table: figures for CSV, a page for Markdown, a computed text; and what its inputs must be."""
+
+import json
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medkit import MedkitError
+from medkit.runs import run_json, storage
+
+BUILT_IN = (
+    "This run read the built-in corpus in the data sets' place: its figures do not speak of medicine, and "
+    "none may be set beside a published one."
+)
+
+WIDTH = 100  # columns of what a terminal is given
+
+
+class TableError(MedkitError):
+    """A table's input that is missing or malformed; one line names the file and the notebook behind it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str  # "table3"
+    title: str
+    figures: pd.DataFrame  # tidy: one figure with its n and interval a row, or one source a row
+    page: pd.DataFrame  # the same as strings, laid out for reading
+    text: str  # computed: what the table shows, and what it cannot tell apart
+    note: str = ""  # above the table: what its figures must not be taken for
+    short: pd.DataFrame | None = None  # what a terminal shows of the page; None: all of it
+
+    def markdown(self) -> str:
+        above = f"**{self.note}**\n\n" if self.note else ""
+        return f"# {self.title}\n\n{above}{grid(self.page)}\n\n{self.text}\n"
+
+    def terminal(self) -> str:
+        """The short page, and how it is read: the first paragraph of the text; at most WIDTH columns."""
+        cells = fitted(self.page if self.short is None else self.short)
+        return f"{self.title}\n\n{cells}\n\n{wrapped(self.text.split(chr(10) * 2)[0])}"
+
+
+def grid(cells: pd.DataFrame) -> str:
+    """Strings as a Markdown table; a bar in a cell (`<|im_start|>`) does not end it."""
+    escaped = cells.map(lambda cell: str(cell).replace("|", r"\|"))
+    return escaped.to_markdown(index=False, disable_numparse=True)
+
+
+def fitted(cells: pd.DataFrame, width: int = WIDTH) -> str:
+    """Strings as a plain table of at most `width` columns: where it would be wider, the longest cells and
+    titles are broken into lines."""
+    plain = cells.map(lambda cell: _unmarked(str(cell)))
+    longest = max(map(len, [*plain.columns, *plain.to_numpy().ravel()]), default=0)
+    text = ""
+    for limit in range(longest, 0, -1):
+        # Not tabulate's maxcolwidths, which takes "10,178" for a number and fails on it.
+        broken = plain.map(lambda cell, most=limit: textwrap.fill(cell, most))
+        broken.columns = [textwrap.fill(title, limit) for title in plain.columns]
+        text = broken.to_markdown(index=False, disable_numparse=True, tablefmt="simple")
+        if max(map(len, text.splitlines())) <= width:
+            break
+    return text
+
+
+def wrapped(text: str, width: int = WIDTH) -> str:
+    """Paragraphs of Markdown in lines of at most `width` characters, without marks of emphasis."""
+    parts = (textwrap.fill(_unmarked(part), width, break_on_hyphens=False) for part in text.split("\n\n"))
+    return "\n\n".join(parts)
+
+
+def _unmarked(text: str) -> str:
+    return text.replace("**", "").replace("`", "")
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, digits: int) -> str:
+    """`0.84 [0.82, 0.86]`; without an interval the value alone; "" for no value."""
+    if value is None or value != value:
+        return ""
+    if low is None or low != low:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def percent(own: dict) -> str:
+    """An accuracy, with low and high, in percent with one decimal."""
+    return in_percent(own["accuracy"], own["low"], own["high"])
+
+
+def in_percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A share, with its interval where it has one, in percent with one decimal; "" for no value."""
+    return with_interval(*(None if one is None else 100 * one for one in (share, low, high)), 1)
+
+
+def origin_note(run_dir: str | Path) -> str:
+    """What a table or figure of a run on the built-in corpus has to say of itself; "" for any other run."""
+    info = run_json.read(Path(run_dir))
+    return BUILT_IN if info and info["data"]["origin"] == "builtin" else ""
+
+
+def inside(markdown: str) -> str:
+    """A page as a part of a notebook: its headings two levels down."""
+    return re.sub(r"^(#+ )", r"##\1", markdown, flags=re.MULTILINE)
+
+
+def require(run_dir: str | Path, name: str) -> Path:
+    """The path of one of the run's files; TableError, naming the notebook that writes it, where it is not."""
+    path = Path(run_dir) / name
+    if not path.is_file():
+        writer = storage.WRITTEN_BY[Path(name).parts[0]]
+        raise TableError(f"{storage.shown(path)} is missing; run notebook {writer} first")
+    return path
+
+
+def load(run_dir: str | Path, name: str, keys: tuple[str, ...], writer: str = "") -> dict:
+    """A JSON file of the run that has all of `keys`; else TableError, naming the file and its notebook."""
+    path = require(run_dir, name)
+    writer = writer or storage.WRITTEN_BY[Path(name).parts[0]]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise TableError(f"{storage.shown(path)} is not JSON; run notebook {writer} again") from None
+    missing = [key for key in keys if not isinstance(content, dict) or content.get(key) is None]
+    if missing:
+        raise TableError(f"{storage.shown(path)} lacks {', '.join(missing)}; run notebook {writer} again")
+    return content

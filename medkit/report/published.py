@@ -1,0 +1,349 @@
+"""The published numbers, and which of them a whole count of questions can give.
+
+An accuracy over n questions is k/n for a whole k, printed to so many decimals. `attainable` lists the k that
+give the printed figure, rounded or truncated. Precision is the string's own ("57.5" has one decimal) unless
+`decimals` says otherwise: the paper's Table 3 drops trailing zeros, so its own three rows, which print two
+decimals wherever the second is not zero, are read with two (57.5 is 57.50, 75 is 75.00). Rows reprinted from
+elsewhere are read as printed, which is the more lenient way. All figures in percent.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+import pandas as pd
+
+from medkit import MedkitError
+from medkit.evaluate import statistics
+from medkit.report.markdown import fitted, grid, wrapped
+
+SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # the paper's Table 1, test samples
+TITLES = {"medqa": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
+RULES = ("rounded", "truncated")
+PUBMEDQA_FOLD = 500  # PubMedQA's official test fold, on which most others report
+
+PAPER = "the paper, Table 3"
+REPRINTED = f"{PAPER}, after Wu et al. (doi 10.1093/jamia/ocae045)"
+UNKNOWN = "not known"
+
+
+class PublishedError(MedkitError):
+    """A printed figure that is no percentage of anything; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model's printed accuracies in percent, as strings so that the printed decimals survive."""
+
+    model: str
+    size: str
+    printed: str  # MedQA, MedMCQA, PubMedQA and, where the source prints it, their average; "-" for none
+    source: str = REPRINTED
+    protocol: str = UNKNOWN
+    base: str = ""  # the row it is compared with
+    first_hand: bool = False  # read in the publication that measured it; False: read in somebody's copy
+    decimals: int | None = None  # None: as many as printed
+    people: bool = False  # a pass mark, or experts: no run over the test set
+
+    @property
+    def percents(self) -> dict[str, str]:
+        """Printed figure by benchmark (and "average"), the missing ones left out."""
+        figures = zip((*SIZES, "average"), self.printed.split(), strict=False)
+        return {name: figure for name, figure in figures if figure != "-"}
+
+
+BASE = "LLaMA-3.1-Instruct (4-bit quantized)"
+MED_MIX = "Med-Mix (4-bit quantized)"
+MED_NIRVANA = "Med-Nirvana (4-bit quantized)"
+_HUATUO_BASE = "Llama-3.1-8B-Instruct"
+_HUATUO = "its released scorer: the better of two extraction rules, empty answers left out of the denominator"
+_SILENT = "the paper is silent, and the run was not released"
+_RELEASED = (
+    "the paper is silent; the released notebook samples up to 128 tokens, unseeded, and looks for `Answer: X`"
+)
+
+
+def _own(model: str, printed: str, protocol: str, base: str = "") -> Row:
+    return Row(model, "8B", printed, PAPER, protocol, base, first_hand=True, decimals=2)
+
+
+ROWS = (
+    Row("Human (pass)", "", "50 - 60", people=True),
+    Row("Human (expert)", "", "87 90 78 85", people=True),
+    Row("GPT-4", "", "81.38 72.36 74.4 76.04", base=BASE),
+    Row("Med-Palm 2", "540B", "86.5 72.3 81.8 80.2", base=BASE),
+    Row("GPT-3.5", "175B", "57 44 63.9 54.97", base=BASE),
+    Row("MEDITRON", "7B", "37.4 36.3 69.3 47.67", base=BASE),
+    Row("MEDITRON", "70B", "59.8 53.3 79.8 64.3", base=BASE),
+    Row("LLaMA-2", "70B", "43.68 35.02 74.3 51", base=BASE),
+    Row("Med-Alpaca", "13B", "30.85 31.13 53.2 38.39", base=BASE),
+    Row("Chat-Doctor", "7B", "33.93 31.1 54.3 39.78", base=BASE),
+    Row("PMC-LLaMA_k", "7B", "48.15 54.15 77.1 59.8", base=BASE),
+    Row("PMC-LLaMA", "13B", "56.36 56.04 77.9 63.43", base=BASE),
+    _own(BASE, "56.87 54.82 75 62.23", _SILENT),
+    _own(MED_MIX, "57.5 56.35 79.1 64.32", _RELEASED, BASE),
+    _own(MED_NIRVANA, "53.55 52.77 71.67 59.33", _SILENT, BASE),
+    Row(_HUATUO_BASE, "", "58.7 56.0 75.2", "arXiv 2412.18925, Table 1", _HUATUO, BASE),
+    Row(
+        f"{_HUATUO_BASE}, SFT on exam data",
+        "",
+        "60.0 55.5 74.1",
+        "arXiv 2412.18925, Table 2",
+        _HUATUO,
+        _HUATUO_BASE,
+    ),
+    Row(
+        "HuatuoGPT-o1-8B",
+        "",
+        "72.6 60.4 79.2",
+        "arXiv 2412.18925",
+        f"{_HUATUO}; its MedQA spans 72.6 to 77.9 across harnesses",
+        _HUATUO_BASE,
+    ),
+    Row("MMed-Llama-3-8B", "", "65.4 63.5 80.1", "Nature Communications, s41467-024-52417-z", base=BASE),
+    Row("MedGemma-4B-it", "", "64.4 55.7 73.4", "arXiv 2507.05201", base=BASE),
+    Row("MedGemma-1.5-4B", "", "69.1 59.8 67.6", "arXiv 2604.05081", base=BASE),
+    Row("II-Medical-8B-SFT", "", "86.57 71.92 77.4", "its model card", base=BASE),
+)
+
+# The paper's Table 4, and its Tables 1 and 2 (rows of training, of test or validation).
+BERTSCORE_N = 50
+BERTSCORE_PROTOCOL = (
+    "50 cases; several answers a model, the best chosen by hand; the paper names neither encoder nor "
+    "rescaling (its values are of the size that roberta-large gives without rescaling)"
+)
+BERTSCORE = {
+    BASE: {"precision": "0.843382", "recall": "0.840448", "f1": "0.841783"},
+    MED_NIRVANA: {"precision": "0.881045", "recall": "0.848437", "f1": "0.864375"},
+}
+STAGE1_ROWS = {"medqa": (10_178, 1_273), "medmcqa": (182_822, 4_183), "pubmedqa": (211_269, 1_000)}
+STAGE2_ROWS = {"notechat": (100_000, 10_000), "replay": (33_333, 3_333)}
+
+
+def attainable(percent: str, n: int, decimals: int | None = None, rules=RULES) -> list[int]:
+    """Whole counts k of n whose percentage prints as `percent` by one of `rules`, ascending.
+
+    "rounded" takes a half either way. `decimals` is the precision printed, where trailing zeros were dropped;
+    by default the string's own. Raises PublishedError for a string that is no number in [0, 100] or has more
+    decimals than that, and for n < 1.
+    """
+    if n < 1:
+        raise PublishedError(f"a test set of {n} questions has no accuracy; n must be at least 1")
+    value, decimals = _scaled(percent, decimals)
+    scale = 100 * 10**decimals  # k/n is scale * k / n units of the last decimal; whole numbers throughout
+    counts = set()
+    if "rounded" in rules:  # (value - 1/2) n <= scale k <= (value + 1/2) n
+        counts.update(range(-(-(2 * value - 1) * n // (2 * scale)), (2 * value + 1) * n // (2 * scale) + 1))
+    if "truncated" in rules:  # value n <= scale k < (value + 1) n
+        counts.update(range(-(-value * n // scale), -(-(value + 1) * n // scale)))
+    return sorted(k for k in counts if 0 <= k <= n)
+
+
+def fitting_sizes(percents: list[str], limit: int, decimals: int | None = None) -> list[int]:
+    """Test sizes 1..limit at which all of `percents` are attainable by one and the same rule, ascending."""
+    return [n for n in range(1, limit + 1) if _fit([(percent, n) for percent in percents], decimals)]
+
+
+def fitting_runs(percents: dict[str, str], limit: int = 20, decimals: int | None = None) -> list[int]:
+    """Numbers of runs 1..limit over Table 1's full test sets whose mean accuracies print as `percents`."""
+    return [
+        runs
+        for runs in range(1, limit + 1)
+        if _fit([(percent, runs * SIZES[name]) for name, percent in percents.items()], decimals)
+    ]
+
+
+def _fit(figures: list[tuple[str, int]], decimals: int | None) -> bool:
+    return any(all(attainable(percent, n, decimals, (rule,)) for percent, n in figures) for rule in RULES)
+
+
+def _scaled(percent: str, decimals: int | None) -> tuple[int, int]:
+    try:
+        value = Decimal(percent)
+        printed = max(0, -value.as_tuple().exponent)
+    except (InvalidOperation, TypeError):
+        raise PublishedError(f"{percent!r} is no percentage; write it as printed, e.g. '57.5'") from None
+    decimals = printed if decimals is None else decimals
+    if not 0 <= value <= 100 or printed > decimals:
+        raise PublishedError(f"{percent!r} is no percentage between 0 and 100 with {decimals} decimals")
+    return int(value.scaleb(decimals)), decimals
+
+
+def audit() -> pd.DataFrame:
+    """Every published accuracy: one row per model and benchmark, figures in percent (points).
+
+    Columns: model, size, benchmark, published (as printed), n (Table 1's; for rows from elsewhere it is an
+    assumption), counts (the k that fit), attainable (None for people), fold_counts (PubMedQA: the k of the
+    500-row fold), low, high (Wilson), base, difference, difference_low, difference_high (Newcombe, unpaired),
+    protocol, source, first_hand.
+    """
+    percents = {row.model: row.percents for row in ROWS}
+    records = []
+    for row in ROWS:
+        for benchmark, n in SIZES.items():
+            percent = row.percents.get(benchmark)
+            if percent is None:
+                continue
+            record = {"model": row.model, "size": row.size, "benchmark": benchmark, "published": percent}
+            if not row.people:
+                record |= _measured(percent, benchmark, n, row.decimals)
+            if row.base:
+                record |= {"base": row.base} | _difference(percents[row.base][benchmark], percent, n)
+            records.append(
+                record | {"protocol": row.protocol, "source": row.source, "first_hand": row.first_hand}
+            )
+    return pd.DataFrame(records).astype({"n": "Int64"})
+
+
+def _measured(percent: str, benchmark: str, n: int, decimals: int | None) -> dict:
+    counts = attainable(percent, n, decimals)
+    fold = attainable(percent, PUBMEDQA_FOLD, decimals) if benchmark == "pubmedqa" else []
+    interval = statistics.wilson(float(percent) * n / 100, n)
+    return {
+        "n": n,
+        "counts": counts,
+        "attainable": bool(counts),
+        "fold_counts": fold,
+        "low": 100 * interval.low,
+        "high": 100 * interval.high,
+    }
+
+
+def _difference(base: str, percent: str, n: int) -> dict:
+    low, high = statistics.unpaired_difference(float(base) * n / 100, n, float(percent) * n / 100, n)
+    difference = float(Decimal(percent) - Decimal(base))
+    return {"difference": difference, "difference_low": 100 * low, "difference_high": 100 * high}
+
+
+def audit_text() -> str:
+    """What the audit finds, in sentences computed from it; one paragraph a finding."""
+    table = audit()
+    own = table[table["first_hand"]]
+    paragraphs = [_own_row(model, own[own["model"] == model]) for model in (BASE, MED_MIX, MED_NIRVANA)]
+    for model in own.loc[~own["attainable"].astype(bool), "model"].unique():
+        paragraphs += _explanations(model, own[own["model"] == model])
+    paragraphs += [_against_base(own), _others(table[~table["first_hand"]])]
+    return "\n\n".join(paragraphs)
+
+
+def _own_row(model: str, rows: pd.DataFrame) -> str:
+    fits = [row for row in rows.itertuples() if row.attainable]
+    misses = [row for row in rows.itertuples() if not row.attainable]
+    sentences = []
+    if fits:
+        each = "; ".join(
+            f"{TITLES[row.benchmark]} {row.published} is {_counts(row.counts)} of {row.n:,}" for row in fits
+        )
+        sentences.append(f"{each}.")
+    for row in misses:
+        sentences.append(
+            f"{TITLES[row.benchmark]} {row.published} is not attainable: {_neighbours(row.published, row.n)}."
+        )
+    verdict = "attainable" if not misses else "not attainable" if not fits else "attainable in part"
+    return f"**{model}: {verdict} on Table 1's test sizes.** " + " ".join(sentences)
+
+
+def _neighbours(percent: str, n: int) -> str:
+    below = int(Decimal(percent) * int(n) / 100)
+    return " and ".join(f"{k:,} of {n:,} is {100 * k / n:.4f}" for k in (below, below + 1))
+
+
+def _explanations(model: str, rows: pd.DataFrame) -> list[str]:
+    """Which other sizes would give an unattainable row: fewer questions, or the mean of several runs."""
+    misses = rows[~rows["attainable"].astype(bool)]
+    sizes = []
+    for row in misses.itertuples():
+        fitting = fitting_sizes([row.published], row.n, decimals=2)
+        sizes.append(f"{TITLES[row.benchmark]} {row.published}: from {fitting[0]:,} up to {fitting[-1]:,}")
+    percents = dict(zip(misses["benchmark"], misses["published"], strict=True))
+    limit = min(SIZES[benchmark] for benchmark in percents)
+    joint = fitting_sizes(list(percents.values()), limit, decimals=2)
+    together = f"{joint[0]:,} at the least" if joint else f"none up to {limit:,}"
+    runs = fitting_runs(percents, decimals=2)
+    mean = f"{runs[0]} is the smallest number of runs" if runs else "no number of runs up to 20 is one"
+    fold = "" if misses["fold_counts"].map(len).sum() else " PubMedQA's 500-row fold does not give it either."
+    return [
+        f"What could give {model}'s figures instead. Fewer questions than Table 1 says, the smallest and the "
+        f"largest such number per benchmark: {'; '.join(sizes)}. The same number for all: {together}.{fold} "
+        f"The mean of several runs over the full sets: {mean} that fits all of them. Arithmetic cannot tell "
+        "which of these happened."
+    ]
+
+
+def _against_base(own: pd.DataFrame) -> str:
+    within, beyond = [], []
+    for row in own[own["base"].notna()].itertuples():
+        line = (
+            f"{row.model} on {TITLES[row.benchmark]} ({row.difference:+.2f}, "
+            f"{row.difference_low:+.2f} to {row.difference_high:+.2f})"
+        )
+        (within if row.difference_low <= 0 <= row.difference_high else beyond).append(line)
+    return (
+        f"Against {BASE}, in points with the unpaired 95% interval. Cannot be told apart: "
+        f"{'; '.join(within) or 'none'}. Told apart: {'; '.join(beyond) or 'none'}. The outcomes question by "
+        "question were not published; paired, the intervals would usually be narrower."
+    )
+
+
+def _others(others: pd.DataFrame) -> str:
+    others = others[others["n"].notna()]
+    misses = others[~others["attainable"].astype(bool)]
+    listed = "; ".join(
+        f"{_named(row)} on {TITLES[row.benchmark]} ({row.published})" for row in misses.itertuples()
+    )
+    fold = others[others["fold_counts"].map(len) > 0]
+    return (
+        f"The other {len(others)} figures were read in copies, not where they were measured, and their test "
+        f"sizes are assumed to be Table 1's. On these no whole count gives: {listed or 'none'}. "
+        f"{len(fold)} of the PubMedQA figures could as well come from the 500-row fold, where the interval "
+        "is wider than the one printed."
+    )
+
+
+def _named(row) -> str:
+    return f"{row.model} {row.size}".strip()
+
+
+def _counts(counts: list[int]) -> str:
+    if not counts:
+        return "none"
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}-{counts[-1]:,}"
+
+
+def render_audit() -> str:
+    """The audit as Markdown: its table, then its sentences."""
+    table = pd.DataFrame(_shown(row) for row in audit().itertuples())
+    return f"# Published accuracies, audited\n\n{grid(table)}\n\n{audit_text()}\n"
+
+
+def terminal_audit() -> str:
+    """The audit for a terminal, markdown.WIDTH columns wide: each figure with the counts that give it."""
+    rows = []
+    for (model, size), figures in audit().groupby(["model", "size"], sort=False):
+        cells = {"model": f"{model} {size}".strip()}
+        for row in figures.itertuples():
+            counts = "" if pd.isna(row.n) else f" ({_counts(row.counts)})"
+            cells[TITLES[row.benchmark]] = row.published + counts
+        rows.append(cells)
+    sizes = ", ".join(f"{TITLES[name]} {n:,}" for name, n in SIZES.items())
+    legend = (
+        "In brackets: the whole numbers of right answers that print as the figure, of as many questions as "
+        f"Table 1 says ({sizes}); none: not attainable. medkit audit --markdown adds intervals and sources."
+    )
+    table = fitted(pd.DataFrame(rows, columns=["model", *TITLES.values()]).fillna(""))
+    return f"Published accuracies, audited\n\n{table}\n\n{wrapped(legend)}\n\n{wrapped(audit_text())}\n"
+
+
+def _shown(row) -> dict[str, str]:
+    cells = {"model": _named(row), "benchmark": TITLES[row.benchmark]}
+    cells |= {"published": row.published, "n": "", "counts that fit": "", "attainable": "no test run"}
+    cells |= {"95% interval": "", "minus its base (unpaired)": "", "base": ""}
+    if not pd.isna(row.n):
+        fold = f" (or {_counts(row.fold_counts)} of {PUBMEDQA_FOLD})" if row.fold_counts else ""
+        cells |= {"n": f"{row.n:,}", "counts that fit": _counts(row.counts) + fold}
+        cells |= {"attainable": "yes" if row.attainable else "**no**"}
+        cells |= {"95% interval": f"{row.low:.1f} to {row.high:.1f}"}
+    if isinstance(row.base, str):
+        interval = f"{row.difference_low:+.1f} to {row.difference_high:+.1f}"
+        cells |= {"minus its base (unpaired)": f"{row.difference:+.2f} ({interval})", "base": row.base}
+    read = "first-hand" if row.first_hand else "transcribed"
+    return cells | {"protocol": row.protocol, "source": row.source, "read": read}

@@ -1,0 +1,251 @@
+"""Tables 1 to 4 of a run, as CSV and Markdown: what was trained on, and how near the answers came.
+
+Sources: data/manifest.json, mcq/summary.json (table3.py) and consumer/summary.json.
+"""
+
+import math
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+
+from medkit.data.sources import SOURCES
+from medkit.evaluate import statistics
+from medkit.evaluate.accuracy import MODELS, mcq_summary
+from medkit.report import published
+from medkit.report.markdown import Table, TableError, load, origin_note, with_interval, wrapped
+from medkit.report.table3 import ALPHA, table3
+from medkit.runs import run_json, storage
+
+__all__ = ["Table", "TableError", "mcq_summary", "save", "terminal", "write"]
+__all__ += ["table1", "table2", "table3", "table4"]
+
+SCORES = ("precision", "recall", "f1")
+_PAPERS = ", the paper"  # behind the name of a published row
+
+
+def write(run_dir: str | Path) -> list[Path]:
+    """Write tables/table1..table4 (.csv, .md) of a run; returns the paths.
+
+    Raises TableError, before anything is written, where one of the inputs is missing.
+    """
+    tables = [build(run_dir) for build in (table1, table2, table3, table4)]
+    return list(chain.from_iterable(save(run_dir, table) for table in tables))
+
+
+def terminal(run_dir: str | Path) -> str:
+    """What a terminal shows of the tables that a run has: short, at most markdown.WIDTH columns wide."""
+    place = Path(run_dir)
+    builders = (table1, table2, table3, table4)
+    made = [build(place) for build in builders if (place / "tables" / f"{build.__name__}.md").exists()]
+    if not made:
+        return ""
+    notes = dict.fromkeys(wrapped(table.note) for table in made if table.note)
+    whole = f"The whole tables, and what they show: {storage.shown(place / 'tables')}/*.md, *.csv"
+    return "\n\n".join([*notes, *(table.terminal() for table in made), whole])
+
+
+def save(run_dir: str | Path, table: Table) -> list[Path]:
+    """Write one table under tables/, as CSV and as Markdown; returns the two paths."""
+    place = Path(run_dir) / "tables" / table.name
+    return [
+        storage.write_csv(place.with_suffix(".csv"), table.figures),
+        storage.write_text(place.with_suffix(".md"), table.markdown()),
+    ]
+
+
+def table1(run_dir: str | Path) -> Table:
+    """Composition of the stage-1 mixture, one row a source, from data/manifest.json."""
+    manifest = load(run_dir, "data/manifest.json", ("sources", "stage1"))
+    stage1, sources = manifest["stage1"], manifest["sources"]
+    rows = []
+    for name, count in stage1["counts"].items():
+        train, held_out = sources[name]["train"], sources[name].get("eval", {})
+        paper = published.STAGE1_ROWS.get(name, (None, None))
+        rows.append(
+            {"dataset": name, "train": count, "evaluation": held_out.get("records")}
+            | {"rows_read": train["rows"], "dropped": sum(train["dropped"].values())}
+            | {"paper_train": paper[0], "paper_evaluation": paper[1]}
+        )
+    figures = _with_total(rows, {"train": stage1["total"]})
+    validation = stage1["validation"] / stage1["total"] if stage1["total"] else math.nan
+    text = (
+        f"Of the mixture's {stage1['total']:,} samples {stage1['train']:,} train and "
+        f"{stage1['validation']:,} ({validation:.1%}) validate, split by seed {stage1['seed']}. "
+        f"{_dropped(sources, stage1['counts'])}{_scored(run_dir)}"
+    )
+    page = _page(figures, published.TITLES)
+    return Table("table1", "Table 1: stage-1 mixture", figures, page, text, origin_note(run_dir))
+
+
+def _scored(run_dir: str | Path) -> str:
+    """Where not all evaluation rows are scored, how many of them are."""
+    info = run_json.read(Path(run_dir))
+    rows = info["recipe"]["mcq"]["rows"] if info else 0
+    return f" Of each evaluation set the first {rows:,} rows are scored (Table 3)." if rows else ""
+
+
+def table2(run_dir: str | Path) -> Table:
+    """Composition of the stage-2 mixture and the replay's share of it, from data/manifest.json."""
+    manifest = load(run_dir, "data/manifest.json", ("stage2",), writer="02_stage2")
+    notechat, replay = manifest["stage2"]["notechat"], manifest["stage2"]["replay"]
+    talks = SOURCES[notechat.get("source", "notechat")].title
+    titles = {"notechat": talks, "replay": "stage-1 mixture (replay)"}
+    rows = [
+        {"dataset": name, "train": part["train"], "validation": part["validation"]}
+        | {"paper_train": paper[0], "paper_validation": paper[1]}
+        for (name, paper), part in zip(published.STAGE2_ROWS.items(), (notechat, replay), strict=True)
+    ]
+    figures = _with_total(rows)
+    shares = {
+        "rows": "share_of_rows",
+        "tokens": "share_of_tokens",
+        "supervised tokens": "share_of_supervised_tokens",
+    }
+    parts = [
+        f"{replay[key]:.1%} of the {what}" for what, key in shares.items() if replay.get(key) is not None
+    ]
+    text = (
+        f"Replay: {replay['rows_per_stage2_row']:.4f} rows per {talks} row, which is "
+        f"{replay['share_of_stage1']:.4f} of stage 1 (the k of Dong et al.); it makes "
+        f"{', '.join(parts) or 'no known share'} of what stage 2 trains on. "
+        f"{talks}: {_conversations(notechat)}; {notechat['validation_verbatim_in_train']:,} of "
+        f"{notechat['validation']:,} validation rows are verbatim in the training rows. {_notes(notechat)}"
+    )
+    page = _page(figures, titles)
+    return Table("table2", "Table 2: stage-2 mixture", figures, page, text, origin_note(run_dir))
+
+
+def _conversations(described: dict) -> str:
+    distinct = f"{described['distinct']:,} distinct"
+    if "dropped" not in described:  # a manifest of an earlier version: `rows` are those that were kept
+        return f"{described['rows']:,} rows kept, {distinct}"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in described["dropped"].items() if count)
+    dropped = f"{described['rows'] - described['kept']:,} dropped" + (f" ({reasons})" if reasons else "")
+    return f"{described['rows']:,} rows read, {dropped}, {described['kept']:,} kept, {distinct}"
+
+
+def _notes(described: dict) -> str:
+    if not described.get("rows_with_a_note"):
+        return "No row has its clinical note, so that notes on both sides cannot be counted."
+    with_note, crossed = described["rows_with_a_note"], described["notes_on_both_sides"]
+    return f"{with_note:,} rows have their clinical note; {crossed:,} of these notes are on both sides."
+
+
+def _with_total(rows: list[dict], total: dict | None = None) -> pd.DataFrame:
+    frame = pd.DataFrame(rows).set_index("dataset")
+    frame.loc["total"] = frame.sum(min_count=len(frame))
+    for column, value in (total or {}).items():
+        frame.loc["total", column] = value
+    return frame.astype("Int64").reset_index()
+
+
+def _page(figures: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
+    page = figures.drop(columns="dataset").map(lambda count: "" if pd.isna(count) else f"{count:,}")
+    page.insert(0, "dataset", [titles.get(name, name) for name in figures["dataset"]])
+    return page.rename(columns=lambda name: name.replace("paper_", "the paper: ").replace("_", " "))
+
+
+def _dropped(sources: dict, names) -> str:
+    reasons = [
+        f"{published.TITLES.get(name, name)}: {', '.join(f'{n:,} {reason}' for reason, n in dropped.items())}"
+        for name in names
+        if (dropped := {reason: n for reason, n in sources[name]["train"]["dropped"].items() if n})
+    ]
+    return (
+        f"Dropped training rows, by reason: {'; '.join(reasons)}."
+        if reasons
+        else "No training row was dropped."
+    )
+
+
+def table4(run_dir: str | Path) -> Table:
+    """BERTScore against the physicians' answers, with lengths, from consumer/summary.json."""
+    summary = load(run_dir, "consumer/summary.json", ("models", "scorer", "n"))
+    rows = []
+    for model, own in summary["models"].items():
+        row = {"whose": "this run", "model": model, "n": summary["n"]}
+        for score in (*SCORES, "rouge_l", "words"):
+            given = own.get(score) or {}
+            row |= {
+                score: given.get("mean"),
+                f"{score}_low": given.get("low"),
+                f"{score}_high": given.get("high"),
+            }
+        rows.append(row)
+    rows += [
+        {"whose": "published", "model": model, "n": published.BERTSCORE_N}
+        | {score: float(printed) for score, printed in scores.items()}
+        for model, scores in published.BERTSCORE.items()
+    ]
+    figures = pd.DataFrame(rows)
+    page = [_row4(row) for row in figures.to_dict("records")]
+    if reference := (summary.get("reference") or {}).get("words"):
+        page.append(
+            {"model": "the physicians' own answers", "n": f"{summary['n']}", "words": _words(reference)}
+        )
+    page = pd.DataFrame(page).fillna("")
+    info = run_json.read(Path(run_dir))
+    asked = info["recipe"]["consumer"]["cases"] if info else summary["n"]
+    text = _text4(summary, asked)
+    short = page[~page["model"].str.endswith(_PAPERS)].drop(columns=["precision", "recall"], errors="ignore")
+    return Table("table4", "Table 4: BERTScore", figures, page, text, origin_note(run_dir), short)
+
+
+def _row4(row: dict) -> dict[str, str]:
+    ours = row["whose"] == "this run"
+    name = f"**{MODELS.get(row['model'], row['model'])}**" if ours else f"{row['model']}{_PAPERS}"
+    cells = {"model": name, "n": f"{row['n']}"}
+    for score, title in zip((*SCORES, "rouge_l"), ("precision", "recall", "F1", "ROUGE-L"), strict=True):
+        if row[score] == row[score] and row[score] is not None:
+            interval = (row[score], row[f"{score}_low"], row[f"{score}_high"])
+            cells[title] = with_interval(*interval, 3) if ours else published.BERTSCORE[row["model"]][score]
+    if ours and row["words"] == row["words"] and row["words"] is not None:
+        cells["words"] = with_interval(row["words"], row["words_low"], row["words_high"], 0)
+    return cells
+
+
+def _text4(summary: dict, asked: int) -> str:
+    scorer, fewer = summary["scorer"], ""
+    if summary["n"] < asked:
+        fewer = f", where the recipe asks for {asked} and no more undamaged ones are there"
+    rescaled = "rescaled" if scorer.get("rescaled") else "not rescaled"
+    sentences = [
+        f"{summary['n']} cases (the paper: {published.BERTSCORE_N}){fewer}, BERTScore "
+        f"hash `{scorer.get('hash')}`, {rescaled}; 95% bootstrap intervals over the cases.",
+        f"The paper's rows: {published.BERTSCORE_PROTOCOL}; they are not comparable with a run's that "
+        "takes one answer to each case"
+        + ("." if "roberta-large" in str(scorer.get("model")) else ", and another encoder scored this run."),
+    ]
+    for model, differences in (summary.get("differences") or {}).items():
+        sentences.append(_differences4(model, differences))
+    sentences.append("Likeness to a physician's wording is not safety, and it rewards matching length.")
+    return "\n\n".join(filter(None, sentences))
+
+
+def _differences4(model: str, differences: dict) -> str:
+    apart, rest, rows = [], [], []
+    matched = (differences.get("length_matched") or {}).get("f1")
+    named = {"precision": "precision", "recall": "recall", "f1": "F1", "rouge_l": "ROUGE-L"}
+    given = [(title, differences.get(score)) for score, title in named.items()]
+    for title, value in [*given, ("F1 with both answers cut to the same length", matched)]:
+        if not value or value.get("mean") is None:
+            continue
+        known = value.get("low") is not None and value.get("p") is not None
+        line = f"{title} ({value['mean']:+.3f}"
+        line += f", {value['low']:+.3f} to {value['high']:+.3f}" if known else ", no interval"
+        rows.append((line, value["p"] if known else 1.0))
+    if not rows:
+        return ""
+    for (line, _), p in zip(rows, statistics.holm([p for _, p in rows]), strict=True):
+        (apart if p < ALPHA else rest).append(f"{line}; corrected p = {p:.2g})")
+    minus = differences.get("minus", "base")
+    return (
+        f"{MODELS.get(model, model)} minus {MODELS.get(minus, minus)}, paired over the cases; sign-flip test "
+        f"with Holm's correction over these {len(rows)}, at {ALPHA}. Cannot be told apart: "
+        f"{'; '.join(rest) or 'none'}. Told apart: {'; '.join(apart) or 'none'}."
+    )
+
+
+def _words(lengths: dict) -> str:
+    return with_interval(lengths.get("mean"), lengths.get("low"), lengths.get("high"), 0)

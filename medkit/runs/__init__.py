@@ -1,0 +1,1 @@
+"""A run's folder: run.json, files written whole, the machine."""

@@ -1,0 +1,228 @@
+"""run.json: what a run is, how far it has come, and the refusal to mix it with another."""
+
+import contextlib
+import datetime
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from medkit import recipes
+from medkit.runs import inputs, machine, storage
+from medkit.runs.storage import (
+    ResultsError,
+    check_text,
+    folder,
+    lock,
+    plain,
+    require,
+    sha256,
+    shown,
+    write_json,
+)
+
+SCHEMA = 1  # of run.json
+RETIRED = {"mcq": ("temperature", "top_p")}  # fields that earlier runs' recipes have
+
+
+class Run:
+    """One run's folder with its run.json, as a notebook or the command line works in it.
+
+    folder: Path; recipe: recipes.Recipe; data_dir: str as given, "" for the recipe's own origin;
+    info: run.json's content.
+    """
+
+    def __init__(self, place: Path, info: dict, recipe, data_dir: str = "", notebook: str = ""):
+        self.folder, self.info, self.recipe = place, info, recipe
+        self.data_dir, self.notebook = data_dir, notebook
+        self._began = time.monotonic()
+        self._held = contextlib.ExitStack()
+
+    def save(self) -> None:
+        states = [entry["status"] for entry in self.info["notebooks"].values()]
+        self.info["status"] = next((s for s in ("running", "failed") if s in states), "complete")
+        if self.info["status"] != "failed":
+            self.info.pop("failure", None)
+        write_json(self.folder / "run.json", self.info)
+
+    def note(self, notebook: str, **fields) -> None:
+        """Add fields to a notebook's entry, and save; reads run.json anew: a kernel may have written it."""
+        self.info = read(self.folder) or self.info
+        entry = self.info["notebooks"].setdefault(notebook, {})
+        entry.update(fields)
+        self.save()
+
+    def use_data(self, hashes: dict[str, str]) -> None:
+        """Record what was read: file -> sha256, or source -> revision.
+
+        Raises ResultsError where the run read something else under that name.
+        """
+        self.info = read(self.folder) or self.info
+        known = self.info["data"]["hashes"]
+        for name, value in hashes.items():
+            if known.setdefault(name, value) != value:
+                raise ResultsError(
+                    f"{name} is not the file this run began with; restore it or take another run name"
+                )
+        self.save()
+
+    def finish(self, **numbers) -> None:
+        """The notebook's last word: seconds, peak memory and whatever it measured; gives the folder free."""
+        fields = {"seconds": round(time.monotonic() - self._began, 1), **machine.peak_memory(), **numbers}
+        # Under the runner it is for the runner to say that a notebook is complete: it sees the kernel's end.
+        if not under_runner():
+            fields["status"] = "complete"
+        self.note(self.notebook, **fields)
+        self._held.close()
+
+
+_HELD: dict[Path, Run] = {}  # of this process: a notebook run twice in one kernel holds the lock already
+
+
+def begin(
+    run_dir: str,
+    notebook: str,
+    recipe: str = "",
+    settings: str = "",
+    data_dir: str | None = "",
+    adapter: str = "",
+    needs: Sequence[str] = (),
+) -> Run:
+    """Open the run for a notebook; in a new folder with `recipe`, else the recipe is the run's own.
+
+    notebook: the executed notebook's name, which tells arms apart ("02_stage2_noreplay").
+    data_dir: None for a notebook that reads no data. adapter: the folder of a model alone. needs: files of
+    the run that the notebook goes on from. Raises ResultsError, before anything is written, where the folder
+    is another run's (naming the field that differs), is being written or lacks one of `needs`, or where there
+    is no run and no recipe.
+    """
+    for name, value in (("recipe", recipe), ("settings", settings), ("data_dir", data_dir)):
+        check_text(name, "" if value is None else value)
+    place = folder(run_dir)
+    storage.check_own(place)
+    info = read(place)
+    if info is None:
+        if not recipe:
+            raise ResultsError(f"{shown(place)} holds no run; run notebook 01_stage1 first")
+        info = describe(recipe, settings, data_dir or "", adapter)
+    elif recipe:
+        check_same(place, info, describe(recipe, settings, data_dir or "", adapter))
+    elif data_dir is not None:
+        _check_origin(place, info, data_dir)
+    require(place, needs)
+    run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
+    if data_dir is not None:
+        inputs.connect(run.recipe, data_dir)
+    if not under_runner():
+        if before := _HELD.pop(place, None):
+            before._held.close()
+        run._held.enter_context(lock(place))
+        _HELD[place] = run
+        _continue(run)
+        run.note(notebook, status="running", started=now())
+    return run
+
+
+def _continue(run: Run) -> None:
+    """Note that a run goes on under other code, libraries or another machine than it has come to."""
+    here = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}
+    if any(latest(run.info)[key] != value for key, value in here.items()):
+        run.info.setdefault("continued", []).append({"started": now(), **here})
+        run.save()
+
+
+def latest(info: dict) -> dict:
+    """Where and with what the run was last worked on: git, versions, hardware."""
+    return [info, *info.get("continued", [])][-1]
+
+
+def read(place: Path) -> dict | None:
+    """run.json's content; None where there is none; ResultsError where it is not one."""
+    path = place / "run.json"
+    if not path.exists():
+        return None
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if info["schema"] != SCHEMA:
+            raise ResultsError(f"{shown(path)} has schema {info['schema']}, not {SCHEMA}; start the run anew")
+        for part in ("recipe", "data", "notebooks", "versions", "git", "hardware"):
+            if not isinstance(info[part], dict):
+                raise TypeError(part)
+        for part, names in RETIRED.items():
+            for name in names:
+                info["recipe"].get(part, {}).pop(name, None)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        if isinstance(error, ResultsError):
+            raise
+        raise ResultsError(f"{shown(path)} is no run description; start the run anew with --fresh") from None
+    return info
+
+
+def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str = "") -> dict:
+    """A new run's run.json: every resolved field, and everything else the results depend on.
+
+    adapter: the folder of the one that a model alone is evaluated with; its weights' hash is kept.
+    """
+    overrides = recipes.parse_settings(settings)
+    resolved = recipes.get(recipe, overrides)
+    seeds = {"data": resolved.data.seed, "stage1": resolved.stage1.seed, "stage2": resolved.stage2.seed}
+    return {
+        "schema": SCHEMA,
+        "status": "running",
+        "recipe": plain(resolved),
+        "settings": overrides,
+        "adapter": adapter_hash(adapter),
+        "seeds": {**seeds, "consumer": resolved.consumer.seed},
+        "data": {"origin": "folder" if data_dir else resolved.data.origin, "hashes": {}},
+        "versions": machine.versions(),
+        "git": machine.git(),
+        "hardware": machine.hardware(),
+        "started": now(),
+        "notebooks": {},
+    }
+
+
+def adapter_hash(folder: str) -> str:
+    """SHA-256 of an adapter folder's weights; "" for no folder."""
+    return sha256(Path(folder).expanduser() / "adapter_model.safetensors") if folder else ""
+
+
+def check_same(place: Path, info: dict, other: dict) -> None:
+    """ResultsError naming the first field in which the run in `place` and the one described differ."""
+    ours, theirs = identity(info), identity(other)
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise ResultsError(
+                f"{shown(place)} is a run with {name}={ours.get(name)}, not {theirs.get(name)}; "
+                "set it so, take another run name, or replace the run (medkit run --fresh)"
+            )
+
+
+def identity(info: dict) -> dict:
+    """What makes two runs the same: the recipe's fields and the rows' origin (for their hashes, use_data)."""
+    fields = {"recipe": info["recipe"]["name"], "data origin": info["data"]["origin"]}
+    fields["adapter"] = info.get("adapter", "")[:16] or "none"
+    for part, value in info["recipe"].items():
+        if isinstance(value, dict):
+            fields.update({f"{part}.{name}": item for name, item in value.items()})
+    return fields
+
+
+def _check_origin(place: Path, info: dict, data_dir: str) -> None:
+    from_folder = info["data"]["origin"] == "folder"
+    if from_folder and not data_dir:
+        raise ResultsError(f"{shown(place)} read its rows from a folder; name it again in data_dir")
+    if data_dir and not from_folder:
+        raise ResultsError(
+            f"{shown(place)} read its rows from the {info['data']['origin']}; leave data_dir empty"
+        )
+
+
+def under_runner() -> bool:
+    return "MEDKIT_RUNNER" in os.environ
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

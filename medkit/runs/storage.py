@@ -1,0 +1,263 @@
+"""A run's folder: where it lies, how files get into it whole, and who may write it."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from medkit import MedkitError
+from medkit.runs import machine
+
+# What the repository holds of results/: README and the tests rest on it, and no run is written there.
+COMMITTED = ("benchmarks", "cpu", "smollm2-real")
+RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+# Which notebook writes what, for the message that something is missing.
+WRITTEN_BY = {
+    "data": "01_stage1",
+    "stage1": "01_stage1",
+    "stage2": "02_stage2",
+    "stage2_noreplay": "02_stage2 with replay=False",
+    "mcq": "03_mcq_eval",
+    "consumer": "04_consumer_eval",
+    "tables": "05_report",
+    "figures": "05_report",
+    "ledger.md": "05_report",
+}
+
+
+class ResultsError(MedkitError):
+    """A run's folder that is not one, belongs to another run, is being written, or lacks a file."""
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write `content` so that `path` holds either what it held before or all of it, whenever a kill comes.
+
+    Raises ResultsError, with the old content still there, where the disk is full or the folder read-only.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror}; what it held before is kept") from error
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """`write_bytes` of UTF-8, line ends as they are."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, content) -> Path:
+    """Strict JSON: dataclasses become objects, numpy numbers plain ones, not-a-number null."""
+    return write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, frame) -> Path:
+    """A pandas frame without its index; floats as the shortest text that reads back as the same number."""
+    return write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def append_jsonl(path: str | Path, *rows) -> None:
+    """Add rows, one JSON text a line, in one write; a line that a kill cut short is dropped first."""
+    path = Path(path)
+    text = "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            file.truncate(_whole_lines(file))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_jsonl(path: str | Path, rows: Iterable) -> Path:
+    """`write_text` of rows, one JSON text a line."""
+    lines = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    return write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_jsonl(path: str | Path) -> list:
+    """The rows that were written whole; none where there is no file."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _whole_lines(file) -> int:
+    """Bytes up to and with the last line end."""
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def plain(value):
+    """The same in what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers, torch's tensors
+        return plain(value.tolist())
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
+
+
+def root() -> Path:
+    """MEDKIT_RESULTS; else results/ of the checkout when working in it (as notebooks do), else of the cwd."""
+    if set_by_user := os.environ.get("MEDKIT_RESULTS"):
+        given = Path(set_by_user)
+        return (given if given.is_absolute() else machine.working_folder() / given).resolve()
+    here = machine.working_folder().resolve()
+    return (machine.CHECKOUT if here.is_relative_to(machine.CHECKOUT) else here) / "results"
+
+
+def folder(run_dir: str | Path) -> Path:
+    """The absolute folder of `NAME`, `results/NAME` or a path; ResultsError for any other place."""
+    check_text("run_dir", run_dir)
+    path = Path(run_dir)
+    if not RUN_NAME.fullmatch(path.name):
+        raise ResultsError(
+            f"{str(run_dir)!r} is no run name; take lower-case letters, digits, '.', '_' and '-', "
+            "at most 64, a letter or digit first"
+        )
+    if str(path.parent) in (".", "results"):
+        path = root() / path.name
+    if path.resolve() != root().resolve() / path.name:
+        raise ResultsError(
+            f"{run_dir} lies outside {shown(root())}; name the run alone, or set MEDKIT_RESULTS"
+        )
+    return path.resolve()
+
+
+def check_text(name: str, value) -> None:
+    """ResultsError unless a notebook's parameter is text: papermill's -p reads 2026 as a number."""
+    if not isinstance(value, str | os.PathLike):
+        raise ResultsError(
+            f"{name}={value!r} is {type(value).__name__}, not text; quote it, or give it to papermill with -r"
+        )
+
+
+def check_own(place: Path) -> None:
+    """ResultsError where a run's folder is one that the repository holds: it is read, and not written to.
+
+    One that is not there, as in a copy of the code alone, may be made.
+    """
+    if place.name in COMMITTED and place.parent == machine.CHECKOUT / "results" and place.exists():
+        raise ResultsError(f"{shown(place)} is part of the repository and stays as it is; name another run")
+
+
+def require(run_dir: str | Path, names: Iterable[str]) -> Path:
+    """The run's folder, once each of `names` (relative to it) is there; else ResultsError for the first."""
+    place = folder(run_dir)
+    for name in names:
+        if not (place / name).exists():
+            notebook = WRITTEN_BY.get(Path(name).parts[0])
+            mend = f"run notebook {notebook} first" if notebook else "start the run anew"
+            raise ResultsError(f"{shown(place / name)} is missing; {mend}")
+    return place
+
+
+def shown(path: Path) -> str:
+    """A path as a reader would type it: relative to where he works when it lies below."""
+    try:
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    except OSError:  # the working folder is gone
+        return str(path)
+
+
+@contextlib.contextmanager
+def lock(place: Path) -> Iterator[None]:
+    """Hold a run's folder; ResultsError, naming the process, where another one does.
+
+    The lock file lies beside the folder, so that the folder can be replaced under it, and is the kernel's
+    (flock): it goes with the process, however that ends.
+    """
+    check_own(place)
+    path = place.parent / f".{place.name}.lock"
+    file = _locked(path, place)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def _locked(path: Path, place: Path):
+    """The open lock file at `path`, held and with the number of our process in it."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by `lock`
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write in {shown(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a folder "
+                "that can be written to"
+            ) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode().strip() or "unknown"
+            file.close()
+            raise ResultsError(
+                f"{shown(place)} is being written by process {holder}; wait for it, or take another run name"
+            ) from None
+        except OSError as error:  # a network file system without locks, or without its lock daemon
+            file.close()
+            path.unlink(missing_ok=True)
+            raise ResultsError(
+                f"files cannot be locked in {shown(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a "
+                "folder on another file system"
+            ) from None
+        # Whoever held it before may have removed the file between our open and our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    with contextlib.suppress(OSError):  # on a full disk the number is missing from others' refusals
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+    return file

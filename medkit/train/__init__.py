@@ -1,0 +1,1 @@
+"""Training a stage: model and adapter, tokenized rows, trainer, checkpoints."""

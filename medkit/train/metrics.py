@@ -1,0 +1,210 @@
+"""What training cost and brought, step by step: the meter, and loss.csv."""
+
+import csv
+import hashlib
+import io
+import math
+import time
+from pathlib import Path
+
+from medkit import MedkitError
+from medkit.runs import machine, storage
+from medkit.train.cpu import row_lengths
+
+# Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
+PEAK_FLOPS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+COLUMNS = ["step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate"]
+COLUMNS += [
+    "tokens_per_s",
+    "samples_per_s",
+    "mfu",
+    "padding_share",
+    "peak_memory_gb",
+    "batch",
+    "eval_seconds",
+]
+
+
+class TrainerError(MedkitError):
+    """Settings the libraries did not keep, a loss that is no number, or memory or disk that ran out."""
+
+
+def flops_per_token(model) -> float:
+    """Floating-point operations a trained token needs with frozen weights: 2 a weight forward, 2 backward
+    to the activations, 6 a LoRA weight; attention's own products and any recomputation are left out."""
+    c = model.config
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    attention = c.hidden_size * head * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    body = c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
+    lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return 4.0 * (body + c.vocab_size * c.hidden_size) + 6.0 * lora
+
+
+class Meter:
+    """Counts what each optimizer step computed, over all processes, and the wall time it took, evaluation
+    left out. `state` goes into a checkpoint, so that a resumed run counts on."""
+
+    def __init__(self, model):
+        self.flops = flops_per_token(model)
+        self.tokens, self.positions, self.padded, self.samples, self.seconds = 0, 0, 0, 0, 0.0
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        self.began, self.step = time.perf_counter(), [0] * 5
+
+    def count(self, batch: dict) -> None:
+        """A batch before its pass or passes: padded, or rows laid end to end without padding. Takes out of it
+        `samples` (trainer.with_samples), which the model does not know."""
+        counted = batch.pop("samples", None)
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        if mask is not None:
+            lengths = mask.sum(dim=1).tolist()
+        elif (packed := batch.get("packed_seq_lengths")) is not None:
+            lengths = packed.tolist()
+        else:
+            lengths = row_lengths(batch["position_ids"])
+        digest = int.from_bytes(hashlib.sha256(ids.cpu().numpy().tobytes()).digest()[:6])
+        samples = len(lengths) if counted is None else int(counted)
+        seen = (sum(lengths), ids.numel(), len(lengths) * max(lengths), samples, digest)
+        self.step = [one + more for one, more in zip(self.step, seen, strict=True)]
+
+    def end_step(self) -> dict:
+        """What the step just done adds to its line of loss.csv."""
+        tokens, positions, padded, samples, digest = _over_processes(self.step)
+        seconds = time.perf_counter() - self.began
+        self.seconds += seconds
+        self.tokens, self.positions = self.tokens + tokens, self.positions + positions
+        self.padded, self.samples = self.padded + padded, self.samples + samples
+        mfu = self.mfu(tokens / max(seconds, 1e-9))
+        return {
+            "tokens": self.tokens,
+            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            "samples_per_s": round(samples / max(seconds, 1e-9), 3),
+            "mfu": None if mfu is None else round(mfu, 4),
+            "padding_share": round(1 - tokens / max(positions, 1), 4),
+            "peak_memory_gb": peak_memory_gb(),
+            # A sum, so that it does not depend on how the forward passes are shared among processes.
+            "batch": f"{digest % 2**48:012x}",
+        }
+
+    def state(self) -> dict:
+        counts = ("tokens", "positions", "padded", "samples", "seconds")
+        return {name: getattr(self, name) for name in counts}
+
+    def restore(self, state: dict) -> None:
+        for name in self.state():
+            setattr(self, name, state[name])
+
+    def totals(self) -> dict:
+        speed = self.tokens / max(self.seconds, 1e-9)
+        return {
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "tokens_per_s": speed,
+            "samples_per_s": self.samples / max(self.seconds, 1e-9),
+            "padding_share": 1 - self.tokens / max(self.positions, 1),
+            "padding_share_padded": 1 - self.tokens / max(self.padded, 1),
+            "peak_memory_gb": peak_memory_gb(),
+            "mfu": self.mfu(speed),
+        }
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Model FLOP/s utilization: the share of the devices' peak; None where that is not known."""
+        peak = peak_flops()
+        return tokens_per_s * self.flops / peak / processes() if peak else None
+
+
+def processes() -> int:
+    """How many train together."""
+    import torch
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is set in any of the processes that train together."""
+    return bool(_over_processes([int(flag)])[0])
+
+
+def _over_processes(counts: list[int]) -> list[int]:
+    """The sums over all processes that train together."""
+    import torch
+
+    if processes() == 1:
+        return counts
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    summed = torch.tensor(counts, dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(summed)
+    return summed.tolist()
+
+
+def peak_memory_gb() -> float:
+    """Of the GPU where there is one, else of this process, in 10^9 bytes."""
+    held = machine.peak_memory()
+    return held.get("peak_gpu_memory_gb", held["peak_memory_gb"])
+
+
+def peak_flops() -> float | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+
+
+class LossLog:
+    """loss.csv, a line a step, and the progress bar."""
+
+    def __init__(self, path: Path, progress: bool):
+        self.path, self.progress, self.line, self.bar = path, progress, None, None
+        self.measured = {}  # of the step just done, from the meter
+
+    def begin(self, step: int, steps: int, earlier: str = "") -> None:
+        """`earlier`: loss.csv as it was when training came to `step`, from which it goes on. Its last line
+        stays at hand: the step's validation may be due yet."""
+        from tqdm.auto import tqdm
+
+        written = earlier.splitlines(keepends=True)[:-1] or [_line(dict(zip(COLUMNS, COLUMNS, strict=True)))]
+        storage.write_text(self.path, "".join(written))
+        self.line = last_line(earlier) if earlier else None
+        self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not self.progress)
+
+    def add(self, step: int, logs: dict) -> None:
+        """Training and evaluation report separately: a line is written when the next step's begins."""
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise TrainerError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
+            self.write()
+            self.line = {"step": step, "epoch": logs["epoch"], "train_loss": logs["loss"]}
+            self.line |= {"learning_rate": logs["learning_rate"], **self.measured}
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{self.line['tokens_per_s']:.0f}")
+            self.bar.update(step - self.bar.n)
+        elif "eval_loss" in logs:
+            self.line = self.line or {"step": step, "epoch": logs.get("epoch", 0), "tokens": 0}
+            self.line |= {"eval_loss": logs["eval_loss"], "eval_seconds": logs["eval_runtime"]}
+
+    def write(self) -> None:
+        """Put the line at hand into the file."""
+        if self.line:
+            try:
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    file.write(_line(self.line))
+            except OSError as error:
+                raise TrainerError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
+        self.line = None
+
+    def end(self) -> None:
+        self.write()
+        self.bar.close()
+
+
+def last_line(text: str) -> dict:
+    """The last line of a loss.csv, its fields as they stand there."""
+    return list(csv.DictReader(io.StringIO(text)))[-1]
+
+
+def _line(fields: dict) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(fields)
+    return text.getvalue()

@@ -1,0 +1,332 @@
+"""Loading, adapters, fitting, hand-over: the only module that imports unsloth and trl.
+
+The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
+"""
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from medkit import MedkitError, prompts
+from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
+from medkit.train import adapters, cpu, identities, merging
+
+PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
+
+
+class TrainingError(MedkitError):
+    """A model or adapter that cannot be loaded, or settings the trainer did not keep."""
+
+
+def unsloth():
+    """Import Unsloth, before trl, and return it. It imports what it compiled, from a folder of this process
+    alone: its default is one in the working folder, where anybody's code may lie."""
+    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
+        compiled = tempfile.mkdtemp(prefix="medkit-unsloth-")
+        atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.abspath(os.environ["UNSLOTH_COMPILE_LOCATION"])
+    import unsloth
+
+    return unsloth
+
+
+def first_process() -> bool:
+    """True but in the further processes that torchrun or accelerate launch has started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def base_folder(base: str) -> str:
+    """What from_pretrained is given: a hub id, or a folder that holds a model."""
+    if base == "smollm2":
+        from medkit.train import smollm2
+
+        return str(smollm2.folder())
+    path = Path(base).expanduser()
+    if path.exists() or base.startswith((".", "/", "~")):
+        if not (path / "config.json").is_file():
+            raise TrainingError(f"{base} is no model folder (no config.json); give a Hugging Face one")
+        return str(path)
+    return base
+
+
+def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
+    """(model, tokenizer) of the base, in 4 bit where the recipe says so, without an adapter.
+
+    The tokenizer has the recipe's chat template and a pad token that is not the end of a turn: with pad
+    equal to it, the model would never learn to stop. Raises TrainingError where there is no such model.
+    """
+    fast = unsloth().FastLanguageModel
+    name = base_folder(model.base)
+    try:
+        net, tokenizer = fast.from_pretrained(
+            model_name=name,
+            max_seq_length=model.max_length,
+            load_in_4bit=model.load_in_4bit,
+            revision=None if Path(name).exists() else model.revision,
+            use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+            use_safetensors=True,
+            use_exact_model_name=True,  # and not a repository that Unsloth keeps in its place
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise unreadable(model.base, error) from None
+    if not on_gpu():
+        cpu.compute_unpacked(net)
+    _prepare(tokenizer, model)
+    net.config.pad_token_id = tokenizer.pad_token_id
+    return net, tokenizer
+
+
+def load_tokenizer(model: ModelSpec):
+    """The tokenizer as `load` leaves it, without the model; TrainingError where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    name = base_folder(model.base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=None if Path(name).exists() else model.revision
+        )
+    except (OSError, ValueError) as error:
+        raise unreadable(model.base, error) from None
+    _prepare(tokenizer, model)
+    return tokenizer
+
+
+def _prepare(tokenizer, model: ModelSpec) -> None:
+    """The recipe's chat template, and a pad token that ends nothing."""
+    if model.chat_template == "chatml":
+        tokenizer.chat_template = prompts.CHATML
+    set_pad_token(tokenizer)
+
+
+def unreadable(base: str, error: BaseException) -> TrainingError:
+    """What to raise where a library could not read a base."""
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return TrainingError(
+        f"model {base} cannot be loaded ({first}); check the name and the network, or give a whole folder"
+    )
+
+
+def set_pad_token(tokenizer) -> None:
+    """Make pad a token that ends nothing."""
+    end = prompts.ChatFormat.from_tokenizer(tokenizer).after
+    ends = {end, tokenizer.eos_token}
+    if tokenizer.pad_token is not None and tokenizer.pad_token not in ends:
+        return
+    known = tokenizer.get_vocab()
+    for token in PAD_TOKENS:
+        if token in known and token not in ends:
+            tokenizer.pad_token = token
+            return
+    raise TrainingError(
+        f"the tokenizer pads with {tokenizer.pad_token!r}, which also ends a turn, and knows no other; "
+        "set pad_token in its tokenizer_config.json"
+    )
+
+
+def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: bool = False):
+    """The model with a fresh LoRA adapter on every module the recipe names."""
+    return unsloth().FastLanguageModel.get_peft_model(
+        model,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        use_rslora=lora.rslora,
+        target_modules=list(lora.target_modules),
+        use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+        random_state=seed,
+    )
+
+
+def base_identity(model: ModelSpec) -> str:
+    """What a base that has been loaded is known by (identities.of_base)."""
+    return identities.of_base(base_folder(model.base), model.revision)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Once the notebook is complete the optimizer's state is of no more use. They go in one step, so that a
+    kill leaves no half of one behind."""
+    place, aside = folder / "checkpoints", folder / ".checkpoints.old"
+    shutil.rmtree(aside, ignore_errors=True)
+    if place.exists():
+        place.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def trainable_parameters(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def merge_adapter(model: ModelSpec, adapter: Path, folder: Path) -> None:
+    """Write the 16-bit model that `adapter` makes of the base `model` (merging.merge_adapter)."""
+    base, tokenizer = load(model)
+    merging.merge_adapter(adapters.attach(base, adapter), tokenizer, folder)
+
+
+@contextmanager
+def for_inference(model):
+    """The model as it answers: evaluation mode and a key-value cache, put back afterwards.
+
+    Raises TrainingError on a GPU where an adapter acts on the output layer: Unsloth's decoding multiplies by
+    that layer's weight and leaves the adapter out.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    if on_gpu() and isinstance(model.get_output_embeddings(), LoraLayer):
+        raise TrainingError(
+            "the adapter acts on lm_head, where Unsloth's decoding on a GPU leaves it out; write the merged "
+            "model (models.merge_adapter) and evaluate that"
+        )
+    fast = unsloth().FastLanguageModel
+    trained, cached = model.training, model.config.use_cache
+    fast.for_inference(model)
+    model.config.use_cache = True
+    try:
+        with cpu.lora_on_cpu(model):
+            yield model
+    finally:
+        model.config.use_cache = cached
+        if trained:
+            fast.for_training(model)
+
+
+def use_adapter(model, folder: Path) -> None:
+    """Put the weights saved in `folder` into the model's adapter; the 4-bit base stays as it is."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    adapters.read_config(folder)
+    misfit = TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
+    try:
+        outcome = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
+    except RuntimeError:  # tensors of other sizes
+        raise misfit from None
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing or outcome.unexpected_keys:
+        raise misfit
+
+
+def save_adapter(model, tokenizer, folder: Path) -> None:
+    """adapter_model.safetensors, its config and the tokenizer, under a folder that appears whole."""
+    from medkit.train.checkpoints import appears_whole
+
+    with appears_whole(Path(folder)) as aside:
+        model.save_pretrained(aside, safe_serialization=True)
+        tokenizer.save_pretrained(aside)
+
+
+class Stopped(SystemExit):
+    """SIGTERM came during training: a checkpoint was saved, and the process ends as after that signal."""
+
+    def __init__(self, step: int):
+        there = f"checkpoint-{step} is saved, resume goes on from there" if step else "no step was done yet"
+        print(f"stopped by SIGTERM; {there}", file=sys.stderr)
+        super().__init__(128 + signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a finished stage leaves behind, beside the adapter in memory."""
+
+    steps: int
+    seconds: float
+    tokens: int  # non-padding tokens seen
+    tokens_per_s: float
+    samples_per_s: float
+    padding_share: float  # of the positions computed
+    padding_share_padded: float  # the same, had every batch been padded to its longest row
+    peak_memory_gb: float  # of the GPU, else of the process
+    mfu: float | None
+    samples: int
+    resumed_from: int  # optimizer step; 0 where the run was not resumed
+
+
+def fit(
+    model,
+    tokenizer,
+    train,
+    validation,
+    stage: TrainSpec,
+    *,
+    folder: Path,
+    max_length: int,
+    identity: dict | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Fit:
+    """Train the adapter for one stage; writes `folder`/loss.csv as it goes, and whole checkpoints.
+
+    `train`, `validation`: datasets of tokenization.prepare. `identity`: what a checkpoint must match to be
+    resumed from. Raises TrainerError where packing was asked for on a GPU and did not stay on, and where
+    memory or disk ran out; CheckpointError where a checkpoint is damaged or another run's; Stopped, once a
+    checkpoint is saved, after SIGTERM.
+    """
+    from medkit.train import checkpoints
+    from medkit.train.trainer import CutShort, Stop, TrainerError, make_trainer, out_of_memory
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Each process saves the state of its own random numbers: another number of them cannot take them up.
+    identity = (identity or {}) | {"processes": int(os.environ.get("WORLD_SIZE", 1))}
+    say = print if first_process() else lambda line: None
+    start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
+    began = time.perf_counter()
+    with Stop() as stop, cpu.as_trained_on_cpu(model):
+        trainer, meter = make_trainer(
+            model,
+            tokenizer,
+            train,
+            validation,
+            stage,
+            folder=folder,
+            max_length=max_length,
+            identity=identity,
+            start=start,
+            stop=stop,
+            progress=progress,
+        )
+        try:
+            if start and checkpoints.finished(start):  # the trainer would take one step more
+                use_adapter(model, start)
+                shutil.copy(start / "loss.csv", folder / "loss.csv")
+                if trainer.args.eval_on_start:
+                    trainer.validate_last_step()
+            else:
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except CutShort:
+            pass  # in a validation before this process's first step: nothing is to be saved
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if stage.micro_batch_tokens and not on_gpu():
+                at_once, mend = f"{stage.micro_batch_tokens} tokens", "halve micro_batch_tokens"
+            else:
+                at_once = f"{stage.batch_size} rows of up to {max_length} tokens"
+                mend = "halve batch_size and double accumulation"
+            raise TrainerError(
+                f"out of memory at step {trainer.state.global_step + 1}: {at_once} at once; {mend} (the same "
+                "updates), or set gradient_checkpointing=true"
+            ) from error
+    if stop.asked:
+        raise Stopped(trainer.state.global_step)
+    return Fit(
+        steps=trainer.state.global_step or checkpoints.step_of(start),
+        seconds=time.perf_counter() - began,
+        resumed_from=checkpoints.step_of(start) if start else 0,
+        **meter.totals(),
+    )

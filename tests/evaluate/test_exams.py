@@ -1,0 +1,208 @@
+"""Notebook 03's steps on a tiny random Llama: what is scored, kept, shown and left out."""
+
+import json
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from medkit.evaluate import accuracy, generation, letter_scoring, mcq
+from medkit.evaluate.lineup import Active
+from medkit.records import MCQItem
+from medkit.report import panels, protocols
+from medkit.runs import run_json, storage
+from medkit.runs.storage import ResultsError
+
+SETTINGS = "mcq.rows=5;mcq.generated_rows=2;mcq.max_new_tokens=4"
+
+
+def opened(monkeypatch, tmp_path, name="tiny", settings=SETTINGS, data_dir=""):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    monkeypatch.setenv("MEDKIT_RUNNER", "1")  # no lock to hold
+    storage.write_json(tmp_path / name / "run.json", run_json.describe("cpu", settings, data_dir))
+    return run_json.begin(name, mcq.NOTEBOOK, data_dir=data_dir)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    return opened(monkeypatch, tmp_path)
+
+
+def item(number, source="medqa", answer="A"):
+    options = ("yes", "no", "maybe") if source == "pubmedqa" else ("one", "two", "three", "four")
+    return MCQItem(f"{source}-{number}", source, f"Question {number}?", options, answer)
+
+
+def letters_of(model, items, predicted):
+    pairs = zip(items, predicted, strict=True)
+    given = [letter_scoring.Outcome(letter, (-1.0,) * len(one.letters)) for one, letter in pairs]
+    return letter_scoring.frame(model, items, given)
+
+
+def test_questions_are_the_first_of_each_benchmark(run):
+    items = mcq.exam_items(run)
+    assert Counter(one.source for one in items) == dict.fromkeys(accuracy.CHANCE, 5)
+    everything = mcq.first_of_each(items, 0)
+    assert everything == items and len(mcq.first_of_each(items, 3)) == 9
+
+
+def test_both_protocols_cover_the_questions_they_say(run, tiny_llama):
+    items = mcq.exam_items(run)
+    active = Active("base", *tiny_llama, "identity-of-base")
+    scored = mcq.score(run, active, items)
+    words = mcq.answer_in_words(run, active, items)
+    letters = letter_scoring.frame("base", items, scored.outcomes)
+    assert len(letters) == 15 and Counter(words["dataset"]) == dict.fromkeys(accuracy.CHANCE, 2)
+    found = mcq.protocols(items, letters, words)
+    for one in found:
+        assert one["n"] == 2 == sum(tier["count"] for tier in one["tiers"].values())
+        own = letters[(letters["dataset"] == one["dataset"])].head(2)
+        assert one["correct"]["scored"] == own["correct"].sum()
+    # asked again, everything comes from the store, and is the same
+    again = mcq.score(run, active, items)
+    assert again.report["from_store"] == 15 and again.outcomes == scored.outcomes
+    assert mcq.answer_in_words(run, active, items).equals(words)
+    # another model's name is no matter, its identity is
+    other = mcq.score(run, Active("base", *tiny_llama, "another identity"), items)
+    assert other.report["from_store"] == 0
+
+
+def test_no_question_answered_in_words_is_no_protocol(monkeypatch, tmp_path, tiny_llama):
+    run = opened(monkeypatch, tmp_path, settings="mcq.rows=2;mcq.generated_rows=0")
+    items = mcq.exam_items(run)
+    words = mcq.answer_in_words(run, Active("base", *tiny_llama, "x"), items)
+    letters = letters_of("base", items, "A" * 6)
+    assert words.empty and mcq.protocols(items, letters, words) == []
+    mcq.write_mcq(run, letters, words, {}, show_text=False)
+    assert (run.folder / "mcq" / "answers.jsonl").read_text() == ""
+
+
+def test_released_prompts_end_their_question_with_answer(run, tiny_llama):
+    chat = mcq.prompts.ChatFormat.from_tokenizer(tiny_llama[1])
+    plain, released = (mcq._question(chat, item(1), end) for end in ("", "\nAnswer:"))
+    assert "\nAnswer:" in released and released.replace("\nAnswer:", "") == plain
+
+
+def test_the_released_protocol_is_asked_for_and_read_in_its_own_way(run, tiny_llama, monkeypatch):
+    """Greedily the model says "C", which the rule of the notebooks could not read; sampled, it is "Answer:
+    C", right in question 1 and wrong in 2."""
+    asked = []
+
+    def generate(model, tokenizer, ids, **settings):
+        asked.append(settings | {"prompts": [tokenizer.decode(one) for one in ids]})
+        text = "Answer: C" if "temperature" in settings else "C"
+        return [[generation.Answer(text, "stopped", 1)] for _ in ids]
+
+    monkeypatch.setattr(mcq.generation, "generate_answers", generate)
+    items = [item(1, answer="C"), item(2, answer="B")]
+    words = mcq.answer_in_words(run, Active("base", *tiny_llama, "x"), items)
+    greedy, sampled = asked
+    assert greedy["max_new_tokens"] == 4 and "temperature" not in greedy
+    assert {key: sampled[key] for key in mcq.RELEASED} == mcq.RELEASED
+    assert all("\nAnswer:" in one for one in sampled["prompts"])
+    assert words["letter"].tolist() == words["released"].tolist() == ["C", "C"]
+    (found,) = mcq.protocols(items, letters_of("base", items, "AB"), words)
+    # by letter 2 is right, in words and as released 1: one each only the one and only the other has right
+    assert found["correct"] == {"scored": 1, "generated": 1, "released": 1}
+    released = found["minus_scored"]["released"]
+    assert (released["difference"], released["first_only"], released["second_only"]) == (0, 1, 1)
+    page = protocols.page([found]).iloc[0]
+    assert page["as released"].startswith("50.0 [") and page["as released minus letter"].startswith("0.0 [")
+    assert "Told apart: none" in protocols.told_apart([found])
+
+
+def test_a_protocol_that_loses_every_question_is_told_apart(tmp_path):
+    """20 questions right by letter, unreadable by the rule: exact McNemar p = 2 / 2^20, doubled by Holm."""
+    items = [item(i) for i in range(20)]
+    words = pd.DataFrame(
+        {"model": "base", "dataset": "medqa", "item_id": one.id, "gold": "A", "letter": "A", "tier": "letter"}
+        | {"first_last_disagree": False, "finish": "cut", "released": ""}
+        for one in items
+    )
+    found = mcq.protocols(items, letters_of("base", items, "A" * 20), words)
+    storage.write_json(tmp_path / "mcq/summary.json", {"protocols": found})
+    table = protocols.protocols(tmp_path)
+    assert "base on MedQA, as released (-100.0 points; corrected p = 3.8e-06)" in table.text
+    figures = table.figures.set_index("protocol")
+    assert figures["percent"].tolist() == [100, 100, 0] and figures["unparsed"].tolist() == [0, 0, 20]
+    assert figures.loc["as released", "minus_letter"] == -100
+    assert table.page.loc[0, "cut at the limit"] == "100.0" and "| 0.0 [0.0, 16.1]" in table.markdown()
+
+
+def test_scores_without_contaminated_questions(run):
+    items = [item(i) for i in range(4)] + [item(i, "pubmedqa") for i in range(3)]
+    letters = pd.concat([letters_of("base", items, "AABBABB"), letters_of("med-mix", items, "AAAAAAA")])
+    overlap = {"contaminated": ["medqa/medqa-0", "medqa/medqa-2"]}
+    storage.write_json(run.folder / "data" / "manifest.json", {"overlap": overlap})
+    assert mcq.contaminated(run) == {("medqa", "medqa-0"), ("medqa", "medqa-2")}
+    found = mcq.without(letters, mcq.contaminated(run))
+    # base has questions 0 and 1 of four right: without 0 and 2 that is one (1) of two (1, 3)
+    assert found["left_out"] == {"medqa": 2}
+    own = found["datasets"]["medqa"]["models"]["base"]
+    assert (own["correct"], own["n"]) == (1, 2) and found["datasets"]["pubmedqa"]["n"] == 3
+    table = panels.clean(accuracy.mcq_summary(letters), found)
+    assert table.loc[0, ["n", "n without"]].tolist() == [4, 2]
+
+
+def test_a_run_without_a_manifest_knows_of_no_contamination(run):
+    assert mcq.contaminated(run) is None
+
+
+def test_errors_are_a_seeded_sample_of_the_wrong_ones():
+    items = [item(i) for i in range(30)]
+    letters = letters_of("base", items, "A" * 10 + "B" * 20)
+    wrong = mcq.wrong(letters, "base", 8)
+    assert len(wrong) == 8 and (wrong["predicted"] == "B").all()
+    assert wrong.equals(mcq.wrong(letters, "base", 8))
+    assert len(mcq.wrong(letters, "base", 99)) == 20 and mcq.wrong(letters, "med-mix", 8).empty
+
+
+@pytest.mark.parametrize("show", [False, True])
+def test_rows_of_a_data_set_are_shown_only_where_asked_for(monkeypatch, tmp_path, tiny_llama, show):
+    run = opened(monkeypatch, tmp_path, settings="", data_dir="somewhere")
+    secret = MCQItem("q1", "pubmedqa", "A secret?", ("yes", "no", "maybe"), "A", "A secret abstract.")
+    letters = letters_of("base", [secret], "B")
+    words = pd.DataFrame([{"model": "base", "item_id": "q1", "text": "a secret answer", "letter": "A"}])
+    mcq.write_mcq(run, letters, words, {}, show)
+    written = "".join(path.read_text() for path in (run.folder / "mcq").iterdir())
+    table = panels.errors(run, mcq.wrong(letters, "base", 1), [secret], show).to_html()
+    prompt = panels.prompt(run, tiny_llama[1], secret, show).data
+    for text in (written, table, prompt):
+        assert ("secret" in text) is show
+    assert "Figure" not in prompt and "highly knowledgeable medical assistant" in prompt
+    assert json.loads((run.folder / "mcq" / "answers.jsonl").read_text())["letter"] == "A"
+
+
+def test_a_model_alone_gets_a_run_of_its_own_and_no_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    monkeypatch.setenv("MEDKIT_RUNNER", "1")
+    run = mcq.begin("alone", "", "some/model")
+    storage.write_json(run.folder / "run.json", run.info)
+    assert (run.recipe.name, run.recipe.model.base) == ("recommended", "some/model")
+    assert mcq.begin("alone", "", "some/model").recipe == run.recipe
+    with pytest.raises(ResultsError, match="is a run of some/model; give other/model a run_dir of its own"):
+        mcq.begin("alone", "", "other/model")
+    trained = run_json.describe("cpu") | {"notebooks": {"01_stage1": {"status": "complete"}}}
+    storage.write_json(tmp_path / "cpu" / "run.json", trained)
+    with pytest.raises(ResultsError, match="is a run of smollm2; give smollm2 a run_dir of its own"):
+        mcq.begin("cpu", "", "smollm2")
+    with pytest.raises(ResultsError, match="holds no run; run notebook 01_stage1 first"):
+        mcq.begin("nothing", "")
+
+
+def test_a_model_with_another_adapter_gets_a_run_of_its_own(monkeypatch, tmp_path):
+    """Else the one's answers would be shown as the other's."""
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    for name in ("first", "second"):
+        folder = tmp_path / "adapters" / name
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(
+            '{"r": 4, "lora_alpha": 4, "lora_dropout": 0, "use_rslora": true, "target_modules": ["q_proj"]}'
+        )
+        (folder / "adapter_model.safetensors").write_bytes(name.encode())
+    first, second = (str(tmp_path / "adapters" / name) for name in ("first", "second"))
+    mcq.begin("alone", "", "some/model", first)
+    mcq.begin("alone", "", "some/model", first)
+    for other in (second, ""):
+        with pytest.raises(ResultsError, match="with another adapter, or none"):
+            mcq.begin("alone", "", "some/model", other)

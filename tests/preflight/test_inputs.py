@@ -1,0 +1,170 @@
+"""What a run reads is refused before anything is written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from medkit import MedkitError, recipes
+from medkit.runs import inputs
+
+QUESTION = {
+    "question": "Which?",
+    "options": {"A": "one", "B": "two", "C": "three", "D": "four"},
+    "answer_idx": "B",
+    "answer": "two",
+}
+
+
+def medqa(folder, *rows):
+    (folder / "medqa").mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "medqa" / "test.jsonl").write_text(text)
+    return str(folder)
+
+
+def test_a_folder_of_rows_that_can_be_read(tmp_path):
+    inputs.check(recipes.get("cpu"), medqa(tmp_path, QUESTION), ["medqa eval", "medqa eval"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (["medqa eval", "medmcqa eval"], "no folder medmcqa"),
+        (["medqa train"], "expected a file of the train split"),
+    ],
+)
+def test_rows_that_are_not_there(tmp_path, parts, said):
+    with pytest.raises(MedkitError) as refused:
+        inputs.check(recipes.get("cpu"), medqa(tmp_path, QUESTION), parts)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_data_folder_that_is_none(tmp_path):
+    inputs.check_data_dir("")
+    inputs.check_data_dir(str(tmp_path))
+    with pytest.raises(MedkitError, match="no folder; name one that holds a folder per source"):
+        inputs.check_data_dir(str(tmp_path / "nowhere"))
+
+
+def test_rows_that_are_not_what_they_should_be(tmp_path):
+    five = QUESTION | {"options": QUESTION["options"] | {"E": "five"}}
+    with pytest.raises(MedkitError, match=r"test\.jsonl"):
+        inputs.check(recipes.get("cpu"), medqa(tmp_path, QUESTION, five), ["medqa eval"])
+
+
+def test_models_that_are_none(tmp_path):
+    inputs.check_model("smollm2")
+    (tmp_path / "model").mkdir()
+    for base in (str(tmp_path / "model"), "./nowhere", "~/no such model"):
+        with pytest.raises(MedkitError, match="is no model folder"):
+            inputs.check_model(base)
+
+
+def test_a_base_has_to_be_whole(tiny_llama_folder, tmp_path):
+    """One thing after another is put right; weights are read as safetensors alone."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, content, refusal in (
+        ("config.json", "{}", "names no model_type"),
+        ("config.json", '{"model_type": "llama"}', r"holds no \.safetensors weights"),
+        ("pytorch_model.bin", "weights", r"holds no \.safetensors weights"),
+        ("model.safetensors", "not whole", r"model\.safetensors cannot be read"),
+    ):
+        (model / name).write_text(content)
+        with pytest.raises(MedkitError, match=refusal):
+            inputs.check_model(str(model))
+    whole = (tiny_llama_folder / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(MedkitError, match=r"model\.safetensors cannot be read"):
+        inputs.check_model(str(model))
+    (model / "model.safetensors").write_bytes(whole)
+    index = model / "model.safetensors.index.json"
+    for content in ("not JSON", "[]", '{"weight_map": ["a"]}'):
+        index.write_text(content)
+        with pytest.raises(MedkitError, match=r"index\.json names no weight_map"):
+            inputs.check_model(str(model))
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    with pytest.raises(MedkitError, match=r"lacks model-2\.safetensors"):
+        inputs.check_model(str(model))
+    index.unlink()
+    with pytest.raises(MedkitError, match="holds no tokenizer"):
+        inputs.check_model(str(model))
+    inputs.check_model(str(tiny_llama_folder))
+
+
+def test_offline_reaches_libraries_that_are_loaded_already():
+    """In a process of its own, as the tests' is offline anyway; it prints what it asks the network for."""
+    code = """
+import sys
+sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("asks", args[0]))
+import datasets, transformers
+from huggingface_hub import hf_hub_download
+from medkit import hub
+def ask():
+    try:
+        hf_hub_download("some/model", "config.json")
+    except Exception as error:
+        print(type(error).__name__)
+if "go" in sys.argv:
+    hub.set_offline(True)
+    ask()
+    hub.set_offline(False)  # a run of the hub's rows, in the same kernel
+ask()
+"""
+    environment = {k: v for k, v in os.environ.items() if "OFFLINE" not in k}
+    environment["HF_ENDPOINT"] = "https://localhost:1"  # nobody answers there
+    command = [sys.executable, "-c", code]
+    online, offline = (
+        subprocess.run([*command, *more], env=environment, capture_output=True, text=True)
+        for more in ([], ["go"])
+    )
+    assert online.stdout.startswith("asks localhost"), online.stderr[-2000:]
+    first, second = offline.stdout.split("LocalEntryNotFoundError\n", 1)
+    assert first == "" and second.startswith("asks localhost"), offline.stderr[-2000:]
+
+
+def test_a_hub_that_cannot_be_reached():
+    # tests/conftest.py puts the hub out of reach.
+    with pytest.raises(
+        MedkitError, match=r"some/model cannot be had from the hub .*--set model\.base=DIR"
+    ) as refused:
+        inputs.check_model("some/model")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(MedkitError, match="cannot be had from the hub"):
+        inputs.check_scorer("some/encoder", offline=False)
+
+
+def test_an_encoder_that_a_private_run_does_not_have(tmp_path):
+    inputs.check_scorer("minilm", offline=True)
+    with pytest.raises(MedkitError, match=r"stays offline; take --set consumer\.scorer=minilm"):
+        inputs.check_scorer("some/encoder", offline=True)
+    # Only the notebook that scores answers needs it.
+    recipe = recipes.get("cpu", {"consumer.scorer": "some/encoder"})
+    inputs.check(recipe, "", ["medqa train", "icliniq eval"])
+    with pytest.raises(MedkitError, match="some/encoder"):
+        inputs.check(recipe, "", ["icliniq eval", inputs.SCORER])
+
+
+def test_private_runs_are_those_without_a_hub(tmp_path):
+    here = str(tmp_path)
+    assert inputs.private(recipes.get("cpu"), "")
+    assert inputs.private(recipes.get("cpu"), here)
+    assert inputs.private(recipes.get("recommended", {"model.base": here}), here)
+    assert not inputs.private(recipes.get("cpu", {"data.origin": "hub"}), "")
+    assert not inputs.private(recipes.get("recommended"), here)
+    assert not inputs.private(recipes.get("recommended", {"model.base": here}), "")
+
+
+def test_a_cloned_model_without_its_large_files(tmp_path, tiny_llama_folder):
+    shutil.copytree(tiny_llama_folder, tmp_path / "model")
+    inputs.check_model(str(tmp_path / "model"))
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4cac19\nsize 123\n")
+    with pytest.raises(MedkitError) as refused:
+        inputs.check_model(str(tmp_path / "model"))
+    assert str(refused.value) == f"{weights} is a Git LFS pointer; run `git lfs pull` in {weights.parent}"

@@ -1,0 +1,232 @@
+"""The report refuses parts that do not belong together, and needs neither torch nor a model."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medkit.evaluate import accuracy
+from medkit.report import consistency, markdown
+from medkit.report.consistency import ReportError
+from medkit.report.markdown import TableError
+from medkit.runs import run_json, storage
+
+MODELS = tuple(accuracy.MODELS)
+
+
+def items():
+    """Two questions a benchmark; every model has the first of them right."""
+    rows = [
+        {"model": model, "dataset": dataset, "item_id": f"{dataset}-{i}", "gold": "A", "group": ""}
+        | {"predicted": "AB"[i], "correct": i == 0}
+        for model in MODELS
+        for dataset in accuracy.CHANCE
+        for i in range(2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def loss(steps=20):
+    step = np.arange(1, steps + 1)
+    evaluated = np.where(step % 10 == 0, 1 / step, np.nan)
+    return pd.DataFrame({"step": step, "train_loss": 2.0 / step, "eval_loss": evaluated})
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of which everything that the report reads is there and fits."""
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    monkeypatch.setenv("MEDKIT_RUNNER", "1")  # no lock to hold
+    info = run_json.describe("cpu")
+    names = (*consistency.STAGES, consistency.CONTROL, *consistency.EVALUATIONS)
+    for hour, name in enumerate(names):
+        entry = {"status": "complete", "started": f"2026-01-01T0{hour}:00:00+00:00", "seconds": 90}
+        info["notebooks"][name] = entry | {"peak_memory_gb": 1.5}
+    for name, models in zip(consistency.EVALUATIONS, (MODELS, ("base", "med-nirvana")), strict=True):
+        info["notebooks"][name]["models"] = {model: f"weights of {model}" for model in models}
+    place = tmp_path / "tiny"
+    storage.write_json(place / "run.json", info)
+    for arm in consistency.CURVES.values():
+        storage.write_csv(place / arm / "loss.csv", loss())
+    replay = pd.DataFrame({"part": ["train", "train", "validation"], "source": "medqa", "id": list("abc")})
+    storage.write_csv(place / "stage2" / "replay.csv", replay)
+    stage2 = {"replay": {"train": 2, "validation": 1, "train_ids": ["medqa/a", "medqa/b"]}}
+    storage.write_json(
+        place / "data/manifest.json", {"recipe": "cpu", "stage1": {"seed": 42}, "stage2": stage2}
+    )
+    storage.write_csv(place / "mcq" / "items.csv", items())
+    storage.write_json(place / "mcq" / "summary.json", accuracy.mcq_summary(items()))
+    return run_json.begin("tiny", "05_report", data_dir=None)
+
+
+def test_parts_that_fit_are_told_one_by_one(run):
+    told = consistency.check(run).splitlines()
+    assert len(told) == 6 and all(line.startswith("- ") for line in told)
+    assert told[0] == "- 5 notebooks are complete."
+    assert told[2] == "- 2 models have the same identity in both evaluations."
+    assert told[3] == "- mcq/summary.json is that of the 24 outcomes in mcq/items.csv."  # 4 x 3 x 2
+    assert told[4] == "- stage2/replay.csv holds the 2 training rows of data/manifest.json."
+
+
+def test_a_run_without_the_control_arm_is_whole(run):
+    del run.info["notebooks"]["02_stage2_noreplay"]
+    one_model_less(run)
+    told = consistency.check(run).splitlines()
+    assert told[0].startswith("- 4 notebooks are complete. No control arm: notebook 02")
+    assert consistency.arms(run) == ("med-nirvana",)
+
+
+def test_a_control_arm_of_an_earlier_stage_1_that_was_not_evaluated_is_not_the_runs(run):
+    """As where notebooks 01 to 05 are run once in a finished demo."""
+    for hour, name in enumerate((*consistency.STAGES, *consistency.EVALUATIONS), 10):
+        run.info["notebooks"][name]["started"] = f"2026-01-01T{hour}:00:00+00:00"
+    with pytest.raises(ReportError, match="run 02_stage2_noreplay again too"):
+        consistency.check(run)
+    del run.info["notebooks"]["03_mcq_eval"]["models"]["control"]
+    one_model_less(run)
+    assert "No control arm" in consistency.check(run)
+    assert consistency.arms(run) == ("med-nirvana",)
+
+
+def failed(run):
+    run.info["notebooks"]["04_consumer_eval"]["status"] = "failed"
+
+
+def missing(run):
+    del run.info["notebooks"]["02_stage2"]
+
+
+def trained_again(run):
+    run.info["notebooks"]["02_stage2"]["started"] = "2026-01-01T03:30:00+00:00"
+
+
+def first_stage_again(run):
+    run.info["notebooks"]["01_stage1"]["started"] = "2026-01-01T01:30:00+00:00"
+
+
+def other_weights(run):
+    run.info["notebooks"]["04_consumer_eval"]["models"]["base"] = "weights of another base"
+
+
+def other_outcomes(run):
+    storage.write_csv(run.folder / "mcq" / "items.csv", items().iloc[:-1])
+
+
+def one_model_less(run):
+    some = items().query("model != 'control'")
+    storage.write_csv(run.folder / "mcq" / "items.csv", some)
+    storage.write_json(run.folder / "mcq" / "summary.json", accuracy.mcq_summary(some))
+
+
+def other_recipe(run):
+    path = run.folder / "data" / "manifest.json"
+    storage.write_json(path, json.loads(path.read_text()) | {"recipe": "paper"})
+
+
+def other_replay(run):
+    replay = pd.DataFrame({"part": ["train"], "source": "medqa", "id": ["a"]})
+    storage.write_csv(run.folder / "stage2" / "replay.csv", replay)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (failed, "notebook 04_consumer_eval is failed; run it before the report"),
+        (missing, "notebook 02_stage2 is missing"),
+        (trained_again, "02_stage2 was run again after 03_mcq_eval; run 03_mcq_eval again too"),
+        (first_stage_again, "01_stage1 was run again after 02_stage2; run 02_stage2 again too"),
+        (other_weights, "base is not one model in 03_mcq_eval and 04_consumer_eval"),
+        (other_outcomes, r"does not fit mcq/items\.csv \(control, pubmedqa\); run 03_mcq_eval again"),
+        (one_model_less, r"mcq/summary\.json lacks control"),
+        (other_recipe, r"data/manifest\.json is of recipe paper; run 01_stage1 again"),
+        (other_replay, r"stage2/replay\.csv does not fit data/manifest\.json; run notebook 02_stage2 again"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_parts_that_do_not_belong_together_are_refused(run, spoil, said):
+    spoil(run)
+    with pytest.raises(ReportError, match=said) as caught:
+        consistency.check(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_made_in_parts_says_so(run):
+    part = {key: run.info[key] for key in ("git", "versions")}
+    run.info["continued"] = [part]
+    assert "Made by one version of the code" in consistency.check(run)
+    run.info["continued"] = [part | {"git": {"commit": "f" * 40, "modified": []}}]
+    assert "under different code or libraries" in consistency.check(run) and "f" * 12 in consistency.check(
+        run
+    )
+
+
+def test_curves_and_costs(run):
+    # 2 / 1 to 2 / 20; validated at steps 10 and 20
+    assert consistency.curve_text(run, ("med-mix",)) == (
+        "Med-Mix: 20 steps, training loss 2.000 to 0.100, validation loss 0.100 to 0.050."
+    )
+    assert consistency.costs(run).loc["01_stage1"].tolist() == ["1.5", 1.5, ""]
+    (run.folder / "stage1" / "loss.csv").unlink()
+    with pytest.raises(TableError, match=r"stage1/loss\.csv is missing; run notebook 01_stage1 first"):
+        consistency.loss(run, "med-mix")
+
+
+def test_a_page_becomes_a_part_of_a_notebook():
+    assert markdown.inside("# Title\n\ntext # no heading\n\n## Part\n") == (
+        "### Title\n\ntext # no heading\n\n#### Part\n"
+    )
+
+
+def test_what_the_report_imports_loads_no_model_library():
+    notebook = json.loads((storage.machine.CHECKOUT / "notebooks" / "05_report.ipynb").read_text())
+    imports = next("".join(c["source"]) for c in notebook["cells"] if "import" in "".join(c["source"]))
+    code = (
+        imports.partition("\nrun =")[0]
+        + "\nimport sys; print([m for m in ('torch', 'unsloth') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def again(run, name, **seeds):
+    """A complete copy of the run under another name, with other seeds."""
+    info = run.info | {"status": "complete", "seeds": run.info["seeds"] | seeds}
+    for stage, seed in seeds.items():
+        info = info | {"recipe": info["recipe"] | {stage: info["recipe"][stage] | {"seed": seed}}}
+    storage.write_json(run.folder.parent / name / "run.json", info)
+    wrong = items()
+    wrong.loc[wrong["model"] == "control", ["predicted", "correct"]] = ["B", False]
+    storage.write_csv(run.folder.parent / name / "mcq" / "items.csv", wrong)
+
+
+def test_further_runs_of_other_seeds_are_folded_in(run):
+    again(run, "other", stage1=1)
+    accuracies, differences = consistency.with_seeds(run, "other")
+    folded = accuracies.set_index(["model", "dataset"])
+    # The control has 1 of 2 right here and 0 of 2 there: 25 percent, sd of 50 and 0 = 35.4.
+    control = folded.loc["control", "medqa"]
+    assert (control["seeds"], control["accuracy"], control["seed_sd"]) == (2, 25.0, 35.4)
+    base = folded.loc["base", "medqa"]  # nothing trained it: no seed of its own, and no spread
+    assert base["seeds"] == 1 and pd.isna(base["seed_sd"])
+    lost = differences.set_index(["dataset", "shows"]).loc[("medqa", "stage 2 without replay")]
+    assert lost["seeds"] == 2 and lost["seed_sd"] == 35.4  # Med-Mix is the same in both
+    consistency.write_seeds(run, (accuracies, differences))
+    assert len(pd.read_csv(run.folder / "tables" / "seed_differences.csv")) == len(differences)
+    assert consistency.with_seeds(run, "") is None
+
+
+def test_runs_that_are_no_other_seeds_are_not_folded_in(run):
+    again(run, "same")
+    with pytest.raises(ReportError, match="same has the seeds of a run that is in already"):
+        consistency.with_seeds(run, "same")
+    again(run, "other", stage1=1)
+    info = json.loads((run.folder.parent / "other" / "run.json").read_text())
+    info["recipe"]["lora"]["r"] = 8
+    storage.write_json(run.folder.parent / "other" / "run.json", info)
+    with pytest.raises(ReportError, match=r"other differs in lora\.r \(8, here 16\)"):
+        consistency.with_seeds(run, "other")
+    with pytest.raises(ReportError, match="nothing is no complete run"):
+        consistency.with_seeds(run, "nothing")

@@ -1,0 +1,250 @@
+"""A run's stages on the tiny random Llama: what training leaves, and what it will not go on from."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from medkit import recipes
+from medkit.data import builtin
+from medkit.evaluate import mcq
+from medkit.pipeline import runner
+from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
+from medkit.report import ledger, tables
+from medkit.runs import inputs, run_json
+from medkit.train import adapters, checkpoints, stages
+
+SETTINGS = {
+    "data.rows_medqa": 8,
+    "data.rows_medmcqa": 8,
+    "data.rows_pubmedqa": 16,
+    "model.max_length": 4096,  # the tiny tokenizer has a token a byte
+    "stage1.max_steps": 2,
+    "stage1.save_every": 1,
+    "stage1.eval_rows": 2,
+    "dmt.notechat_train": 6,
+    "dmt.notechat_validation": 2,
+}
+
+
+def settings_of(base, **more) -> str:
+    settings = SETTINGS | {"model.base": base} | {name.replace("__", "."): v for name, v in more.items()}
+    return "\n".join(f"{name}={value}" for name, value in settings.items())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("MEDKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "results" / "try"
+
+
+def stage1(settings: str):
+    """(run, fit) of a first stage, up to where notebook 01 has yet to draw and to finish."""
+    run = run_json.begin("try", "01_stage1", "cpu", settings)
+    mixed = stages.stage1_mixture(run, stages.load_exams(run, "train"))
+    model, tokenizer = stages.load_for_stage(run, "stage1")
+    rows = [stages.tokenize(run, "stage1", tokenizer, mixed.part(part)) for part in ("train", "validation")]
+    return run, stages.fit(run, "stage1", "stage1", model, tokenizer, *rows)
+
+
+def test_a_notebook_that_fails_after_training_does_not_train_again(place, tiny_llama_folder):
+    run, done = stage1(settings_of(tiny_llama_folder))
+    assert done.steps == 2 and run.info["data"]["hashes"]["base model"]
+    saved = (place / "stage1" / "adapter" / "adapter_model.safetensors").read_bytes()
+    log = (place / "stage1" / "loss.csv").read_text()
+    # the notebook dies here, drawing a figure, say; then it is run once more
+    _, again = stage1(settings_of(tiny_llama_folder))
+    assert again.resumed_from == again.steps == 2 and again.tokens == done.tokens
+    assert (place / "stage1" / "adapter" / "adapter_model.safetensors").read_bytes() == saved
+    assert (place / "stage1" / "loss.csv").read_text() == log
+    stages.finish(run, "stage1", again)
+    assert not list((place / "stage1").glob("*checkpoints*"))
+    assert run_json.read(place)["notebooks"]["01_stage1"]["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"stage1__learning_rate": 1e-3}, "stage1.learning_rate"),
+        ({"stage1__seed": 7}, "stage1.seed"),
+        ({"dmt__replay_share": 0.25}, "dmt.replay_share"),
+        ({"data__seed": 7}, "data.seed"),
+    ],
+)
+def test_checkpoints_of_other_settings_are_refused_by_the_fields_name(place, tiny_llama_folder, more, named):
+    """As after a run.json that was put in the place of another: the checkpoints know better."""
+    stage1(settings_of(tiny_llama_folder))
+    kept = place.rename(place.with_name("kept"))
+    (place / "stage1").mkdir(parents=True)
+    (kept / "stage1" / "checkpoints").rename(place / "stage1" / "checkpoints")
+    with pytest.raises(checkpoints.CheckpointError, match=rf"was written with .*{named}="):
+        stage1(settings_of(tiny_llama_folder, **more))
+
+
+def test_a_checkpoint_of_several_processes_is_not_taken_up_by_one(place, tiny_llama_folder, monkeypatch):
+    stage1(settings_of(tiny_llama_folder))
+    found = checkpoints.last_whole(place / "stage1" / "checkpoints")
+    marker = found / checkpoints.MARKER
+    marker.write_text(marker.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(checkpoints.CheckpointError, match="processes=2, this run has 1"):
+        stage1(settings_of(tiny_llama_folder))
+
+
+def test_arms_are_told_by_a_truth_value():
+    assert [stages.arm_of(replay) for replay in (True, False)] == ["stage2", "stage2_noreplay"]
+    with pytest.raises(ValueError, match="replay='no' is neither true nor false"):
+        stages.arm_of("no")  # what papermill makes of `-p replay no`
+
+
+@pytest.fixture
+def files(place, tmp_path):
+    """The built-in exams, six labelled abstracts of which three are in the official fold, and MTS-Dialog."""
+    folder = builtin.write(tmp_path / "files")
+    for path in (folder / "pubmedqa").iterdir():
+        path.unlink()
+    fold = sorted(OFFICIAL_TEST_PMIDS)[:3]
+    labelled = [
+        {
+            "pubid": pmid,
+            "question": f"Does tea help group {pmid}?",
+            "context": {"contexts": [f"Adults of group {pmid} drank tea."]},
+            "final_decision": "maybe",
+        }
+        for pmid in (*fold, 1, 2, 3)
+    ]
+    lines = "".join(f"{json.dumps(row)}\n" for row in labelled)
+    (folder / "pubmedqa" / "pqa_labeled.jsonl").write_text(lines)
+    (folder / "mts_dialog").mkdir()
+    with (folder / "mts_dialog" / "TrainingSet.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ID", "section_header", "section_text", "dialogue"])
+        for i in range(8):
+            rows.writerow([i, "CC", f"Cough {i}.", f"Doctor: Well?\nPatient: I cough {i}.\nDoctor: Drink."])
+    return str(folder)
+
+
+SWAPPED = "data.dialogues=mts_dialog\ndata.pubmedqa_train=labelled_outside_fold\ndata.rows_pubmedqa=0"
+
+
+def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_folder):
+    settings = f"model.base={tiny_llama_folder}\n{SWAPPED}\ndmt.notechat_train=6\ndmt.notechat_validation=2"
+    run = run_json.begin("try", "02_stage2", "cpu", settings, files)
+    train, evaluation = (stages.load_exams(run, part) for part in ("train", "eval"))
+    assert [item.id for item in train["pubmedqa"].records] == ["1", "2", "3"]
+    assert {item.group for item in evaluation["pubmedqa"].records} == {"fold"}
+    mixed = stages.stage1_mixture(run, train)
+    talks = stages.load(run, "dialogues", "train")
+    split, drawn = stages.stage2_rows(run, mixed, talks, True)
+    assert {record.source for record in split.train + split.validation} == {"mts_dialog"}
+    assert (len(split.train), len(split.validation)) == (6, 2)
+    # the same consultation on both sides would be found as such, whatever its source
+    twice = replace(split, validation=[*split.validation, split.train[0]])
+    found, of_validation = stages.evaluated_in_training(twice, mixed, evaluation["pubmedqa"].records, [])
+    assert {match.eval_source for match in of_validation} == {"mts_dialog"} and not found
+    rows = {"length": [9] * 8, "supervised": [2] * 8}
+    described = stages.describe_stage2(
+        talks, twice, replace(drawn, train=drawn.train[:2]), mixed, rows, found, of_validation
+    )
+    assert described["notechat"]["source"] == "mts_dialog"
+    assert described["notechat"]["validation_found_in_train"]["exact"] == 1
+    stages.update_manifest(run, {"stage2": described})
+    assert "MTS-Dialog: 8 rows" in tables.table2(place).text
+    changed = ledger.ledger(run.info).set_index("knob").loc[["data.dialogues", "data.pubmedqa_train"]]
+    assert list(changed["run"]) == ["mts_dialog", "labelled_outside_fold"]
+
+
+def test_an_adapter_that_saw_the_labelled_rows_is_asked_the_fold_alone(place, files, tiny_llama_folder):
+    trained = run_json.begin(
+        "trained", "01_stage1", "cpu", f"model.base={tiny_llama_folder}\n{SWAPPED}", files
+    )
+    adapter = trained.folder / "stage1" / "adapter"
+    LoraConfig(r=4, target_modules=["q_proj"]).save_pretrained(adapter)
+    save_file({}, adapter / "adapter_model.safetensors")
+    for given, count in (("", 6), (str(adapter), 3)):
+        run = mcq.begin(f"alone{count}", files, str(tiny_llama_folder), given)
+        assert sum(item.source == "pubmedqa" for item in mcq.exam_items(run)) == count
+
+
+def test_the_built_in_corpus_has_neither(tiny_llama_folder):
+    for setting in ("dialogues=mts_dialog", "pubmedqa_train=labelled_outside_fold"):
+        name, value = setting.split("=")
+        recipe = recipes.get("cpu", {"model.base": str(tiny_llama_folder), f"data.{name}": value})
+        with pytest.raises(inputs.InputError, match=r"the built-in corpus has neither .*; give --data-dir"):
+            inputs.check(recipe, "", ["medqa train"])
+
+
+@pytest.mark.slow
+def test_several_processes_train_a_run_and_write_it_once(place, tiny_llama_folder, tmp_path):
+    """`torchrun -m medkit.distributed`, both stages; and the runner finds what it needs to evaluate."""
+    settings = SETTINGS | {"model.base": tiny_llama_folder, "stage2.max_steps": 1, "stage2.eval_rows": 2}
+    settings |= {f"stage{n}.{name}": 2 for n in (1, 2) for name in ("batch_size", "accumulation")}
+    options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "unsloth")}
+    environment["PYTHONPATH"] = str(runner.machine.CHECKOUT)
+    for arm in ("stage1", "stage2"):
+        command = [*launcher, "-m", "medkit.distributed", "try", arm, "--recipe", "cpu", *options]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert adapters.read_config(place / arm / "adapter").r == recipes.get("cpu").lora.r
+        steps = pd.read_csv(place / arm / "loss.csv")["step"].tolist()
+        assert steps == sorted(set(steps))  # one process wrote it
+    info = run_json.read(place)
+    assert {name: entry["status"] for name, entry in info["notebooks"].items()} == {
+        "01_stage1": "complete",
+        "02_stage2": "complete",
+    }
+    assert info["data"]["hashes"]["base model"]
+    manifest = (place / "data" / "manifest.json").read_text()
+    assert '"stage1"' in manifest and '"stage2"' in manifest
+    assert (place / "data" / "overlap_stage2.csv").is_file() and (place / "stage2" / "replay.csv").is_file()
+    assert not list(place.glob("stage*/*checkpoints*"))
+
+
+def test_rows_are_drawn_as_released_and_dropped_afterwards(place, tmp_path):
+    """Rows 3 and 7 of 20 conversations and row 2 of an exam's file cannot be used. The others that train and
+    validate are those that `datasets` draws from the whole files."""
+    folder = builtin.write(tmp_path / "files")
+    for path in (folder / "notechat").iterdir():
+        path.unlink()
+    talks = [f"Doctor: Well?\nPatient: I cough, {i}.\nDoctor: Drink." for i in range(20)]
+    talks[3] = talks[7] = "Doctor: Nobody is here."
+    lines = "".join(json.dumps({"conversation": text, "data": None}) + "\n" for text in talks)
+    (folder / "notechat" / "train.jsonl").write_text(lines)
+    (exam,) = (path for path in (folder / "medqa").iterdir() if "train" in path.name)
+    rows_of_exam = exam.read_text().splitlines(keepends=True)
+    rows_of_exam[2] = json.dumps(json.loads(rows_of_exam[2]) | {"answer_idx": "E"}) + "\n"
+    exam.write_text("".join(rows_of_exam))
+    settings = "data.notechat_split=row\ndata.deduplicate=false\ndmt.notechat_train=10\n"
+    settings += "dmt.notechat_validation=5\ndmt.replay_share=1\ndata.rows_medqa=0\ndata.rows_medmcqa=0"
+    run = run_json.begin("try", "01_stage1", "cpu", settings, str(folder))
+    loaded = stages.load_exams(run, "train")
+    assert sum(loaded["medqa"].dropped.values()) == 1
+    mixed = stages.stage1_mixture(run, loaded)
+    split, drawn = stages.stage2_rows(run, mixed, stages.load(run, "dialogues", "train"), True)
+    order = Dataset.from_dict({"row": list(range(20))}).shuffle(seed=42)["row"][:]
+    for side, wanted in ((split.train, order[:10]), (split.validation, order[10:15])):
+        assert [int(d.id[-6:]) for d in side] == [i for i in wanted if i not in (3, 7)]
+    assert len(split.train) + len(split.validation) < 15, "no dropped row was drawn, which would show nothing"
+    whole = [(name, place) for name, one in loaded.items() for place in range(one.rows)]
+    parts = Dataset.from_dict({"row": list(range(len(whole)))}).train_test_split(test_size=0.1, seed=42)
+    kept = {
+        (name, place): record
+        for name, one in loaded.items()
+        for place, record in zip(one.places, one.records, strict=True)
+    }
+    for part, theirs, replayed in (("train", "train", drawn.train), ("validation", "test", drawn.validation)):
+        places = [whole[i] for i in parts[theirs]["row"][:]]
+        assert mixed.part(part) == [kept[one] for one in places if one in kept]
+        count = len(split.train if part == "train" else split.validation)
+        chosen = Dataset.from_dict({"row": list(range(len(places)))}).shuffle(seed=42)["row"][:count]
+        assert replayed == [kept[places[i]] for i in chosen if places[i] in kept]
