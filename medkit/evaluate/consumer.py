@@ -161,6 +161,7 @@ def _of_model(rows: pd.DataFrame, scorer: Scorer, seed: int) -> dict:
         "words": _lengths(rows["words"], seed),
         "style": _style(rows[list(MARKERS)].to_dict("records")),
         "cut": int((rows["finish"] == "cut").sum()),
+        "too_long": int((rows["finish"] == "too long").sum()),  # for the model's context: not asked
         "empty": int(rows["empty"].sum()),
         "truncated": int(rows["truncated"].sum()),
         "other_script": int(rows["other_script"].sum()),

@@ -6,6 +6,7 @@ floating-point rounding), and not on what was computed before it.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from medkit import MedkitError
+from medkit.chat_template import ChatFormat
 from medkit.evaluate import inference
 from medkit.runs import storage
 from medkit.train.cpu import plainly_causal
@@ -30,7 +32,7 @@ class GenerationError(MedkitError):
 @dataclass(frozen=True, slots=True)
 class Answer:
     text: str  # without special tokens or surrounding blanks; "" where the model stopped at once
-    finish: str  # "stopped" at an end token, or "cut" at max_new_tokens
+    finish: str  # "stopped" at an end token; "cut" at max_new_tokens; "too long" for the model: not asked
     tokens: int  # generated ones, the end token not counted
 
 
@@ -76,6 +78,8 @@ def generate_answers(
     that were computed before under the same `key` (the identity of model, adapter and dtype, given by the
     caller), prompt and decoding. None keeps nothing.
 
+    A prompt that leaves no room for max_new_tokens in the model's context gets an empty answer that says so.
+
     Raises GenerationError for settings or prompts that cannot be, and where the model's logits are NaN.
     """
     _check(model, prompts, max_new_tokens, samples, temperature, top_p, batch_size)
@@ -93,7 +97,9 @@ def generate_answers(
     done = read_store(store) if store else {}
     # Batches are formed from all answers, those in the store too: a resumed run computes the same batches.
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
-    jobs = {job.key: job for row in rows for job in row}
+    room = (inference.context(model) or math.inf) - max_new_tokens
+    done |= {job.key: Answer("", "too long", 0) for row in rows for job in row if len(job.ids) > room}
+    jobs = {job.key: job for row in rows for job in row if len(job.ids) <= room}
     queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
     missing = sum(job.key not in done for job in queue)
     start = inference.shared_start([job.ids for job in queue]) if _resumable(model) else ()
@@ -121,16 +127,13 @@ def stop_ids(model, tokenizer) -> list[int]:
     """Every token that ends an answer: the eos of tokenizer and model, and the chat template's end of turn.
 
     Llama 3 ends a turn with <|eot_id|>, which is not the eos token of its base model; a model stopped at eos
-    alone goes on to write the patient's next turn.
+    alone goes on to write the patient's next turn. Raises PromptError for a template that cannot be used.
     """
     found = {tokenizer.eos_token_id}
     eos = getattr(model.generation_config, "eos_token_id", None)
     found.update(eos if isinstance(eos, list | tuple) else [eos])
     if tokenizer.chat_template:
-        turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "answer"}]
-        whole = tokenizer.apply_chat_template(turn, tokenize=False)
-        rest = tokenizer(whole[whole.rindex("answer") + len("answer") :], add_special_tokens=False).input_ids
-        found.update(token for token in rest[:1] if token in tokenizer.added_tokens_decoder)
+        found.update(tokenizer.convert_tokens_to_ids(ChatFormat.from_tokenizer(tokenizer).ends))
     found.discard(None)
     if not found:
         raise GenerationError("the tokenizer names no end token: set its eos_token to the end of a turn")
@@ -168,12 +171,11 @@ def _answer_batch(
     """`begun`: (n, cache), the number of tokens that all prompts begin with and what the model keeps of them.
     Padding stands behind them, before what is a prompt's own."""
     device = model.get_input_embeddings().weight.device
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     width = max(len(job.ids) for job in batch)
     same, cache = begun
     rows, padding = [job.ids for job in batch], [width - len(job.ids) for job in batch]
     ids = torch.tensor(
-        [[*row[:same], *[pad] * n, *row[same:]] for row, n in zip(rows, padding, strict=True)], device=device
+        [[*row[:same], *[0] * n, *row[same:]] for row, n in zip(rows, padding, strict=True)], device=device
     )
     mask = torch.tensor([[1] * same + [0] * n + [1] * (width - same - n) for n in padding], device=device)
     cache = inference.for_rows(cache, len(batch)) if cache else None
@@ -185,7 +187,7 @@ def _answer_batch(
             input_ids=ids,
             attention_mask=mask,
             **({"past_key_values": cache} if cache else {}),
-            generation_config=_greedy(min(most, max_new_tokens - begin), stops, pad),
+            generation_config=_greedy(min(most, max_new_tokens - begin), stops),
             logits_processor=_processors(temperature, top_p, [batch[row].seed for row in going], width),
         )
         new = output.sequences[:, ids.shape[1] :].tolist()
@@ -201,7 +203,7 @@ def _answer_batch(
     return [_answer(tokenizer, tokens, stops) for tokens in answers]
 
 
-def _greedy(max_new_tokens: int, stops: list[int], pad: int) -> GenerationConfig:
+def _greedy(max_new_tokens: int, stops: list[int]) -> GenerationConfig:
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,  # a processor's noise makes the largest logit a sample
@@ -212,7 +214,7 @@ def _greedy(max_new_tokens: int, stops: list[int], pad: int) -> GenerationConfig
         no_repeat_ngram_size=0,
         use_cache=True,
         eos_token_id=stops,
-        pad_token_id=pad,
+        pad_token_id=0,  # any token will do: it is masked before a prompt, and left off after an answer's end
         return_dict_in_generate=True,  # the cache too, to go on from
     )
 
@@ -293,15 +295,13 @@ def _check(model, prompts, max_new_tokens, samples, temperature, top_p, batch_si
         raise GenerationError(f"top_p is {top_p}: it must be above 0 and at most 1")
     if samples > 1 and not temperature:
         raise GenerationError(f"samples is {samples} with temperature 0: greedy answers are all the same")
-    places = getattr(model.config, "max_position_embeddings", None)
+    if (places := inference.context(model)) and max_new_tokens >= places:
+        raise GenerationError(
+            f"max_new_tokens is {max_new_tokens} and the model's context {places} tokens: it must be less"
+        )
     for i, ids in enumerate(prompts):
         if not len(ids):
             raise GenerationError(f"prompt {i} is empty: give at least one token")
-        if places and len(ids) + max_new_tokens > places:
-            raise GenerationError(
-                f"prompt {i} of {len(ids)} tokens and {max_new_tokens} new ones exceed the model's {places}: "
-                "shorten the prompt or max_new_tokens"
-            )
 
 
 def _hash(*parts) -> str:

@@ -21,6 +21,11 @@ def evaluating(model) -> Iterator[None]:
         model.train(was_training)
 
 
+def context(model) -> int | None:
+    """Positions that the model has for prompt and answer together; None where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The longest beginning that all prompts have, at least one token of each left over; () where it is
     shorter than SHORTEST, or there are not two prompts."""

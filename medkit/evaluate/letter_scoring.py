@@ -43,7 +43,8 @@ class McqError(MedkitError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`predicted` is a letter, or "" where the model's logits were not finite: a wrong answer, not a gap.
+    """`predicted` is a letter, or "" where the model's logits were not finite, or (`too_long`) the prompt
+    does not fit in the model's context: a wrong answer, not a gap.
 
     `logprobs`: of the item's letters, in nats, normalized over those letters; empty where not finite.
     `tied`: the two best letters have exactly the same logit, and the first of them is taken.
@@ -56,6 +57,7 @@ class Outcome:
     tied: bool = False
     rescored: bool = False
     flipped: bool = False
+    too_long: bool = False
     moved: float = 0.0
 
 
@@ -98,11 +100,11 @@ def score(
     store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
         on, with the same result; entries are found by `key` (identities.of_model), dtype,
         template, prompt and item, and it needs a `key`.
-    report: n, invalid (not finite), ties, rescored, flips, largest_move, tolerance, dtype, head_note (why the
-        letters' logits are the model's own, in its dtype; "" where they are float32), prefix_tokens,
-        prefix_note, from_store, seconds, items_per_s (of those computed now).
+    report: n, too_long (for the model's context), invalid (not finite), ties, rescored, flips, largest_move,
+        tolerance, dtype, head_note (why the letters' logits are the model's own, in its dtype; "" where they
+        are float32), prefix_tokens, prefix_note, from_store, seconds, items_per_s (of those computed now).
 
-    Raises McqError for an empty prompt, one longer than the model's context, or a store without key;
+    Raises McqError for an empty prompt, or a store without key;
     PromptError for a model without a chat template, or letters that are not one token.
     """
     if store and not key:
@@ -111,23 +113,27 @@ def score(
         )
     started = time.monotonic()
     dtype = compute_dtype(model)
-    questions = _questions(model, tokenizer, items, encode, letter_tokens, f"{key} {dtype} float32 letters")
+    questions = _questions(tokenizer, items, encode, letter_tokens, f"{key} {dtype} float32 letters")
     done = _read_store(store) if store else {}
     from_store = sum(question.key in done for question in questions)
-    start = inference.shared_start([question.ids for question in questions] if prefix_cache else [])
+    places = inference.context(model) or math.inf
+    short = [question for question in questions if len(question.ids) <= places]
+    done |= {q.key: Outcome("", (), too_long=True) for q in questions if len(q.ids) > places}
+    to_compute = sum(question.key not in done for question in short)
+    start = inference.shared_start([question.ids for question in short] if prefix_cache else [])
     head_note = prefix_note = ""
     # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
-    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].ids), i))
-    batches = _batches([questions[i] for i in order], len(start), max_batch_tokens)
+    short.sort(key=lambda question: -len(question.ids))
+    batches = _batches(short, len(start), max_batch_tokens)
     with (
         inference.evaluating(model),
-        tqdm(total=len(items) - from_store, desc="questions", unit="item", disable=not progress) as bar,
+        tqdm(total=to_compute, desc="questions", unit="item", disable=not progress) as bar,
     ):
         letters = max((question.letters for question in questions), key=len, default=())
-        scorer = _Scorer(model, tokenizer, letters, dtype)
-        if from_store < len(items):
-            probe = questions[order[-1]]  # the shortest is the cheapest
+        scorer = _Scorer(model, letters, dtype)
+        if to_compute:
+            probe = short[-1]  # the shortest is the cheapest
             head_note = scorer.use_float32(probe)
             prefix_note = scorer.share(start, probe) if start else ""
         for batch in batches:
@@ -142,7 +148,8 @@ def score(
     outcomes = [done[question.key] for question in questions]
     report = {
         "n": len(items),
-        "invalid": sum(not outcome.predicted for outcome in outcomes),
+        "too_long": sum(outcome.too_long for outcome in outcomes),
+        "invalid": sum(not (outcome.predicted or outcome.too_long) for outcome in outcomes),
         "ties": sum(outcome.tied for outcome in outcomes),
         "rescored": sum(outcome.rescored for outcome in outcomes),
         "flips": sum(outcome.flipped for outcome in outcomes),
@@ -154,7 +161,7 @@ def score(
         "prefix_note": prefix_note,
         "from_store": from_store,
         "seconds": seconds,
-        "items_per_s": (len(items) - from_store) / seconds,
+        "items_per_s": to_compute / seconds,
     }
     return Scored(outcomes, report)
 
@@ -182,9 +189,8 @@ def compute_dtype(model) -> torch.dtype:
 class _Scorer:
     """A model's letter logits at the end of prompts, in batches."""
 
-    def __init__(self, model, tokenizer, letters: tuple[int, ...], dtype: torch.dtype):
+    def __init__(self, model, letters: tuple[int, ...], dtype: torch.dtype):
         self.model, self.letters, self.dtype, self.tolerance = model, list(letters), dtype, TOLERANCE[dtype]
-        self.pad = tokenizer.pad_token_id or 0
         self.device = model.get_input_embeddings().weight.device
         self.head = None  # the letters' rows of the output layer; None reads the model's own logits
         self.prefix, self.cache = 0, None  # tokens that are computed already, and their keys and values
@@ -268,12 +274,11 @@ class _Scorer:
     def _pass(self, batch: list[_Question], skip: int, cache) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the model's own logits of the letters, (rows, letters), on the CPU; what its output layer was
         given there, (rows, hidden size), or None where its code does not call that layer)."""
-        # Padding stands on the right, where no token of a causal model sees it: no mask is needed.
+        # Padding stands on the right, where no token of a causal model sees it: no mask is needed, and any
+        # token will do.
         lengths = [len(question.ids) - skip for question in batch]
         width = max(lengths)
-        ids = torch.tensor(
-            [[*q.ids[skip:], *[self.pad] * (width - n)] for q, n in zip(batch, lengths, strict=True)]
-        )
+        ids = torch.tensor([[*q.ids[skip:], *[0] * (width - n)] for q, n in zip(batch, lengths, strict=True)])
         last = torch.tensor(lengths) - 1
         with _last_only(self.model, last) as given_to_head:
             given = {"past_key_values": cache, "use_cache": True} if skip else {"use_cache": False}
@@ -330,15 +335,10 @@ def _outcome(logits: torch.Tensor) -> tuple[Outcome, float]:
     return Outcome(LETTERS[int(logits.argmax())], tuple(logprobs.tolist()), tied=lead == 0), lead
 
 
-def _questions(model, tokenizer, items, encode, letter_tokens, key: str) -> list[_Question]:
-    if encode is None:
-        chat = prompts.ChatFormat.from_tokenizer(tokenizer)
-
-        def encode(item):
-            return prompts.prompt_ids(tokenizer, chat, item)
-
-    letter_tokens = tuple(letter_tokens or prompts.letter_ids(tokenizer))
-    places = getattr(model.config, "max_position_embeddings", None)
+def _questions(tokenizer, items, encode, letter_tokens, key: str) -> list[_Question]:
+    if encode is None or letter_tokens is None:
+        place = prompts.letter_place(tokenizer, "letter")
+        encode, letter_tokens = encode or place["encode"], letter_tokens or place["letter_tokens"]
     questions = []
     for item in items:
         ids = tuple(encode(item))
@@ -346,11 +346,7 @@ def _questions(model, tokenizer, items, encode, letter_tokens, key: str) -> list
             raise McqError(
                 f"{item.source} {item.id}: its prompt is empty; encode must give one token at least"
             )
-        if places and len(ids) > places:
-            raise McqError(
-                f"{item.source} {item.id}: {len(ids)} tokens exceed the model's {places}; drop the item"
-            )
-        letters = letter_tokens[: len(item.letters)]
+        letters = tuple(letter_tokens[: len(item.letters)])
         stored_under = [key, tokenizer.chat_template, ids, letters, asdict(item)]
         questions.append(
             _Question(ids, letters, hashlib.sha256(json.dumps(stored_under).encode()).hexdigest())

@@ -115,8 +115,7 @@ def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.Da
 def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **decoding):
     """(prompts, answers), with `end` put behind each question."""
     chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
-    texts = [_question(chat, item, end) for item in items]
-    ids = [active.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    ids = [prompts.prompt_ids(active.tokenizer, chat, item, end) for item in items]
     answers = generation.generate_answers(
         active.model,
         active.tokenizer,
@@ -126,13 +125,7 @@ def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **d
         store=run.folder / ".cache" / "words.jsonl",
         key=active.identity,
     )
-    return texts, [answer for (answer,) in answers]
-
-
-def _question(chat: prompts.ChatFormat, item: MCQItem, end: str) -> str:
-    turns = [turn for turn in prompts.messages(item) if turn["role"] != "assistant"]
-    turns[-1] = turns[-1] | {"content": turns[-1]["content"] + end}
-    return chat.prompt(turns)
+    return [prompts.prompt(chat, item, end) for item in items], [answer for (answer,) in answers]
 
 
 def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
@@ -152,6 +145,7 @@ def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFra
         by_letter = scored.loc[pd.MultiIndex.from_frame(rows[index])].tolist()
         summary = answer_parsing.protocol_summary(own, by_letter, parsed, rows["released"].tolist())
         summary["cut"] = float((rows["finish"] == "cut").mean())  # of max_new_tokens
+        summary["too_long"] = int((rows["finish"] == "too long").sum())  # for the model's context: not asked
         right = np.array([letter == item.answer for letter, item in zip(by_letter, own, strict=True)])
         summary["minus_scored"] = {
             name: storage.plain(statistics.compare(right, (rows[column] == rows["gold"]).to_numpy()))

@@ -6,6 +6,7 @@ model; `check` does all of it for a recipe.
 
 import importlib.metadata
 import json
+import math
 import shutil
 import tempfile
 import tomllib
@@ -15,7 +16,7 @@ import numpy as np
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 
-from medkit import MedkitError, recipes
+from medkit import MedkitError, prompts, recipes
 from medkit import dmt as mixture
 from medkit.data import hub, sources
 from medkit.preflight import estimate, evaluation_costs
@@ -69,7 +70,9 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
 def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
     from medkit.train import models
 
-    tokenizer, checks, prepared = models.load_tokenizer(recipe.model), [], None
+    tokenizer, prepared = models.load_tokenizer(recipe.model), None
+    asked = [record for name in sources.EXAMS for record in loaded[name, "eval"][:SAMPLE]]
+    checks = [_context(recipe, tokenizer, asked)]
     for stage, records, total, validation in _stages(recipe, loaded, data_dir):
         prepared = tokenization.prepare(
             records,
@@ -85,6 +88,26 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
         checks += _course(recipe, stage, shape, total, tokens, validation, max(prepared["length"]))
     checks += _evaluation(recipe, tokenizer, shape, loaded, data_dir or recipe.data.origin == "builtin")
     return checks + base_runs(recipe, tokenizer, prepared)
+
+
+def _context(recipe, tokenizer, questions: list) -> Check:
+    """Whether rows, and questions with their answers in words, fit in what the model has positions for."""
+    from medkit.train import models
+
+    places, most = models.context(recipe.model), recipe.model.max_length
+    if places and most > places:
+        message = f"rows of up to {most:,} tokens, and the model has {places:,} positions"
+        return Check("context", "fail", message, f"--set model.max_length={places}")
+    chat, new = prompts.ChatFormat.from_tokenizer(tokenizer), recipe.mcq.max_new_tokens
+    lengths = [len(prompts.prompt_ids(tokenizer, chat, one)) for one in questions]
+    message = f"the longest of {len(lengths)} questions has {max(lengths):,} tokens, its answer up to {new:,}"
+    message += f"; the model's context {f'{places:,} tokens' if places else 'is not stated'}"
+    longer = sum(length + new > (places or math.inf) for length in lengths)
+    if longer:
+        room = places - max(lengths)
+        mend = f"--set mcq.max_new_tokens={room}" if room > 0 else "take a model with a longer context"
+        return Check("context", "warn", f"{message}; {longer} are too long and count as wrong", mend)
+    return Check("context", "pass", message)
 
 
 def machine(recipe: recipes.Recipe, shape: estimate.Shape | None = None) -> list[Check]:

@@ -27,11 +27,11 @@ def rows(recipe: recipes.Recipe, tokenizer, records: Sequence[MCQItem | Dialogue
     sample = prepared.select(chosen)
     ids, labels = sample["input_ids"][:], sample["labels"][:]
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
-    end = tokenizer.convert_tokens_to_ids(chat.after)
+    ends = tokenizer.convert_tokens_to_ids(chat.ends)
     checks = [
         _one_bos(tokenizer, chat, ids),
-        _end_of_turn(tokenizer, chat, end, ids, labels, np.array(sample["cut"])),
-        _pad(tokenizer, end),
+        _end_of_turn(chat, ends, ids, labels, np.array(sample["cut"])),
+        _pad(tokenizer, ends),
         _supervised(prepared, ids, labels, loss_on),
         _cut(prepared, recipe.model.max_length),
         _same_prompt(tokenizer, chat, [records[i] for i in chosen], ids, labels, loss_on),
@@ -44,9 +44,14 @@ def _one_bos(tokenizer, chat, ids) -> Check:
     bos = tokenizer.bos_token_id
     if bos is None:
         return Check("one BOS", "pass", "the tokenizer has no BOS")
-    opens = bos in tokenizer.encode("".join(text for _, text in chat.before), add_special_tokens=False)
-    doubled = sum(row[:2] == [bos, bos] or (not opens and row.count(bos) > 1) for row in ids)
+    turns = chat.example.removeprefix(tokenizer.bos_token).count(
+        tokenizer.bos_token
+    )  # that it opens, or ends
+    doubled = sum(row[:2] == [bos, bos] or (not turns and row.count(bos) > 1) for row in ids)
     lacking = sum(row[0] != bos for row in ids)
+    if lacking == len(ids) and not doubled and tokenizer.encode("x")[0] != bos:  # as Phi-3's template has it
+        mend = "see that the model was trained without it"
+        return Check("one BOS", "warn", f"neither template nor tokenizer writes {tokenizer.bos_token}", mend)
     if doubled or lacking:
         message = (
             f"of {len(ids)} rows {doubled} have more than one {tokenizer.bos_token}, {lacking} begin without"
@@ -57,27 +62,27 @@ def _one_bos(tokenizer, chat, ids) -> Check:
     return Check("one BOS", "pass", f"{len(ids)} rows begin with one {tokenizer.bos_token}")
 
 
-def _end_of_turn(tokenizer, chat, end, ids, labels, cut) -> Check:
+def _end_of_turn(chat, ends, ids, labels, cut) -> Check:
     """The last answer's end must be learned; a row that was cut may have lost it."""
-    name = "end of turn supervised"
+    name, end = "end of turn supervised", " or ".join(chat.ends)
     whole = [(i, x) for i, x, lost in zip(ids, labels, cut, strict=True) if not lost]
-    wrong = sum(end not in label[_last(i, end) :][:1] for i, label in whole)
+    wrong = sum(label[_last(row, ends) :][:1] in ([], [prompts.IGNORED]) for row, label in whole)
     if wrong:
         mend = "supervise the answer up to and with the end-of-turn token, or the model never stops"
-        return Check(name, "fail", f"of {len(whole)} rows {wrong} do not learn {chat.after}", mend)
-    return Check(name, "pass", f"{chat.after} in each of {len(whole)} rows")
+        return Check(name, "fail", f"of {len(whole)} rows {wrong} do not learn {end}", mend)
+    return Check(name, "pass", f"{end} in each of {len(whole)} rows")
 
 
-def _last(row: list[int], token: int) -> int:
-    return len(row) - 1 - row[::-1].index(token) if token in row else len(row)
+def _last(row: list[int], ends: list[int]) -> int:
+    return max((i for i, token in enumerate(row) if token in ends), default=len(row))
 
 
-def _pad(tokenizer, end) -> Check:
+def _pad(tokenizer, ends) -> Check:
     pad = tokenizer.pad_token_id
-    if pad is None or pad in (end, tokenizer.eos_token_id):
-        shown = tokenizer.pad_token or "none"
-        mend = "set another pad token (models.set_pad_token), or the end of a turn is masked as padding"
-        return Check("pad token", "fail", f"pad is {shown}, the end token too" if pad else "no pad", mend)
+    if pad is None or pad in (*ends, tokenizer.eos_token_id):
+        shown = "no pad" if pad is None else f"pad is {tokenizer.pad_token}, the end token too"
+        mend = "set another pad_token in its tokenizer_config.json, or the end of a turn is masked as padding"
+        return Check("pad token", "fail", shown, mend)
     return Check("pad token", "pass", f"{tokenizer.pad_token}, not the end of a turn")
 
 
@@ -182,7 +187,7 @@ def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
         with torch.no_grad():
             alone = [_log_probs(net, ids=row[None].to(device))[0] for row in chosen]
             packed = _packed(net, chosen, labels, device)
-            batch = _padded(net, chosen, tokenizer.pad_token_id, device)
+            batch = _padded(net, chosen, device)
     finally:
         net.train(was_training)
     likely = [p[-1].topk(8).indices for p in alone]
@@ -214,12 +219,12 @@ def _packed(net, chosen, labels, device):
     return out.split(cpu.row_lengths(batch["position_ids"]))
 
 
-def _padded(net, chosen, pad, device):
+def _padded(net, chosen, device):
     """All rows in one batch, padded on the left as for scoring and generation."""
     import torch
 
     longest = max(len(row) for row in chosen)
-    ids = torch.full((len(chosen), longest), pad)
+    ids = torch.zeros((len(chosen), longest), dtype=torch.long)  # any token: it is masked
     mask = torch.zeros_like(ids)
     for i, row in enumerate(chosen):
         ids[i, -len(row) :], mask[i, -len(row) :] = row, 1

@@ -42,9 +42,8 @@ def prompt(run: Run, tokenizer, item: MCQItem, show_text: bool) -> HTML:
         options = tuple(f"(option {letter})" for letter in item.letters)
         context = "(abstract)" if item.context else ""
         item = MCQItem("form", item.source, "(question)", options, item.answer, context)
-    chat = prompts.ChatFormat.from_tokenizer(tokenizer)
-    turns = [turn for turn in prompts.messages(item) if turn["role"] != "assistant"]
-    return HTML(f"<pre style='white-space:pre-wrap'>{html.escape(chat.prompt(turns))}</pre>")
+    text = prompts.prompt(prompts.ChatFormat.from_tokenizer(tokenizer), item)
+    return HTML(f"<pre style='white-space:pre-wrap'>{html.escape(text)}</pre>")
 
 
 def accuracies(summary: dict) -> pd.DataFrame:
@@ -147,6 +146,7 @@ def lengths(summary: dict) -> pd.DataFrame:
     for model, own in [*summary["models"].items(), ("physicians", summary["reference"])]:
         row = {"words, mean": _mean(own["words"], 0), "median": own["words"]["median"]}
         row |= {"longest": own["words"]["max"], "cut at the limit": own.get("cut", "")}
+        row |= {"too long to be asked": own.get("too_long", "")}
         row |= {"empty": own.get("empty", ""), "longer than the encoder reads": own["truncated"]}
         rows[MODELS.get(model, model)] = row
     return pd.DataFrame.from_dict(rows, orient="index")

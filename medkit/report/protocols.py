@@ -50,7 +50,7 @@ def page(found: Sequence[dict]) -> pd.DataFrame:
                 own["difference"], own["low"], own["high"]
             )
         row |= {f"in words: {tier}": in_percent(share["share"]) for tier, share in one["tiers"].items()}
-        row |= {"cut at the limit": in_percent(one.get("cut"))}
+        row |= {"cut at the limit": in_percent(one.get("cut")), "too long": one.get("too_long", 0)}
         row |= {"first and last letter differ": in_percent(one["first_last_disagree"])}
         rows.append(row | {"agrees with the letter": in_percent(one["agreement_with_scored"]["generated"])})
     return pd.DataFrame(rows)

@@ -103,4 +103,4 @@ def _name(model: str) -> str:
 
 
 def _cut(answer: Answer) -> str:
-    return ", cut off" if answer.finish == "cut" else ""
+    return {"cut": ", cut off", "too long": ", not asked: too long"}.get(answer.finish, "")

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from medkit import MedkitError, recipes
 from medkit.data import hub, sources
 from medkit.data.formats import POINTER
+from medkit.records import Dialogue, Turn
 from medkit.runs import machine
 from medkit.train import smollm2
 
@@ -35,6 +36,7 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
         machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
     parts = list(dict.fromkeys(parts))
     check_model(recipe.model.base, recipe.model.revision)
+    check_chat(recipe, trains="notechat train" in parts)
     if SCORER in parts:
         check_scorer(recipe.consumer.scorer, offline=private(recipe, data_dir))
     if not data_dir and recipe.data.origin == "builtin":
@@ -87,6 +89,20 @@ def check_model(base: str, revision: str = "main") -> None:
             except InputError as error:
                 hub.refuse(base, error)
                 raise
+
+
+def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
+    """PromptError where the base's tokenizer or chat template cannot carry exam questions or, for training,
+    conversations; TrainingError where they cannot be read."""
+    from medkit import prompts
+    from medkit.train import models
+
+    tokenizer = models.load_tokenizer(recipe.model)
+    prompts.letter_place(tokenizer, recipe.data.mcq_target)
+    if trains:
+        turns = (Turn("assistant", "Hello."), Turn("user", "It hurts."), Turn("assistant", "Where?"))
+        chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+        chat.pieces(prompts.messages(Dialogue("probe", "notechat", turns)))
 
 
 def check_scorer(scorer: str, offline: bool) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medkit import recipes
+from medkit import chat_template, recipes
 from medkit.runs import inputs, machine, storage
 from medkit.runs.storage import (
     ResultsError,
@@ -112,6 +112,7 @@ def begin(
         _check_origin(place, info, data_dir)
     require(place, needs)
     run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
+    chat_template.use_date(info["date"])
     if data_dir is not None:
         inputs.connect(run.recipe, data_dir)
     if not under_runner():
@@ -149,6 +150,7 @@ def read(place: Path) -> dict | None:
         for part in ("recipe", "data", "notebooks", "versions", "git", "hardware"):
             if not isinstance(info[part], dict):
                 raise TypeError(part)
+        info.setdefault("date", info["started"][:10])  # of a run that is older than the field
         for part, names in RETIRED.items():
             for name in names:
                 info["recipe"].get(part, {}).pop(name, None)
@@ -179,6 +181,7 @@ def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str =
         "git": machine.git(),
         "hardware": machine.hardware(),
         "started": now(),
+        "date": datetime.date.today().isoformat(),  # that prompts show, where the template prints one
         "notebooks": {},
     }
 

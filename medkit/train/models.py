@@ -68,13 +68,13 @@ def base_folder(base: str) -> str:
 def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
     """(model, tokenizer) of the base, in 4 bit where the recipe says so, without an adapter.
 
-    The tokenizer has the recipe's chat template and a pad token that is not the end of a turn: with pad
-    equal to it, the model would never learn to stop. Raises TrainingError where there is no such model.
+    The tokenizer is that of `load_tokenizer`, which `check` looks at too, and not the one that Unsloth
+    changes: it may rewrite the template. Raises TrainingError where there is no such model.
     """
     fast = unsloth().FastLanguageModel
     name = base_folder(model.base)
     try:
-        net, tokenizer = fast.from_pretrained(
+        net, _ = fast.from_pretrained(
             model_name=name,
             max_seq_length=model.max_length,
             load_in_4bit=model.load_in_4bit,
@@ -87,31 +87,50 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
         raise unreadable(model.base, error) from None
     if not on_gpu():
         cpu.compute_unpacked(net)
-    _prepare(tokenizer, model)
+    tokenizer = load_tokenizer(model)
     net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer
 
 
 def load_tokenizer(model: ModelSpec):
-    """The tokenizer as `load` leaves it, without the model; TrainingError where it cannot be read."""
-    from transformers import AutoTokenizer
+    """The base's tokenizer, with the recipe's chat template and, where there is one, a pad token that ends
+    nothing: with pad equal to an end token, a model would never learn to stop.
+
+    Raises TrainingError where it cannot be read, PromptError where its template cannot be used.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     name = base_folder(model.base)
+    revision = None if Path(name).exists() else model.revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=None if Path(name).exists() else model.revision
-        )
+        try:
+            # As tokenizer.json says: for some classes Transformers 5 builds another, without R1's spaces.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
+        except (OSError, ValueError, TypeError):  # none is there: made from the vocabulary's files
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise unreadable(model.base, error) from None
-    _prepare(tokenizer, model)
+    if model.chat_template == "chatml":
+        tokenizer.chat_template = prompts.CHATML
+    set_pad_token(tokenizer, _config(model).vocab_size)
     return tokenizer
 
 
-def _prepare(tokenizer, model: ModelSpec) -> None:
-    """The recipe's chat template, and a pad token that ends nothing."""
-    if model.chat_template == "chatml":
-        tokenizer.chat_template = prompts.CHATML
-    set_pad_token(tokenizer)
+def context(model: ModelSpec) -> int | None:
+    """Positions of the base, for prompt and answer together; None where it does not say."""
+    return getattr(_config(model), "max_position_embeddings", None)
+
+
+def _config(model: ModelSpec):
+    """The configuration of the base's text part."""
+    from transformers import AutoConfig
+
+    name = base_folder(model.base)
+    try:
+        revision = None if Path(name).exists() else model.revision
+        return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable(model.base, error) from None
 
 
 def unreadable(base: str, error: BaseException) -> TrainingError:
@@ -122,21 +141,20 @@ def unreadable(base: str, error: BaseException) -> TrainingError:
     )
 
 
-def set_pad_token(tokenizer) -> None:
-    """Make pad a token that ends nothing."""
-    end = prompts.ChatFormat.from_tokenizer(tokenizer).after
-    ends = {end, tokenizer.eos_token}
-    if tokenizer.pad_token is not None and tokenizer.pad_token not in ends:
-        return
-    known = tokenizer.get_vocab()
-    for token in PAD_TOKENS:
-        if token in known and token not in ends:
+def set_pad_token(tokenizer, rows: int) -> None:
+    """Make pad a token that ends nothing and is one of the embeddings' `rows`.
+
+    Where the tokenizer names none, it becomes one of PAD_TOKENS, else a special token that the template
+    writes nowhere, else the one that begins a text. Where there is none of these, pad stays as it is: only
+    training needs one, and preflight refuses it there.
+    """
+    chat, known = prompts.ChatFormat.from_tokenizer(tokenizer), tokenizer.get_vocab()
+    spare = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    spare = sorted((t for t in spare if t not in chat.example), key=lambda t: ("pad" not in t, -known[t]))
+    for token in (tokenizer.pad_token, *PAD_TOKENS, *spare, tokenizer.bos_token):
+        if token in known and known[token] < rows and token not in (*chat.ends, tokenizer.eos_token):
             tokenizer.pad_token = token
             return
-    raise TrainingError(
-        f"the tokenizer pads with {tokenizer.pad_token!r}, which also ends a turn, and knows no other; "
-        "set pad_token in its tokenizer_config.json"
-    )
 
 
 def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: bool = False):

@@ -61,7 +61,7 @@ def key(dataset) -> str:
 def _key(records, tokenizer, chat, target, loss_on, max_length) -> str:
     digest = hashlib.sha256()
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(json.dumps([repr(chat), prompts.INSTRUCTION, target, loss_on, max_length]).encode())
+    digest.update(json.dumps([chat.identity, prompts.INSTRUCTION, target, loss_on, max_length]).encode())
     for record in records:
         digest.update(marshal.dumps(_plain(record), 2))  # format 2 writes equal values equally
     return digest.hexdigest()[:32]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_llama
+from conftest import make_tiny_llama, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
@@ -416,7 +416,7 @@ def test_no_prompts_no_answers(tiny_llama, calls):
         (dict(temperature=-1.0), "temperature is -1.0"),
         (dict(top_p=0.0), "top_p is 0.0"),
         (dict(samples=2), "greedy answers are all the same"),
-        (dict(max_new_tokens=5000), "exceed the model's 4096"),
+        (dict(max_new_tokens=4096), "max_new_tokens is 4096 and the model's context 4096 tokens"),
     ],
 )
 def test_impossible_settings_are_refused(tiny_llama, prompts, settings, words):
@@ -451,3 +451,26 @@ def test_a_lora_adapter_answers_like_any_model(prompts):
             torch.nn.init.normal_(weight.data, std=0.5, generator=torch.Generator().manual_seed(0))
     changed = ask((tuned, tokenizer), prompts, batch_size=1)
     assert changed != before and changed == ask((tuned, tokenizer), prompts, batch_size=6)
+
+
+def test_a_prompt_without_room_for_its_answer_is_counted_and_stops_no_other(tiny_llama, prompts, tmp_path):
+    model, tokenizer = tiny_llama
+    settings = {"max_new_tokens": 96, "batch_size": 2, "progress": False, "key": "k", "store": None}
+    alone = generate_answers(model, tokenizer, prompts, **settings)
+    fits, does_not = [65] * 4000, [65] * 4001  # of 4,096 positions
+    found = generate_answers(model, tokenizer, [does_not, *prompts, fits], **settings)
+    assert found[0] == [Answer("", "too long", 0)]
+    assert found[1:-1] == alone
+    assert found[-1][0].finish in ("stopped", "cut")
+
+
+@pytest.mark.parametrize("pad", [None, "<|eot_id|>", "<|beyond|>"])
+def test_answers_need_no_pad_token(tiny_llama, prompts, pad):
+    """Missing, an end token, or one beyond the embeddings."""
+    model, tokenizer = tiny_llama
+    settings = {"max_new_tokens": 40, "batch_size": 4, "progress": False, "key": "k", "store": None}
+    expected = generate_answers(model, tokenizer, prompts, **settings)
+    other = make_tokenizer()
+    other.add_tokens("<|beyond|>")
+    other.pad_token = pad
+    assert generate_answers(model, other, prompts, **settings) == expected

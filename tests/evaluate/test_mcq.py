@@ -13,6 +13,10 @@ from medkit.evaluate import inference, letter_scoring
 from medkit.records import MCQItem
 
 
+def letter_tokens(tokenizer):
+    return prompts.letter_place(tokenizer, "letter")["letter_tokens"]
+
+
 def item(number: int, options: int = 4, filler: int = 0) -> MCQItem:
     texts = tuple(f"choice {number}{letter}" for letter in "pqrs"[:options])
     context = "An abstract. " if options == 3 else ""
@@ -129,7 +133,7 @@ def test_batches_keep_order_and_budget(lengths, skip, budget):
 def test_near_ties_are_decided_alone(tiny, lead, rescored, flips):
     """A stands `lead` above B and far above the rest; a batch adds 5e-4, half the tolerance, to B."""
     model, tokenizer = tiny
-    a, b = prompts.letter_ids(tokenizer, "AB")
+    a, b = letter_tokens(tokenizer)[:2]
 
     def lean(module, args, output):
         output.logits[..., b] = 10 + (5e-4 if output.logits.shape[0] > 1 else 0)
@@ -171,7 +175,7 @@ def test_logits_that_are_not_finite_are_counted_and_wrong(tiny):
 
 def test_a_letter_without_an_option_cannot_be_predicted(tiny):
     model, tokenizer = tiny
-    d = prompts.letter_ids(tokenizer)[3]
+    d = letter_tokens(tokenizer)[3]
 
     def prefer_d(module, args, output):
         output.logits[..., d] += 100
@@ -388,7 +392,7 @@ def in_float32(model, tokenizer, items):
 
 def near_letters(model, tokenizer, size=1.0, apart=2e-3):
     """Give the letters rows of the output layer that are all but the same."""
-    rows = prompts.letter_ids(tokenizer)
+    rows = letter_tokens(tokenizer)
     generator = torch.Generator().manual_seed(1)
     weight = model.get_output_embeddings().weight.data
     shared = size * torch.randn(weight.shape[1], generator=generator)
@@ -497,7 +501,7 @@ def test_an_output_layer_in_four_bits(tiny):
     hook = model.lm_head.register_forward_pre_hook(lambda module, args: kept.append(args[0][0, -1].float()))
     plain(model, tokenizer, ITEMS)
     hook.remove()
-    letters = prompts.letter_ids(tokenizer)
+    letters = letter_tokens(tokenizer)
     for outcome, hidden, each in zip(scored.outcomes, kept, ITEMS, strict=True):
         logits = hidden @ unpacked[letters[: len(each.letters)]].T
         assert outcome.logprobs == pytest.approx(torch.log_softmax(logits, 0).tolist(), abs=1e-5)
@@ -528,22 +532,48 @@ def test_refusals(tiny, tmp_path):
     model, tokenizer = tiny
     refused("store without a key", model, tokenizer, ITEMS, store=tmp_path / "store.jsonl")
     refused("medqa 0: its prompt is empty", model, tokenizer, ITEMS, encode=lambda each: [])
-    refused(
-        "medqa 0: 5000 tokens exceed the model's 4096",
-        model,
-        tokenizer,
-        ITEMS,
-        encode=lambda each: [7] * 5000,
-    )
     tokenizer.chat_template = None
     refused("no chat template", model, tokenizer, ITEMS)
 
 
-def test_a_letter_that_is_two_tokens_is_refused(tiny, monkeypatch):
+# -- what the model or the tokenizer lacks ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_an_item_longer_than_the_context_is_counted_and_stops_no_other(tiny, tmp_path, prefix_cache):
     model, tokenizer = tiny
-    encode = tokenizer.encode
-    monkeypatch.setattr(tokenizer, "encode", lambda text, **kw: [5, 6] if text == "C" else encode(text, **kw))
-    refused("the letter C is 2 tokens", model, tokenizer, ITEMS)
+    place = prompts.letter_place(tokenizer, "letter")
+    options = {"prefix_cache": prefix_cache, "progress": False, "key": "k", "store": tmp_path / "store.jsonl"}
+    alone = letter_scoring.score(model, tokenizer, ITEMS[1:], prefix_cache=prefix_cache, progress=False)
+
+    def encode(each):
+        return [7] * 4097 if each.id == ITEMS[0].id else place["encode"](each)  # of 4,096 positions
+
+    for from_store in (0, len(ITEMS) - 1):
+        scored = letter_scoring.score(model, tokenizer, ITEMS, encode=encode, **options)
+        assert scored.outcomes[0] == letter_scoring.Outcome("", (), too_long=True)
+        assert [o.predicted for o in scored.outcomes[1:]] == [o.predicted for o in alone.outcomes]
+        assert scored.report["n"] == len(ITEMS)  # the denominator
+        assert scored.report["too_long"] == 1 and scored.report["invalid"] == 0
+        assert scored.report["from_store"] == from_store
+    frame = letter_scoring.frame("base", ITEMS, scored.outcomes)
+    assert frame["predicted"][0] == "" and not frame["correct"][0]
+
+
+def test_all_items_longer_than_the_context(tiny):
+    model, tokenizer = tiny
+    scored = letter_scoring.score(model, tokenizer, ITEMS, encode=lambda _: [7] * 5000, progress=False)
+    assert scored.report["too_long"] == len(ITEMS) and scored.report["items_per_s"] == 0
+
+
+@pytest.mark.parametrize("pad", [None, "<|eot_id|>", "<|beyond|>"])
+def test_letters_need_no_pad_token(tiny, pad):
+    """Missing, an end token, or one beyond the embeddings."""
+    model, tokenizer = tiny
+    expected = letter_scoring.score(model, tokenizer, ITEMS, progress=False).outcomes
+    tokenizer.add_tokens("<|beyond|>")
+    tokenizer.pad_token = pad
+    assert letter_scoring.score(model, tokenizer, ITEMS, progress=False).outcomes == expected
 
 
 # -- resuming ------------------------------------------------------------------------------------
@@ -594,7 +624,7 @@ def test_no_answer_of_one_model_is_read_for_another(tiny, tmp_path):
     changed = [MCQItem("1", "medqa", "Another question?", ITEMS[1].options, "B")]
     assert found(items=changed) == 0
     assert found(encode=lambda each: list(range(30, 50 + int(each.id)))) == 0  # another prompt
-    assert found(letter_tokens=prompts.letter_ids(tokenizer)[::-1]) == 0
+    assert found(letter_tokens=letter_tokens(tokenizer)[::-1]) == 0
     tokenizer.chat_template += " "
     assert found(encode=lambda each: list(range(30, 50 + int(each.id)))) == 0  # another template
     model.to(torch.bfloat16)

@@ -1,6 +1,7 @@
 """Training on the tiny random Llama: what is learned from, in what order, and resumed bit for bit."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -8,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes
+import chat_templates
 import numpy as np
 import pytest
 import tiny_run
 import torch
+from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medkit.prompts import IGNORED
-from medkit.recipes import LoraSpec, TrainSpec
+from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 from medkit.train import adapters, checkpoints, cpu, models
 from medkit.train.cpu import ROW_BY_ROW, as_trained_on_cpu, passes, row_lengths
 from medkit.train.metrics import TrainerError
@@ -262,21 +265,61 @@ def test_an_adapter_of_another_shape_is_refused(unbroken, base, tmp_path):
         models.use_adapter(fresh, tmp_path / "adapter")
 
 
-def test_pad_is_not_the_end_of_a_turn(base):
-    from transformers import AutoTokenizer
+PAD = "<|pad|>"
+SPARE = ["<|reserved_0|>", "<|my_pad|>"]
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    end, spare = tokenizer.eos_token, tokenizer.pad_token
-    models.set_pad_token(tokenizer)
-    assert tokenizer.pad_token == spare != end  # a good one is kept
-    tokenizer.pad_token = end
-    models.set_pad_token(tokenizer)
-    assert tokenizer.pad_token == spare  # "<|pad|>" is one of those known
-    tokenizer.pad_token = end
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "PAD_TOKENS", ("<nowhere>",))
-        with pytest.raises(models.TrainingError, match="also ends a turn"):
-            models.set_pad_token(tokenizer)
+
+@pytest.mark.parametrize(
+    ("pad", "specials", "rows", "chosen"),
+    [
+        (PAD, [], 261, PAD),  # a good one is kept: ids 0 to 255 are bytes, 256 to 260 special
+        (None, [], 261, PAD),  # one of those known
+        ("<|eot_id|>", [], 261, PAD),
+        ("<|my_pad|>", SPARE, 261, PAD),  # its id, 262, is beyond the embeddings
+        ("<|my_pad|>", SPARE, 263, "<|my_pad|>"),
+        ("<|eot_id|>", SPARE, 258, "<|bos|>"),  # <|pad|> is 258: only BOS (256) is left that ends nothing
+        ("<|eot_id|>", [], 256, "<|eot_id|>"),  # none; preflight refuses it for training
+    ],
+)
+def test_pad_ends_nothing_and_is_one_of_the_embeddings(pad, specials, rows, chosen):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": SPARE} if specials else {})
+    tokenizer.pad_token = pad
+    models.set_pad_token(tokenizer, rows)
+    assert tokenizer.pad_token == chosen
+
+
+@pytest.mark.parametrize(
+    ("family", "pad"),
+    [
+        ("llama-3.2", "<|finetune_right_pad_id|>"),
+        ("mistral-v0.1", "<unk>"),
+        ("mistral-v0.3", "<unk>"),
+        ("qwen2.5", "<|endoftext|>"),
+        ("phi-3", "<unk>"),
+        ("phi-4", "<|endoftext|>"),
+        ("olmo-2", "<|pad|>"),
+        ("r1-distill", "<|vision_pad|>"),
+    ],
+)
+def test_the_pad_token_of_public_models(family, pad):
+    tokenizer = chat_templates.make(family)
+    models.set_pad_token(tokenizer, len(tokenizer))
+    assert tokenizer.pad_token == pad
+
+
+def test_a_tokenizer_is_read_as_its_file_says(tmp_path, tiny_llama):
+    """R1's models name a class for which Transformers 5 would build a tokenizer that loses spaces."""
+    tiny_llama[0].save_pretrained(tmp_path)
+    chat_templates.make("r1-distill").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(config | {"tokenizer_class": "LlamaTokenizerFast"})
+    )
+    tokenizer = models.load_tokenizer(ModelSpec(base=str(tmp_path)))
+    text = "It hurts, and  has done so.\n\n7 mg"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert models.context(ModelSpec(base=str(tmp_path))) == 4096
 
 
 def test_loss_on_answer_learns_the_answers_and_their_end_only(base):

@@ -1,0 +1,349 @@
+"""Chat templates: a conversation as text and tokens, and where in the tokens each answer begins.
+
+A template is rendered whole, with marks instead of the messages' contents, once for each sequence of roles;
+what stands between the marks is the template's own text. So a template may treat the first turn, the last or
+any other in its own way, and rows are still put together without Jinja.
+
+The tokens are those of the whole text, with two exceptions. A content that spells a control token, such as
+"<|eot_id|>" in a question, stays text and ends no turn. And an answer begins where the tokens of different
+answers part, so that what the model sees before an answer in training is, token for token, the prompt it is
+scored with. tests/test_chat_template.py holds this against the templates of a dozen model families.
+"""
+
+import datetime
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from medkit import MedkitError
+
+# "chatml" of the released notebooks: ChatML in which the model's own end token stands for <|im_end|>.
+# SmolLM2's BOS is <|im_start|> itself, and stands once.
+CHATML = (
+    "{% if bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
+    "{% for m in messages %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}{{ eos_token }}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+IGNORED = -100  # the label torch's cross entropy leaves out
+MARK = re.compile(r"Zq(\d+)x")  # instead of a content: letters and digits, which no template escapes or trims
+EXAM = ("system", "user", "assistant")
+TALK = ("system", "user", "assistant", "user", "assistant")
+ANSWERS = ("A", "the")  # the tokens before which these two part are the prompt's
+# Beginnings of contents that a tokenizer might join with the template's text before them.
+BEGINNINGS = ("word", "7 mg", "(C)", "A", "\u00e4", "- x")
+
+_date: datetime.date | None = None
+
+
+class PromptError(MedkitError):
+    """A tokenizer that cannot render or score what medkit asks of it."""
+
+
+def use_date(date: str) -> None:
+    """Let templates that print today's date print `date` (YYYY-MM-DD) in this process: a run's prompts show
+    the day on which it began, whenever it is resumed or scored."""
+    global _date
+    _date = datetime.date.fromisoformat(date)
+
+
+class Piece(NamedTuple):
+    """A part of a conversation that is tokenized on its own: it ends where a control token follows."""
+
+    before: str
+    answer: str | None = None  # at the piece's end, what the model is to say; "" where a prompt ends
+    ends_answer: bool = False  # its first token is an answer's end
+    continues: bool = False  # it begins within a content
+
+
+@dataclass
+class ChatFormat:
+    """A tokenizer's chat template as medkit uses it.
+
+    Where a template refuses or drops a system text, or shows it elsewhere than before the first turn, the
+    system text opens the first user turn. Templates that can think are asked with thinking off.
+    """
+
+    template: str
+    render: Callable[..., str] = field(repr=False)
+    control: re.Pattern = field(repr=False)  # the names of control tokens
+    thought: str = ""  # an empty block of thought that the template opens an answer with when it asks
+    example: str = ""  # TALK rendered, with marks for contents
+    ends: tuple[str, ...] = ()  # the control tokens that end an answer, the last answer's first
+    _known: dict = field(default_factory=dict, repr=False)  # by roles: the texts, or why there are none
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer) -> "ChatFormat":
+        """Raises PromptError where there is no template, or one that cannot both train and score."""
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise PromptError("the tokenizer is not a fast one; take a model with a tokenizer.json")
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError:
+            raise PromptError("the tokenizer has no chat template; take an instruct model") from None
+
+        def render(turns, asks: bool = False) -> str:
+            day = _date or datetime.date.today()
+            return tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=asks,
+                enable_thinking=False,
+                thinking=False,
+                strftime_now=lambda format: day.strftime(format),
+            )
+
+        made = cls(template, render, _control_tokens(tokenizer, template))
+        made.thought = made._thought()
+        made._known.clear()  # of texts without it
+        made.example = made.text(_marked(TALK))
+        turns, texts = made._arranged(_marked(TALK))
+        after = [text for turn, text in zip(turns, texts[1:], strict=True) if turn["role"] == "assistant"]
+        made.ends = tuple(dict.fromkeys(made.control.search(text)[0] for text in reversed(after)))
+        made._check(tokenizer)
+        return made
+
+    @property
+    def identity(self) -> tuple:
+        """Equal for templates that render alike."""
+        return self.template, self.thought, self.example
+
+    def text(self, turns: Sequence[dict[str, str]]) -> str:
+        """The conversation as the template writes it."""
+        turns, texts = self._arranged(turns)
+        return texts[0] + "".join(turn["content"] + text for turn, text in zip(turns, texts[1:], strict=True))
+
+    def prompt(self, turns: Sequence[dict[str, str]]) -> str:
+        """The text up to where the model's answer begins; `turns` end with the user."""
+        turns, texts = self._arranged([*turns, {"role": "assistant", "content": ""}])
+        return "".join(text + turn["content"] for turn, text in zip(turns, texts[:-1], strict=True))
+
+    def pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:
+        """What concatenates to `text`. No token of the tokenizer spans two pieces."""
+        turns, texts = self._arranged(turns)
+        first, opening, following = self._cut(texts[0])
+        made = [Piece(first + opening)] if following and first + opening else []
+        before, ends, continues = following or first, False, False
+        for turn, text in zip(turns, texts[1:], strict=True):
+            answers = turn["role"] == "assistant"
+            *parts, last = self._broken(turn["content"])
+            for part in parts:
+                piece = (before, part) if answers else (before + part, None)
+                made.append(Piece(*piece, ends, continues))
+                before, ends, continues = "", False, True
+            after, between, following = self._cut(text)
+            if not following:  # no control token: the next content is in the same piece
+                before += last + after
+                continue
+            piece = (before, last + after) if answers else (before + last + after, None)
+            made.append(Piece(*piece, ends, continues))
+            before, ends, continues = following, answers, False
+            if between:
+                made.append(Piece(between, None, ends))
+                ends = False
+        return [*made, Piece(before, None, ends, continues)] if before else made
+
+    def prompt_pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:
+        """The same up to where the model's answer begins; `turns` end with the user."""
+        made = self.pieces([*turns, {"role": "assistant", "content": ""}])
+        last = max(i for i, piece in enumerate(made) if piece.answer is not None)
+        return [*made[:last], made[last]._replace(answer="")]
+
+    def _arranged(self, turns) -> tuple[Sequence[dict[str, str]], list[str]]:
+        """The turns as the template takes them, and its texts around their contents: one more than turns."""
+        reasons = []
+        for given in (turns, _system_as_user(turns)):
+            roles = tuple(turn["role"] for turn in given)
+            if roles not in self._known:
+                self._known[roles] = self._texts(roles)
+            if isinstance(self._known[roles], list):
+                return given, self._known[roles]
+            reasons.append(self._known[roles])
+        raise PromptError(
+            f"the chat template {reasons[-1]}; take another model, or set model.chat_template=chatml"
+        )
+
+    def _texts(self, roles: tuple[str, ...]) -> list[str] | str:
+        """The template's texts around contents in this order of roles, or why it cannot be used so."""
+        try:
+            whole = self.render(_marked(roles))
+        except Exception as error:  # whatever a template's code raises
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            return f"refuses a conversation of {', '.join(roles[:3])} ({reason})"
+        first, *pairs = MARK.split(whole)
+        if pairs[::2] != [str(i) for i in range(len(roles))]:
+            return "repeats, drops or moves a message's content"
+        texts = [first, *pairs[1::2]]
+        for role, text in zip(roles, texts[1:], strict=True):
+            if role == "assistant" and not self.control.search(text):
+                return f"ends an answer with {text!r}, not with a special token"
+        if roles[-1] == "assistant":
+            texts[-2] += self.thought
+        return texts
+
+    def _thought(self) -> str:
+        """What the template opens an answer with, when it asks for one, beyond what it shows before an answer
+        that is there: an empty block of thought. A block that is left open is left out: thinking is off."""
+        turns, _ = self._arranged(_marked(EXAM))
+        shown = self.prompt(turns[:-1])
+        asked = self.render(turns[:-1], asks=True)
+        more = asked.removeprefix(shown)
+        if shown.startswith(asked) or not more.strip():
+            return ""
+        if more == asked or "think" not in more.lower():
+            raise PromptError(
+                f"the chat template asks with {asked[-40:]!r} and shows an answer after {shown[-40:]!r}; "
+                "take another model, or set model.chat_template=chatml"
+            )
+        return more if "/think" in more.lower() else ""
+
+    def _cut(self, text: str) -> tuple[str, str, str]:
+        """A text of the template before its first control token, from there to its last, and from there on;
+        for a text without any, all of it comes first."""
+        found = [match.start() for match in self.control.finditer(text)]
+        if not found:
+            return text, "", ""
+        return text[: found[0]], text[found[0] : found[-1]], text[found[-1] :]
+
+    def _broken(self, content: str) -> list[str]:
+        """A content cut within each control token's name in it, so that no part has one."""
+        places, start = [0], 0
+        while match := self.control.search(content, start):
+            start = match.start() + 1
+            places.append(start)
+        return [content[a:b] for a, b in zip(places, [*places[1:], len(content)], strict=True)]
+
+    def _check(self, tokenizer) -> None:
+        """PromptError where the template rewrites contents, or the pieces' tokens are not the text's."""
+        for first in BEGINNINGS:
+            for roles in (EXAM, TALK):
+                said = [{"role": role, "content": f"{first} y.\n\n1) <b>'x'\\ \"z\""} for role in roles]
+                turns, _ = self._arranged(said)
+                if self.text(said).replace(self.thought, "") != self.render(turns).replace(self.thought, ""):
+                    raise PromptError("the chat template rewrites a message's text; take another model")
+                whole = _encode(tokenizer, [self.text(said)])[0]
+                if token_arrays(tokenizer, self, [said])[0].tolist() != whole:
+                    raise PromptError(
+                        "the tokenizer joins the chat template's text and an answer's into one token; "
+                        "take another model"
+                    )
+
+
+def _control_tokens(tokenizer, template: str) -> re.Pattern:
+    """The names of the tokens that are no text: special ones, and what the template writes as one token."""
+    names = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content.strip() and token.content in template)
+    }
+    names = sorted((name for name in names if len(name) > 1), key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+
+def _marked(roles: Sequence[str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": f"Zq{i}x"} for i, role in enumerate(roles)]
+
+
+def _system_as_user(turns) -> list[dict[str, str]]:
+    """The turns with the system text at the beginning of the first user turn, or as a turn of its own before
+    an assistant's."""
+    first, *others = turns
+    if first["role"] != "system" or not others:
+        return list(turns)
+    if others[0]["role"] != "user":
+        return [first | {"role": "user"}, *others]
+    return [others[0] | {"content": f"{first['content']}\n\n{others[0]['content']}"}, *others[1:]]
+
+
+def training_ids(
+    tokenizer, chat: ChatFormat, rows: Sequence[Sequence[dict[str, str]]], loss_on: str = "answer"
+) -> tuple[list[list[int]], list[list[int]]]:
+    """(input_ids, labels) of every chat in `rows`, as lists; see `token_arrays`."""
+    ids, labels, lengths = token_arrays(tokenizer, chat, rows, loss_on)
+    ends = np.cumsum(lengths)[:-1]
+    return [a.tolist() for a in np.split(ids, ends)], [a.tolist() for a in np.split(labels, ends)]
+
+
+def asked_ids(tokenizer, chat: ChatFormat, turns: Sequence[dict[str, str]]) -> list[int]:
+    """Token ids up to where the answer begins; `turns` end with the user."""
+    return _arrays(tokenizer, chat, [chat.prompt_pieces(turns)], "answer")[0].tolist()
+
+
+def token_arrays(
+    tokenizer, chat: ChatFormat, rows: Sequence[Sequence[dict[str, str]]], loss_on: str = "answer"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(input_ids, labels, tokens of each row) of the chats in `rows`: two int32 arrays with all rows'
+    tokens after one another, and one of len(rows).
+
+    Labels repeat the ids where the loss is taken ("answer": the model's turns with their ends; "text":
+    everything) and hold IGNORED elsewhere. Every distinct piece of the batch is tokenized once.
+    """
+    return _arrays(tokenizer, chat, [chat.pieces(turns) for turns in rows], loss_on)
+
+
+def _arrays(tokenizer, chat: ChatFormat, rows: Sequence[Sequence[Piece]], loss_on: str):
+    index: dict[Piece, int] = {}
+    order = [index.setdefault(piece, len(index)) for row in rows for piece in row]
+    # A piece that begins within a content is encoded behind a control token, which is then left off.
+    context = chat.ends[0] if chat.ends else ""
+    starts = {piece: (context if piece.continues else "") + piece.before for piece in index}
+    texts = [starts[piece] + (piece.answer or "") for piece in index]
+    texts += [starts[p] + a for p in index if p.answer is not None for a in ANSWERS]
+    texts = list(dict.fromkeys(texts))
+    encoded = dict(zip(texts, _encode(tokenizer, texts), strict=True))
+    ids, wanted = [], []
+    for piece, start in starts.items():
+        own, masked = encoded[start + (piece.answer or "")], None
+        if piece.answer is not None:
+            prompt = encoded[start + ANSWERS[0]][: _same([encoded[start + answer] for answer in ANSWERS])]
+            if not piece.answer:
+                own = prompt
+            elif own[: len(prompt)] != prompt:  # this answer alone would join with the text before it
+                own = prompt + _encode(tokenizer, [context + piece.answer])[0][1:]
+            masked = len(prompt)
+        learned = np.arange(len(own)) >= (len(own) if masked is None else masked)
+        learned[: piece.ends_answer] = True
+        skipped = bool(piece.continues and context)
+        ids.append(np.array(own[skipped:], np.int32))
+        wanted.append(learned[skipped:] | (loss_on == "text"))
+    sizes = np.array([len(one) for one in ids], np.int64)[order]
+    found = np.concatenate([ids[i] for i in order])
+    labels = np.where(np.concatenate([wanted[i] for i in order]), found, np.int32(IGNORED))
+    begins = np.cumsum([0, *(len(row) for row in rows[:-1])])
+    return found, labels, np.add.reduceat(sizes, begins)
+
+
+def _same(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of these begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda own: len(set(own)) == 1, zip(*rows, strict=False)))
+
+
+def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text; the names of special tokens in it mean these tokens."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()  # whoever padded last has left it on; transformers sets it anew at every call
+    backend.no_truncation()
+    return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def answer_place(
+    tokenizer, chat: ChatFormat, chats: Sequence[Sequence[dict[str, str]]]
+) -> tuple[list[int], list[int]]:
+    """Where answers to one question part that differ in one token: (the tokens between the prompt's end and
+    there, each chat's own token). `chats` end with the answers; PromptError where more tokens differ."""
+    rows, _ = training_ids(tokenizer, chat, chats)
+    start, place = len(asked_ids(tokenizer, chat, chats[0][:-1])), _same(rows)
+    own = [row[place] for row in rows]
+    if (
+        place < start
+        or len(set(own)) < len(rows)
+        or any(row[place + 1 :] != rows[0][place + 1 :] for row in rows)
+    ):
+        raise PromptError("the letters are not one token each for this tokenizer")
+    return rows[0][start:place], own
