@@ -144,6 +144,9 @@ def test_git_ignores_a_users_runs_and_keeps_the_committed_ones(tmp_path):
         assert not ignored(f"results/{name}/run.json")
         assert not ignored(f"results/{name}/tables/table3.md")
         assert ignored(f"results/{name}/stage1/adapter/adapter_model.safetensors")
+    # A link, too: committed, it would replace the folder of that name wherever it is checked out.
+    (tmp_path / ".venv").symlink_to(tmp_path)
+    assert ignored(".venv")
     kept = re.findall(r"^!results/(.+)/$", (REPO / ".gitignore").read_text(), re.M)
     assert sorted(kept) == sorted(storage.COMMITTED)
 

@@ -110,7 +110,9 @@ def server():
 
 CODE = """
 import json
-from medkit import hub, inputs, recipes
+from medkit import recipes
+from medkit.data import hub
+from medkit.runs import inputs
 inputs.connect(recipes.get("recommended"), "")
 config = inputs._check_hub("org/model", "main", "")
 print(json.dumps([hub.offline(), hub.silent(), config.read_text()]))
