@@ -188,14 +188,15 @@ def told(bench: Bench, fault: str, at: int, trained: int, saying: str, code: int
 
 RESULTS = """
 import resource, signal, sys
-from medkit import MedkitError, results
+from medkit import MedkitError
+from medkit.runs import storage
 path, lines, what = sys.argv[1], sys.argv[2], sys.argv[3]
 if what == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     for n in range(1 if what == "full" else 10**9):
-        results.write_json(path, {"n": n, "rows": list(range(20000))})
-        results.append_jsonl(lines, {"n": n, "text": "x" * 5000})
+        storage.write_json(path, {"n": n, "rows": list(range(20000))})
+        storage.append_jsonl(lines, {"n": n, "text": "x" * 5000})
 except MedkitError as error:
     sys.exit(f"medkit: {error}")
 """
@@ -234,9 +235,10 @@ def results_killed(bench: Bench) -> int:
 
 LOCK = """
 import sys, time
-from medkit import MedkitError, results
+from medkit import MedkitError
+from medkit.runs import storage
 try:
-    with results.lock(results.folder("same")):
+    with storage.lock(storage.folder("same")):
         print("held", flush=True)
         time.sleep(float(sys.argv[1]))
 except MedkitError as error:
@@ -260,12 +262,12 @@ NOTEBOOK = """
 import json, sys
 from pathlib import Path
 import nbformat
-from medkit import execution
+from medkit.pipeline import notebooks
 folder, source, timeout = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 cells = [nbformat.v4.new_code_cell("n: int = 1", metadata={"tags": ["parameters"]})]
 cells += [nbformat.v4.new_code_cell(source), nbformat.v4.new_code_cell("'never run'")]
 nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "nb.ipynb")
-print(execution.execute(folder / "nb.ipynb", folder / "out.ipynb", {}, {}, cell_timeout=timeout))
+print(notebooks.execute(folder / "nb.ipynb", folder / "out.ipynb", {}, {}, cell_timeout=timeout))
 """
 
 

@@ -136,8 +136,8 @@ print("history", get_ipython().history_manager.enabled)
 from tqdm.auto import tqdm
 for _ in tqdm(range(3), desc="bar"):
     pass
-from medkit import runs
-runs.begin(run_dir, "one").finish(tokens_per_s=250.0)
+from medkit.runs import run_json
+run_json.begin(run_dir, "one").finish(tokens_per_s=250.0)
 """
 SECOND = """
 import os, pathlib
@@ -260,7 +260,7 @@ while not pathlib.Path("go").exists():
 """
 SCRIPT = """
 import pathlib, sys
-from medkit import runner
+from medkit.pipeline import runner
 from medkit.__main__ import _finish
 sys.exit(_finish(lambda: runner.run("cpu", steps=[runner.Step("01", "one", ("run_dir",))],
     folder=pathlib.Path("notebooks"), resume="--resume" in sys.argv)))

@@ -104,7 +104,7 @@ import sys
 sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and print("asks", args[0]))
 import datasets, transformers
 from huggingface_hub import hf_hub_download
-from medkit import hub
+from medkit.data import hub
 def ask():
     try:
         hf_hub_download("some/model", "config.json")

@@ -71,9 +71,9 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
 
 WRITER = """
 import sys
-from medkit import results
+from medkit.runs import storage
 for turn in range(10**9):
-    results.write_json(sys.argv[1], [turn] * 20000)
+    storage.write_json(sys.argv[1], [turn] * 20000)
 """
 
 
@@ -164,8 +164,8 @@ def test_what_is_missing_names_the_notebook_that_writes_it(place):
 
 HOLDER = """
 import sys, time
-from medkit import results
-with results.lock(results.folder("try")):
+from medkit.runs import storage
+with storage.lock(storage.folder("try")):
     print("held", flush=True)
     time.sleep(60)
 """
