@@ -15,8 +15,6 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from medkit import MedkitError
 from medkit.evaluate import statistics
-from medkit.report import published
-from medkit.report.markdown import require
 from medkit.runs import storage
 
 MODELS = {
@@ -46,7 +44,7 @@ def read_items(run_dir: str | Path) -> pd.DataFrame:
     text = {"item_id": str, "group": str, "gold": str, "predicted": str}
     try:
         return pd.read_csv(
-            require(run_dir, "mcq/items.csv"), dtype=text, keep_default_na=False, na_values=["", "nan"]
+            storage.file(run_dir, "mcq/items.csv"), dtype=text, keep_default_na=False, na_values=["", "nan"]
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         raise OutcomeError("mcq/items.csv is no table of outcomes; run notebook 03_mcq_eval again") from None
@@ -64,7 +62,7 @@ def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
     """
     models = [model for model in MODELS if model in set(items["model"])]
     models += sorted(set(items["model"]) - set(models))
-    datasets = [name for name in published.SIZES if name in set(items["dataset"])]
+    datasets = [name for name in CHANCE if name in set(items["dataset"])]
     pubmedqa = items[items["dataset"] == "pubmedqa"]
     return {
         "models": models,

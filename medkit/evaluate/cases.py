@@ -9,8 +9,7 @@ from medkit.evaluate import consumer, generation
 from medkit.evaluate.generation import Answer
 from medkit.evaluate.lineup import Active
 from medkit.records import ConsumerQuery
-from medkit.report import display
-from medkit.runs import storage
+from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
 from medkit.train import stages
 
@@ -53,7 +52,7 @@ def write(run: Run, cases: Sequence[ConsumerQuery], answers: dict, show_text: bo
 
     Withheld is what repeats REPEATED words in a row of a data set's query or physician's answer.
     """
-    shown, rows = display.may_show(run, show_text), []
+    shown, rows = run_json.may_show(run, show_text), []
     for model, given in answers.items():
         for case, own in zip(cases, given, strict=True):
             for sample, answer in enumerate(own):

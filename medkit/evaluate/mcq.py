@@ -12,11 +12,10 @@ from medkit import prompts
 from medkit.evaluate import accuracy, answer_parsing, generation, letter_scoring, lineup, statistics
 from medkit.evaluate.lineup import Active
 from medkit.records import LETTERS, MCQItem
-from medkit.report import display
 from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
 from medkit.runs.storage import ResultsError
-from medkit.train import adapters, stages
+from medkit.train import adapters, models, stages
 
 NOTEBOOK = "03_mcq_eval"
 ALONE = "recommended"  # the recipe of a model that is evaluated by itself
@@ -128,6 +127,14 @@ def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **d
     return [prompts.prompt(chat, item, end) for item in items], [answer for (answer,) in answers]
 
 
+def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
+    """A model's greedy answer to one question, in words."""
+    ids = prompts.prompt_ids(tokenizer, prompts.ChatFormat.from_tokenizer(tokenizer), item)
+    settings = {"batch_size": 1, "store": None, "key": "", "progress": False}
+    with models.for_inference(model):
+        return generation.generate(model, tokenizer, [ids], max_new_tokens=max_new_tokens, **settings)[0][0]
+
+
 def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
     """Per model and benchmark, how the protocols fared on the questions that were answered in both ways."""
     if words.empty:
@@ -191,7 +198,7 @@ def write_mcq(run: Run, letters: pd.DataFrame, words: pd.DataFrame, summary: dic
     folder = run.folder / "mcq"
     rounded = {f"logprob_{letter}": letters[f"logprob_{letter}"].round(5) for letter in LETTERS}
     storage.write_csv(folder / "items.csv", letters.assign(**rounded))
-    texts = [] if display.may_show(run, show_text) else ["text", "released_text"]
+    texts = [] if run_json.may_show(run, show_text) else ["text", "released_text"]
     kept = words.drop(columns=texts, errors="ignore")
     storage.write_jsonl(folder / "answers.jsonl", kept.to_dict("records"))
     storage.write_json(folder / "summary.json", summary)

@@ -9,7 +9,6 @@ import pandas as pd
 
 from medkit import MedkitError
 from medkit.evaluate import accuracy
-from medkit.report import markdown
 from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
 
@@ -83,7 +82,7 @@ def _same_models(run: Run) -> str:
 
 def _same_outcomes(run: Run) -> str:
     """The summary is that of the outcomes beside it, and of all of this run's models."""
-    summary = markdown.load(run.folder, "mcq/summary.json", ("models", "datasets"))
+    summary = storage.load(run.folder, "mcq/summary.json", ("models", "datasets"))
     items = accuracy.read_items(run.folder)
     if missing := {"base", "med-mix", *arms(run)} - set(summary["models"]):
         raise ReportError(f"mcq/summary.json lacks {', '.join(sorted(missing))}; run 03_mcq_eval again")
@@ -98,13 +97,13 @@ def _same_outcomes(run: Run) -> str:
 
 def _same_rows(run: Run) -> str:
     """The manifest is this recipe's, and the replayed rows are those that stage 2 says it trained on."""
-    manifest = markdown.load(
+    manifest = storage.load(
         run.folder, "data/manifest.json", ("recipe", "stage1", "stage2"), writer="02_stage2"
     )
     if manifest["recipe"] != run.recipe.name:
         raise ReportError(f"data/manifest.json is of recipe {manifest['recipe']}; run 01_stage1 again")
     replay = manifest["stage2"]["replay"]
-    written = pd.read_csv(markdown.require(run.folder, "stage2/replay.csv"))["part"].value_counts()
+    written = pd.read_csv(storage.file(run.folder, "stage2/replay.csv"))["part"].value_counts()
     if any(replay[part] != written.get(part, 0) for part in ("train", "validation")):
         raise ReportError("stage2/replay.csv does not fit data/manifest.json; run notebook 02_stage2 again")
     return f"stage2/replay.csv holds the {len(replay['train_ids']):,} training rows of data/manifest.json."
@@ -174,8 +173,8 @@ def _but_seeds(info: dict) -> dict:
 
 
 def loss(run: Run, model: str) -> pd.DataFrame:
-    """A trained model's loss.csv; TableError where the arm has not been trained."""
-    return pd.read_csv(markdown.require(run.folder, f"{CURVES[model]}/loss.csv"))
+    """A trained model's loss.csv; ResultsError where the arm has not been trained."""
+    return pd.read_csv(storage.file(run.folder, f"{CURVES[model]}/loss.csv"))
 
 
 def curve_text(run: Run, models: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""What notebooks 01 and 02 show: settings, a row raw and converted, a row as tokens, an answer."""
+"""What the notebooks show: settings, a row raw and converted, a row as tokens."""
 
 import html
 
@@ -8,7 +8,7 @@ from IPython.display import HTML, Markdown
 from medkit import prompts, recipes
 from medkit.data.sources import Loaded
 from medkit.records import MCQItem
-from medkit.runs import inputs, run_json
+from medkit.runs import run_json
 from medkit.runs.run_json import Run
 
 HIDDEN = "not shown: a row of a data set (show_text shows it)"
@@ -20,17 +20,36 @@ def whole(frame: pd.DataFrame) -> HTML:
         return HTML(frame.to_html())
 
 
+def details(summary: str, *parts: pd.DataFrame | str) -> HTML:
+    """One line, and behind it, for the reader who opens it, tables and paragraphs."""
+    shown = (
+        whole(part).data if isinstance(part, pd.DataFrame) else f"<p>{_escaped(part)}</p>" for part in parts
+    )
+    return HTML(f"<details><summary>{_escaped(summary)}</summary>{''.join(shown)}</details>")
+
+
 def settings(run: Run) -> HTML:
-    """Every resolved field of the recipe, the versions, the machine and the commit."""
-    info = run_json.latest(run.info)
-    rows = {
-        **recipes.flat(run.recipe),
-        "rows come from": run.info["data"]["origin"],
+    """Where the run's settings differ from the paper's, side by side; behind one line each."""
+    own, info = recipes.flat(run.recipe), run_json.latest(run.info)
+    paper = recipes.flat(recipes.get("paper"))
+    differing = {
+        name: {"the paper": str(paper[name]), "this run": str(value)}
+        for name, value in own.items()
+        if value != paper[name] and name not in ("name", "about")
+    }
+    everything = {
+        **own,
+        "rows come from": info["data"]["origin"],
         **{f"version of {name}": version for name, version in info["versions"].items() if version},
         **{f"machine: {name}": value for name, value in info["hardware"].items()},
         "commit": info["git"].get("commit"),
     }
-    return whole(pd.DataFrame({"value": {name: str(value) for name, value in rows.items()}}))
+    everything = pd.DataFrame({"value": {name: str(value) for name, value in everything.items()}})
+    summary = f"Settings: {len(differing)} of {len(own) - 2} differ from the paper's"
+    first = details(
+        f"{summary} (recipe {run.recipe.name})", pd.DataFrame.from_dict(differing, orient="index")
+    )
+    return HTML(first.data + details("Every setting, the versions and the machine", everything).data)
 
 
 def sources(run: Run, train: dict, evaluation: dict) -> pd.DataFrame:
@@ -83,15 +102,9 @@ def found_in_training(part: dict) -> pd.DataFrame | Markdown:
     return counts.assign(**{"known": known.value_counts().reindex(counts.index, fill_value=0)})
 
 
-def may_show(run: Run, show_text: bool) -> bool:
-    """The built-in corpus may be printed; a data set's rows only where the reader asks for it."""
-    inputs.check_truth("show_text", show_text)
-    return show_text or run.info["data"]["origin"] == "builtin"
-
-
 def record(run: Run, loaded: Loaded, show_text: bool) -> HTML:
     """The source's first row: as it was read, the record it became, and the chat made of that."""
-    if not may_show(run, show_text):
+    if not run_json.may_show(run, show_text):
         return HTML(f"<p>{HIDDEN}</p>")
     row, one = loaded.example
     turns = prompts.messages(one, run.recipe.data.mcq_target)
@@ -106,7 +119,7 @@ def record(run: Run, loaded: Loaded, show_text: bool) -> HTML:
 
 def tokens(run: Run, tokenizer, row: dict, show_text: bool) -> HTML:
     """A tokenized row; bold where the loss is taken."""
-    if not may_show(run, show_text):
+    if not run_json.may_show(run, show_text):
         return HTML(f"<p>{HIDDEN}</p>")
     pieces = []
     for token, label in zip(row["input_ids"], row["labels"], strict=True):
@@ -123,30 +136,10 @@ def lengths_by_source(records: list, rows) -> dict[str, list[int]]:
     return lengths
 
 
-def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
-    """The model's greedy answer to a question."""
-    from medkit.evaluate import generation
-    from medkit.train import models
-
-    chat = prompts.ChatFormat.from_tokenizer(tokenizer)
-    with models.for_inference(model):
-        answers = generation.generate(
-            model,
-            tokenizer,
-            [prompts.prompt_ids(tokenizer, chat, item)],
-            max_new_tokens=max_new_tokens,
-            batch_size=1,
-            store=None,
-            key="",
-            progress=False,
-        )
-    return answers[0][0]
-
-
 def before_and_after(run: Run, item: MCQItem, before: str, after: str, show_text: bool) -> pd.DataFrame:
     """The two answers to one question, and the right one; an answer can repeat its question, so that it is
     shown where the question may be."""
-    if not may_show(run, show_text):
+    if not run_json.may_show(run, show_text):
         before, after = (f"{len(text.split())} words, not shown" for text in (before, after))
     rows = {"base model": before, "after stage 1": after, "right answer": item.answer}
     return pd.DataFrame({"answer": rows})

@@ -1,6 +1,5 @@
 """One table: figures for CSV, a page for Markdown, a computed text; and what its inputs must be."""
 
-import json
 import re
 import textwrap
 from dataclasses import dataclass
@@ -8,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import MedkitError
-from medkit.runs import run_json, storage
+from medkit.runs import run_json
 
 BUILT_IN = (
     "This run read the built-in corpus in the data sets' place: its figures do not speak of medicine, and "
@@ -17,10 +15,6 @@ BUILT_IN = (
 )
 
 WIDTH = 100  # columns of what a terminal is given
-
-
-class TableError(MedkitError):
-    """A table's input that is missing or malformed; one line names the file and the notebook behind it."""
 
 
 @dataclass(frozen=True)
@@ -103,26 +97,3 @@ def origin_note(run_dir: str | Path) -> str:
 def inside(markdown: str) -> str:
     """A page as a part of a notebook: its headings two levels down."""
     return re.sub(r"^(#+ )", r"##\1", markdown, flags=re.MULTILINE)
-
-
-def require(run_dir: str | Path, name: str) -> Path:
-    """The path of one of the run's files; TableError, naming the notebook that writes it, where it is not."""
-    path = Path(run_dir) / name
-    if not path.is_file():
-        writer = storage.WRITTEN_BY[Path(name).parts[0]]
-        raise TableError(f"{storage.shown(path)} is missing; run notebook {writer} first")
-    return path
-
-
-def load(run_dir: str | Path, name: str, keys: tuple[str, ...], writer: str = "") -> dict:
-    """A JSON file of the run that has all of `keys`; else TableError, naming the file and its notebook."""
-    path = require(run_dir, name)
-    writer = writer or storage.WRITTEN_BY[Path(name).parts[0]]
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise TableError(f"{storage.shown(path)} is not JSON; run notebook {writer} again") from None
-    missing = [key for key in keys if not isinstance(content, dict) or content.get(key) is None]
-    if missing:
-        raise TableError(f"{storage.shown(path)} lacks {', '.join(missing)}; run notebook {writer} again")
-    return content

@@ -14,10 +14,10 @@ from medkit.evaluate import accuracy, statistics
 from medkit.evaluate.accuracy import MODELS
 from medkit.evaluate.style import MARKERS
 from medkit.records import MCQItem
-from medkit.report import display, figures
+from medkit.report import figures
 from medkit.report.figures import TITLES
 from medkit.report.markdown import in_percent, percent, with_interval
-from medkit.runs import storage
+from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
 
 
@@ -38,7 +38,7 @@ def benchmarks(run: Run, items: Sequence[MCQItem]) -> pd.DataFrame:
 
 def prompt(run: Run, tokenizer, item: MCQItem, show_text: bool) -> HTML:
     """The prompt as the model gets it; for a data set's rows its form, with names in place of the texts."""
-    if not display.may_show(run, show_text):
+    if not run_json.may_show(run, show_text):
         options = tuple(f"(option {letter})" for letter in item.letters)
         context = "(abstract)" if item.context else ""
         item = MCQItem("form", item.source, "(question)", options, item.answer, context)
@@ -118,7 +118,7 @@ def errors(run: Run, wrong: pd.DataFrame, items: Sequence[MCQItem], show_text: b
         item = by_id[row.dataset, row.item_id]
         sure = {letter: getattr(row, f"logprob_{letter}") for letter in item.letters}
         shown = {"benchmark": TITLES[row.dataset], "question": row.item_id}
-        if display.may_show(run, show_text):
+        if run_json.may_show(run, show_text):
             shown["question"] = item.question
         shown |= {"gold": row.gold, "predicted": row.predicted}
         rows.append(shown | {f"log p({letter})": f"{value:.2f}" for letter, value in sure.items()})

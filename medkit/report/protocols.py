@@ -7,10 +7,11 @@ import pandas as pd
 
 from medkit.evaluate import statistics
 from medkit.evaluate.accuracy import MODELS
-from medkit.report.markdown import Table, in_percent, load, origin_note, percent
+from medkit.report.markdown import Table, in_percent, origin_note, percent
 from medkit.report.published import TITLES
 from medkit.report.table3 import ALPHA
 from medkit.runs import storage
+from medkit.runs.storage import load
 
 PROTOCOLS = {"scored": "most likely letter", "generated": "answer in words", "released": "as released"}
 

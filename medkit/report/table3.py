@@ -6,8 +6,9 @@ import pandas as pd
 
 from medkit.evaluate.accuracy import CHANCE, MODELS
 from medkit.report import published
-from medkit.report.markdown import Table, in_percent, load, origin_note, percent, with_interval
+from medkit.report.markdown import Table, in_percent, origin_note, percent, with_interval
 from medkit.runs import run_json
+from medkit.runs.storage import load
 
 ALPHA = 0.05
 NEARLY_ALWAYS = 0.9  # share of a model's answers that are one letter

@@ -13,11 +13,12 @@ from medkit.data.sources import SOURCES
 from medkit.evaluate import statistics
 from medkit.evaluate.accuracy import MODELS, mcq_summary
 from medkit.report import published
-from medkit.report.markdown import Table, TableError, load, origin_note, with_interval, wrapped
+from medkit.report.markdown import Table, origin_note, with_interval, wrapped
 from medkit.report.table3 import ALPHA, table3
 from medkit.runs import run_json, storage
+from medkit.runs.storage import load
 
-__all__ = ["Table", "TableError", "mcq_summary", "save", "terminal", "write"]
+__all__ = ["Table", "mcq_summary", "save", "terminal", "write"]
 __all__ += ["table1", "table2", "table3", "table4"]
 
 SCORES = ("precision", "recall", "f1")
@@ -27,7 +28,7 @@ _PAPERS = ", the paper"  # behind the name of a published row
 def write(run_dir: str | Path) -> list[Path]:
     """Write tables/table1..table4 (.csv, .md) of a run; returns the paths.
 
-    Raises TableError, before anything is written, where one of the inputs is missing.
+    Raises ResultsError, before anything is written, where one of the inputs is missing.
     """
     tables = [build(run_dir) for build in (table1, table2, table3, table4)]
     return list(chain.from_iterable(save(run_dir, table) for table in tables))

@@ -222,6 +222,12 @@ def _check_origin(place: Path, info: dict, data_dir: str) -> None:
         )
 
 
+def may_show(run: Run, show_text: bool) -> bool:
+    """Whether rows may be printed: the built-in corpus's always, a data set's where the reader asks."""
+    inputs.check_truth("show_text", show_text)
+    return show_text or run.info["data"]["origin"] == "builtin"
+
+
 def under_runner() -> bool:
     return "MEDKIT_RUNNER" in os.environ
 

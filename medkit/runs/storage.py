@@ -192,11 +192,32 @@ def require(run_dir: str | Path, names: Iterable[str]) -> Path:
     """The run's folder, once each of `names` (relative to it) is there; else ResultsError for the first."""
     place = folder(run_dir)
     for name in names:
-        if not (place / name).exists():
-            notebook = WRITTEN_BY.get(Path(name).parts[0])
-            mend = f"run notebook {notebook} first" if notebook else "start the run anew"
-            raise ResultsError(f"{shown(place / name)} is missing; {mend}")
+        file(place, name)
     return place
+
+
+def file(place: str | Path, name: str) -> Path:
+    """The path of one of a run's files; ResultsError, naming the notebook that writes it, where it is not."""
+    path = Path(place) / name
+    if not path.exists():
+        notebook = WRITTEN_BY.get(Path(name).parts[0])
+        fix = f"run notebook {notebook} first" if notebook else "start the run anew"
+        raise ResultsError(f"{shown(path)} is missing; {fix}")
+    return path
+
+
+def load(place: str | Path, name: str, keys: Iterable[str], writer: str = "") -> dict:
+    """A JSON file of the run that has all of `keys`; else ResultsError, naming the file and its notebook."""
+    path = file(place, name)
+    writer = writer or WRITTEN_BY[Path(name).parts[0]]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ResultsError(f"{shown(path)} is not JSON; run notebook {writer} again") from None
+    missing = [key for key in keys if not isinstance(content, dict) or content.get(key) is None]
+    if missing:
+        raise ResultsError(f"{shown(path)} lacks {', '.join(missing)}; run notebook {writer} again")
+    return content
 
 
 def shown(path: Path) -> str:

@@ -11,7 +11,6 @@ import pytest
 from medkit.evaluate import accuracy
 from medkit.report import consistency, markdown
 from medkit.report.consistency import ReportError
-from medkit.report.markdown import TableError
 from medkit.runs import run_json, storage
 
 MODELS = tuple(accuracy.MODELS)
@@ -170,7 +169,7 @@ def test_curves_and_costs(run):
     )
     assert consistency.costs(run).loc["01_stage1"].tolist() == ["1.5", 1.5, ""]
     (run.folder / "stage1" / "loss.csv").unlink()
-    with pytest.raises(TableError, match=r"stage1/loss\.csv is missing; run notebook 01_stage1 first"):
+    with pytest.raises(storage.ResultsError, match=r"loss\.csv is missing; run notebook 01_stage1 first"):
         consistency.loss(run, "med-mix")
 
 

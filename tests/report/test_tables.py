@@ -380,7 +380,7 @@ def test_a_missing_piece_is_named_with_its_notebook(run_dir, tmp_path, name, not
     for other in ("data/manifest.json", "mcq/summary.json", "consumer/summary.json"):
         if other != name:
             storage.write_text(tmp_path / other, (run_dir / other).read_text())
-    with pytest.raises(tables.TableError) as refusal:
+    with pytest.raises(storage.ResultsError) as refusal:
         tables.write(tmp_path)
     message = str(refusal.value)
     assert name in message and notebook in message and "\n" not in message
@@ -388,16 +388,16 @@ def test_a_missing_piece_is_named_with_its_notebook(run_dir, tmp_path, name, not
 
 
 def test_malformed_pieces_are_refused(tmp_path):
-    with pytest.raises(tables.TableError, match=r"items\.csv is missing; run notebook 03_mcq_eval"):
+    with pytest.raises(storage.ResultsError, match=r"items\.csv is missing; run notebook 03_mcq_eval"):
         accuracy.read_items(tmp_path)
     storage.write_text(tmp_path / "mcq/items.csv", "")
     with pytest.raises(accuracy.OutcomeError, match="no table of outcomes"):
         accuracy.read_items(tmp_path)
     storage.write_text(tmp_path / "mcq/summary.json", "{")
-    with pytest.raises(tables.TableError, match="is not JSON; run notebook 03_mcq_eval"):
+    with pytest.raises(storage.ResultsError, match="is not JSON; run notebook 03_mcq_eval"):
         table3(tmp_path)
     storage.write_text(tmp_path / "data/manifest.json", json.dumps({**MANIFEST, "stage2": None}))
-    with pytest.raises(tables.TableError, match="lacks stage2; run notebook 02_stage2"):
+    with pytest.raises(storage.ResultsError, match="lacks stage2; run notebook 02_stage2"):
         tables.table2(tmp_path)
 
 

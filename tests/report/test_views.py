@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 from conftest import make_tokenizer
 
-from medkit import dmt, prompts, recipes
+from medkit import dmt, prompts, recipes, report
 from medkit.data.sources import Loaded
 from medkit.records import Dialogue, MCQItem, Turn
 from medkit.report import display
+from medkit.runs import run_json
 
 ITEM = MCQItem("7", "medqa", "Is <b>iron</b> a metal?", ("yes it is", "no", "at night", "never"), "A")
 
@@ -29,6 +30,20 @@ def test_rows_of_a_data_set_are_shown_only_on_request(origin, show_text):
     assert "<b>iron" not in shown  # escaped, whatever a row holds
     answers = display.before_and_after(run(origin), ITEM, "Is iron a metal?", "A", show_text).to_string()
     assert ("iron" in answers) == allowed and ("4 words, not shown" in answers) != allowed
+
+
+def test_settings_show_what_differs_from_the_paper_and_the_rest_behind_a_line():
+    """A paper run with one field changed differs in one of all its fields."""
+    of_recipe = recipes.get("paper", {"stage2.learning_rate": "1e-4"})
+    info = run_json.describe("paper", "stage2.learning_rate=1e-4")
+    shown = report.settings(SimpleNamespace(recipe=of_recipe, info=info)).data
+    fields = len(recipes.flat(of_recipe)) - 2  # without the preset's name and its description
+    first, everything = shown.split("</details>")[:2]
+    assert f"<summary>Settings: 1 of {fields} differ from the paper&#x27;s (recipe paper)</summary>" in first
+    assert first.count("<tr>") == 1 and "stage2.learning_rate" in first and "stage1" not in first
+    paper = recipes.get("paper").stage2.learning_rate
+    assert f"<td>{paper}</td>" in first and "<td>0.0001</td>" in first
+    assert "stage1.learning_rate" in everything and everything.startswith("<details>")
 
 
 def test_bold_are_the_tokens_the_loss_is_taken_on():
