@@ -1,7 +1,7 @@
 """What a paper plots: every function draws into the `ax` it is given, names units and the better direction.
 
 Nothing is saved but by `save`, whose files are the same for the same data. Colours are those of Okabe and Ito
-(jfly.uni-koeln.de/color), told apart with every common colour blindness; marks and dashes differ as well.
+(jfly.uni-koeln.de/color), distinct under every common colour blindness; marks and dashes differ as well.
 """
 
 import io
@@ -50,7 +50,7 @@ STYLE = {
 
 
 class _Shown(Figure):
-    """A figure that a notebook shows by itself: without pyplot, nothing else tells IPython how."""
+    """A figure that a notebook shows on its own: without pyplot, nothing else tells IPython how."""
 
     def _repr_png_(self) -> bytes:
         return _png(self, dpi=100)
@@ -89,28 +89,17 @@ def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
     train = loss.dropna(subset="train_loss")
     evaluated = loss.dropna(subset="eval_loss")
     many = len(train) > 60
-    ax.plot(
-        train["step"],
-        train["train_loss"],
-        color=SKY if many else BLUE,
-        alpha=0.6 if many else 1,
-        linewidth=0.8 if many else 1.5,
-        marker=_mark(train),
-        label="training (each step)" if many else "training",
-    )
+    look = {"color": SKY, "alpha": 0.6, "linewidth": 0.8, "label": "training (each step)"}
+    if not many:  # a line through one point shows nothing
+        look = {"color": BLUE, "marker": "." if len(train) == 1 else None, "label": "training"}
+    ax.plot(train["step"], train["train_loss"], **look)
     if many:
         window = len(train) // 20
         smooth = train["train_loss"].rolling(window, center=True, min_periods=1).mean()
         ax.plot(train["step"], smooth, color=BLUE, linewidth=1.8, label=f"training (mean of {window} steps)")
     if len(evaluated):
-        ax.plot(
-            evaluated["step"],
-            evaluated["eval_loss"],
-            "D--",
-            color=VERMILION,
-            markersize=5,
-            label="validation",
-        )
+        look = {"color": VERMILION, "markersize": 5, "label": "validation"}
+        ax.plot(evaluated["step"], evaluated["eval_loss"], "D--", **look)
     return _loss_axes(ax, title, empty=train.empty and evaluated.empty)
 
 
@@ -121,30 +110,23 @@ def loss_arms(ax: Axes, arms: Mapping[str, pd.DataFrame], title: str = "") -> Ax
     its running mean over a twentieth of them.
     """
     for i, (name, loss) in enumerate(arms.items()):
-        colour, mark = COLOURS.get(name, CYCLE[i % len(CYCLE)]), MARKS.get(name, "osD^v"[i % 5])
-        label = MODELS.get(name, name)
+        look = _look(name, i)
         train, evaluated = loss.dropna(subset="train_loss"), loss.dropna(subset="eval_loss")
-        drawn, look = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
+        drawn, line = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
         if len(train) > 60:
             drawn = drawn.rolling(len(train) // 20, center=True, min_periods=1).mean()
-            look = {"linewidth": 1}
-        ax.plot(train["step"], drawn, color=colour, label=f"{label}, training", **look)
+            line = {"linewidth": 1}
+        ax.plot(train["step"], drawn, color=look["color"], label=f"{look['label']}, training", **line)
         if len(evaluated):
-            ax.plot(
-                evaluated["step"],
-                evaluated["eval_loss"],
-                color=colour,
-                marker=mark,
-                markersize=6,
-                linestyle="--",
-                label=f"{label}, validation",
-            )
+            look |= {"label": f"{look['label']}, validation", "linestyle": "--", "markersize": 6}
+            ax.plot(evaluated["step"], evaluated["eval_loss"], **look)
     return _loss_axes(ax, title, empty=not any(len(loss) for loss in arms.values()))
 
 
-def _mark(points: Sequence) -> str | None:
-    """A line through one point is nothing to see."""
-    return "." if len(points) == 1 else None
+def _look(model: str, k: int) -> dict:
+    """Colour, mark and name of a model, the k-th of a figure."""
+    colour, mark = COLOURS.get(model, CYCLE[k % len(CYCLE)]), MARKS.get(model, "osD^v"[k % 5])
+    return {"color": colour, "marker": mark, "label": MODELS.get(model, model)}
 
 
 def _whole_numbers(ax: Axes):
@@ -183,24 +165,13 @@ def accuracy(ax: Axes, summary: dict) -> Axes:
         middle = np.array([row["accuracy"] for _, row in own])
         reach = np.array([[row["accuracy"] - row["low"], row["high"] - row["accuracy"]] for _, row in own]).T
         ax.errorbar(
-            at,
-            middle,
-            yerr=np.abs(reach),
-            fmt=MARKS.get(model, "v"),
-            color=COLOURS.get(model, CYCLE[k % len(CYCLE)]),
-            capsize=3,
-            markersize=6,
-            label=MODELS.get(model, model),
+            at, middle, yerr=np.abs(reach), linestyle="none", capsize=3, markersize=6, **_look(model, k)
         )
     for i, dataset in enumerate(datasets.values()):
         here = {"xmin": i - 0.45, "xmax": i + 0.45, "color": "black", "linewidth": 1}
         ax.hlines(dataset["chance"], linestyle=":", label="chance" if i == 0 else None, **here)
-        ax.hlines(
-            dataset["majority"]["share"],
-            linestyle="--",
-            label="most frequent answer" if i == 0 else None,
-            **here,
-        )
+        most = "most frequent answer" if i == 0 else None
+        ax.hlines(dataset["majority"]["share"], linestyle="--", label=most, **here)
     ticks = [f"{TITLES.get(name, name)}\nn = {d['n']:,}" for name, d in datasets.items()]
     ax.set_xticks(range(len(datasets)), ticks)
     ax.set_xlim(-0.6, len(datasets) - 0.4)
@@ -227,16 +198,9 @@ def forgetting(ax: Axes, summary: dict) -> Axes:
         at = [-datasets.index(row["dataset"]) + (0.5 - (k + 0.5) / len(arms)) * 0.5 for row in own]
         middle = np.array([row["difference"] for row in own]) * 100
         low, high = (np.array([row[end] for row in own], dtype=float) * 100 for end in ("low", "high"))
-        ax.errorbar(
-            middle,
-            at,
-            xerr=np.abs([middle - low, high - middle]),
-            fmt=MARKS.get(arm, "v"),
-            color=COLOURS.get(arm, CYCLE[k % len(CYCLE)]),
-            capsize=3,
-            markersize=6,
-            label=f"{MODELS.get(arm, arm)} minus {MODELS['med-mix']}",
-        )
+        look = _look(arm, k) | {"label": f"{MODELS.get(arm, arm)} minus {MODELS['med-mix']}"}
+        reach = np.abs([middle - low, high - middle])
+        ax.errorbar(middle, at, xerr=reach, linestyle="none", capsize=3, markersize=6, **look)
     ax.axvline(0, color="black", linewidth=1)
     sizes = {name: summary["datasets"][name]["n"] for name in datasets}
     names = [f"{TITLES.get(name, name)}\nn = {sizes[name]:,}" for name in datasets]
@@ -286,16 +250,8 @@ def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
     if greedy.empty:
         return _nothing(ax, "no answer has a word")
     for k, (model, rows) in enumerate(greedy.groupby("model", sort=False)):
-        ax.scatter(
-            rows["words"] / rows["reference_words"],
-            rows["f1"],
-            color=COLOURS.get(model, CYCLE[k % len(CYCLE)]),
-            marker=MARKS.get(model, "v"),
-            s=28,
-            alpha=0.75,
-            linewidths=0,
-            label=MODELS.get(model, model),
-        )
+        relative = rows["words"] / rows["reference_words"]
+        ax.scatter(relative, rows["f1"], s=28, alpha=0.75, linewidths=0, **_look(model, k))
     ax.set_xscale("log")
     ax.axvline(1, color="black", linestyle=":", linewidth=1, label="as long as the physician's")
     ax.xaxis.set_major_locator(LogLocator(base=2))
@@ -313,7 +269,7 @@ def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
 def confusion(ax: Axes, panel: dict, title: str = "") -> Axes:
     """PubMedQA's three answers, expected by predicted, with row shares: a panel of mcq/summary.json.
 
-    Answers that are none of the three stand in a fourth column, where there are any.
+    Answers that are none of the three are in a fourth column, where there are any.
     """
     labels = panel["labels"]
     counts, columns = np.array(panel["confusion"]), list(labels)
@@ -324,14 +280,8 @@ def confusion(ax: Axes, panel: dict, title: str = "") -> Axes:
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]
-        ax.text(
-            column,
-            row,
-            f"{count:,}\n{share:.0%}",
-            ha="center",
-            va="center",
-            color="white" if share > 0.55 else "black",
-        )
+        colour = "white" if share > 0.55 else "black"
+        ax.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center", color=colour)
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(labels)), [f"{x}\nn = {n:,}" for x, n in zip(labels, totals[:, 0], strict=True)])
     ax.set_xlabel("predicted")
@@ -352,15 +302,9 @@ def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -
     for k, (name, own) in enumerate(lengths.items()):
         reaching = 1 - np.arange(len(own) + 1) / len(own)
         cut = int((own > cutoff).sum())
-        ax.step(
-            np.append(own, own[-1]),
-            reaching,
-            where="pre",
-            color=CYCLE[k % len(CYCLE)],
-            linestyle=("-", "--", "-.", ":")[k % 4],
-            linewidth=1.6,
-            label=f"{TITLES.get(name, name)}: median {np.median(own):,.0f}, {cut:,} of {len(own):,} cut",
-        )
+        look = {"color": CYCLE[k % len(CYCLE)], "linestyle": ("-", "--", "-.", ":")[k % 4], "linewidth": 1.6}
+        look["label"] = f"{TITLES.get(name, name)}: median {np.median(own):,.0f}, {cut:,} of {len(own):,} cut"
+        ax.step(np.append(own, own[-1]), reaching, where="pre", **look)
     ax.axvline(cutoff, color="black", linewidth=1.2, label=f"cutoff {cutoff:,}")
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -371,6 +315,59 @@ def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -
     ax.set_xlabel("tokens of a sample (log scale)")
     ax.set_ylabel("share of samples at least as long")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
+    return ax
+
+
+def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
+    """How often a model is right when it is so sure: a mark a bin of equally many answers.
+
+    found: {model: {"bins": [{"confidence", "accuracy", "n"}], "ece", "brier", "n"}}, fractions; the
+    confidence is the probability of the letter that was chosen. Below the
+    diagonal a model is surer than it is right.
+    """
+    if not any(own["bins"] for own in found.values()):
+        return _nothing(ax, "no answer has a confidence")
+    ax.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1, label="as sure as right")
+    for k, (model, own) in enumerate(found.items()):
+        sure, right = ([one[key] for one in own["bins"]] for key in ("confidence", "accuracy"))
+        look = _look(model, k)
+        look["label"] += f": ECE {own['ece']:.3f}, Brier {own['brier']:.3f}, n {own['n']:,}"
+        ax.plot(sure, right, linewidth=1, markersize=6, **look)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.03, 1.03)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    ax.set_xlabel("confidence: probability of the chosen letter")
+    ax.set_ylabel("accuracy of these answers\n(nearer to the diagonal is better)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
+    return ax
+
+
+def option_order(ax: Axes, found: Mapping[str, dict]) -> Axes:
+    """What the order of the options is worth: accuracy under each of the cyclic orders, a row a model.
+
+    found: {model: {"accuracies": [one an order, the original first], "consistency", "vote_accuracy", "n"}},
+    fractions; consistency is the share of questions that get the same option under every order.
+    """
+    if not found:
+        return _nothing(ax, "no question was asked in several orders")
+    for k, (model, own) in enumerate(found.items()):
+        look = _look(model, k) | {"label": None}
+        at = [-k] * len(own["accuracies"])
+        ax.plot(own["accuracies"], at, markersize=6, linewidth=1, alpha=0.8, **look)
+        ax.plot(own["vote_accuracy"], -k, "|", color="black", markersize=18, markeredgewidth=2)
+    ax.plot([], [], "|", color="black", markersize=12, markeredgewidth=2, label="vote over the orders")
+    ax.plot([], [], "o", color=GREY, label="one order of the options")
+    names = [
+        f"{MODELS.get(model, model)}, n = {own['n']:,}\n{own['consistency']:.0%} the same option"
+        for model, own in found.items()
+    ]
+    ax.set_yticks([-k for k in range(len(found))], names)
+    ax.set_ylim(-len(found) + 0.5, 0.5)
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.set_xlabel("accuracy (right is better; close together: the order hardly matters)")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
 

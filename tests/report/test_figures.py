@@ -67,6 +67,18 @@ def scores(cases, empty=0):
     )
 
 
+BINS = [{"confidence": c, "accuracy": c - 0.1, "n": 30} for c in (0.3, 0.5, 0.9)]
+
+
+def sure(models=("base", "med-mix", "med-nirvana", "control")):
+    return {model: {"bins": BINS, "ece": 0.1, "brier": 0.2, "n": 90} for model in models}
+
+
+def orders(*models):
+    own = {"accuracies": [0.5, 0.4, 0.45, 0.3], "consistency": 0.25, "vote_accuracy": 0.55, "n": 20}
+    return dict.fromkeys(models, own)
+
+
 NO_SCORES = scores(1).iloc[:0]
 PANEL = {
     "labels": ["yes", "no", "maybe"],
@@ -96,6 +108,12 @@ PLOTS = {
     "confusion": lambda ax: figures.confusion(ax, PANEL, "Med-Mix"),
     "confusion, unparsed": lambda ax: figures.confusion(ax, PANEL | {"unparsed": [3, 0, 1]}),
     "confusion, no rows": lambda ax: figures.confusion(ax, PANEL | {"confusion": np.zeros((3, 3), int)}),
+    "reliability": lambda ax: figures.reliability(ax, sure()),
+    "reliability, one bin": lambda ax: figures.reliability(ax, {"base": sure()["base"] | {"bins": BINS[:1]}}),
+    "reliability, none": lambda ax: figures.reliability(ax, {}),
+    "order": lambda ax: figures.option_order(ax, orders("base", "med-mix", "med-nirvana", "control")),
+    "order, a model alone": lambda ax: figures.option_order(ax, orders("some-model + adapter")),
+    "order, none": lambda ax: figures.option_order(ax, {}),
     "tokens": lambda ax: figures.token_lengths(ax, {"medqa": range(90, 900), "notechat": [300, 3000]}, 2048),
     "tokens, one": lambda ax: figures.token_lengths(ax, {"medqa": [700]}, 512),
     "tokens, none": lambda ax: figures.token_lengths(ax, {"medqa": []}, 512),
@@ -284,3 +302,23 @@ def test_a_notebook_shows_a_figure_without_pyplot():
     figures.loss_curves(ax, loss(4))
     shown, _ = DisplayFormatter().format(figure)
     assert shown["image/png"].startswith(b"\x89PNG")
+
+
+def test_a_reliability_curve_lies_where_its_bins_are():
+    _, ax = figures.new()
+    figures.reliability(ax, sure(["base"]))
+    diagonal, own = ax.get_lines()
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
+    assert list(own.get_xdata()) == [0.3, 0.5, 0.9]
+    assert own.get_ydata() == pytest.approx([0.2, 0.4, 0.8])  # 0.1 below its confidence
+    assert own.get_label() == "base: ECE 0.100, Brier 0.200, n 90"
+
+
+def test_each_order_and_the_vote_are_marked_in_the_row_of_their_model():
+    _, ax = figures.new()
+    figures.option_order(ax, orders("base", "med-mix"))
+    first, vote, second, *_ = ax.get_lines()
+    assert list(first.get_xdata()) == list(second.get_xdata()) == [0.5, 0.4, 0.45, 0.3]
+    assert set(first.get_ydata()) == {0} and set(second.get_ydata()) == {-1}
+    assert list(vote.get_xdata()) == [0.55]
+    assert ax.get_yticklabels()[1].get_text() == "Med-Mix, n = 20\n25% the same option"
