@@ -217,7 +217,8 @@ def test_a_model_with_another_adapter_gets_a_run_of_its_own(monkeypatch, tmp_pat
         folder = tmp_path / "adapters" / name
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_text(
-            '{"peft_type": "LORA", "r": 4, "lora_alpha": 4, "lora_dropout": 0, "use_rslora": true, "target_modules": ["q_proj"]}'
+            '{"peft_type": "LORA", "r": 4, "lora_alpha": 4, "lora_dropout": 0, "use_rslora": true, '
+            '"target_modules": ["q_proj"]}'
         )
         (folder / "adapter_model.safetensors").write_bytes(name.encode())
     first, second = (str(tmp_path / "adapters" / name) for name in ("first", "second"))
