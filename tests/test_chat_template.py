@@ -42,6 +42,12 @@ def chat(request):
     return load(request.param)
 
 
+@pytest.fixture(autouse=True)
+def today(monkeypatch):
+    """Whatever run another test has begun in this process."""
+    monkeypatch.setattr(chat_template, "_date", None)
+
+
 ITEM = MCQItem("1", "medqa", "Which is it?", ("one", "two", "three", "four"), "C")
 ABSTRACT = MCQItem("2", "pubmedqa", "Does it?", ("yes", "no", "maybe"), "B", context="It was tried. It did.")
 DIALOGUE = Dialogue(
@@ -296,13 +302,12 @@ def test_a_released_prompt_is_tokenized_as_all_others(chat):
     assert "It hurts" in prompts.prompt(form, query)
 
 
-def test_the_date_is_the_runs(monkeypatch):
+def test_the_date_is_the_runs():
     tokenizer = chat_templates.make("llama-3.2")
 
     def shown():
         return prompts.prompt(prompts.ChatFormat.from_tokenizer(tokenizer), ITEM)
 
-    monkeypatch.setattr(chat_template, "_date", None)
     assert f"Today Date: {datetime.date.today():%d %b %Y}\n" in shown()
     chat_template.use_date("2025-03-01")
     assert "Today Date: 01 Mar 2025\n" in shown()

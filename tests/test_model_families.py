@@ -81,6 +81,7 @@ def test_a_run_keeps_its_date(tmp_path, monkeypatch):
     from medkit import chat_template
 
     monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    monkeypatch.setattr(chat_template, "_date", None)  # and what it is set to goes with this test
     tokenizer = chat_templates.make("llama-3.2")
     run = run_json.begin("results/dated", "01_stage1", "cpu")
     assert run.info["date"] == run_json.read(run.folder)["date"]
