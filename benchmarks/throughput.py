@@ -236,8 +236,8 @@ def measure_trl(recipe, steps: int, dtype: str) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from medkit.train import smollm2
+    from medkit.train.batches import row_order
     from medkit.train.metrics import peak_memory_gb
-    from medkit.train.trainer import row_order
 
     trl.trainer.utils._ChunkedLogProbFunction = trl.trainer.utils._ChunkedLogProbFunction or PlainHead
     spec, folder, compute = small_stage(recipe), smollm2.folder(), getattr(torch, dtype)

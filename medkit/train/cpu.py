@@ -1,9 +1,10 @@
-"""How a CPU trains: the rows of a batch laid end to end, without padding, each attending to itself alone, and
-what all of them begin with computed once.
+"""How a CPU trains and answers. Everything that is different there is in this module.
 
-On a GPU, Unsloth's packing lays rows end to end. Its CPU backend turns that off, since no attention that
-PyTorch has for a CPU keeps rows apart without computing every pair of them; the one below does, row after
-row. DECISIONS.md ("Batches and attention on a CPU") has the figures.
+`training` and `inference` give an Engine, which the trainer asks; on a GPU it leaves everything to Unsloth.
+On a CPU the rows of a batch are laid end to end, without padding, each attending to itself alone, and what
+all of them begin with is computed once. On a GPU, Unsloth's packing lays rows end to end. Its CPU backend
+turns that off, since no attention that PyTorch has for a CPU keeps rows apart without computing every pair of
+them; the one below does, row after row. DECISIONS.md ("Batches and attention on a CPU") has the figures.
 """
 
 from contextlib import contextmanager
@@ -20,14 +21,74 @@ FUSED_FROM = 512
 UNPACKED_GB = 1.0  # of 4-bit weights that are computed with unpacked
 
 
+class Engine:
+    """How a model computes while it is trained; this one, a GPU's, as Unsloth has it."""
+
+    lays_rows_end_to_end = False  # without TRL's packing
+
+    def passes(self, batch: dict) -> list[dict]:
+        """The batch as the forward passes it is computed in."""
+        return [batch]
+
+    def wait(self) -> None:
+        """Until what was asked for is computed."""
+        import torch
+
+        torch.cuda.synchronize()
+
+    def out_of_memory(self, batch_size: int, max_length: int) -> tuple[str, str]:
+        """What was computed at once when memory ran out, and the fix that keeps the updates as they are."""
+        return f"{batch_size} rows of up to {max_length} tokens", "halve batch_size and double accumulation"
+
+
+class CpuEngine(Engine):
+    """A CPU's: whole rows laid end to end, at most micro_batch_tokens a pass (0 = no bound)."""
+
+    lays_rows_end_to_end = True
+
+    def __init__(self, model, micro_batch_tokens: int):
+        self.asked, self.most = micro_batch_tokens, at_once(model, micro_batch_tokens)
+        self.sharing = shares(model)
+
+    def passes(self, batch: dict) -> list[dict]:
+        return passes(batch, self.most, self.sharing)
+
+    def wait(self) -> None:
+        pass
+
+    def out_of_memory(self, batch_size: int, max_length: int) -> tuple[str, str]:
+        if not self.asked:
+            return super().out_of_memory(batch_size, max_length)
+        return f"{self.asked} tokens", "halve micro_batch_tokens"
+
+
+@contextmanager
+def training(model, micro_batch_tokens: int = 0):
+    """The Engine that `model` trains with. On a CPU the model takes rows laid end to end meanwhile."""
+    if packs():
+        yield Engine()
+        return
+    with as_trained_on_cpu(model):
+        yield CpuEngine(model, micro_batch_tokens)
+
+
+def packs() -> bool:
+    """Whether TRL packs rows: on a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def compute_unpacked(model) -> None:
     """Have a CPU's 4-bit layers compute with their weights unpacked once, where all of them take less than
-    UNPACKED_GB.
+    UNPACKED_GB; on a GPU nothing changes.
 
     bitsandbytes unpacks a layer anew at each pass, forwards and backwards: a sixth of a step of short rows.
     The values are the same. On processors with AVX-512 BF16 it also repacks the weights when a model answers,
     and back with rounded constants when it trains on; a layer that does not unpack does not repack.
     """
+    if packs():
+        return
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
@@ -150,9 +211,7 @@ def lora_in_one_product(self, x, *_, **__):
 @contextmanager
 def as_trained_on_cpu(model):
     """The model as it takes rows laid end to end, with LoRA in one product; on a GPU, as it is."""
-    import torch
-
-    if torch.cuda.is_available():
+    if packs():
         yield
         return
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -173,10 +232,8 @@ def as_trained_on_cpu(model):
 def lora_on_cpu(model):
     """The model with its adapter's layers computed in one product; on a GPU, or where they are already, as it
     is."""
-    import torch
-
     layers = [one for one in model.modules() if _plain_lora(one) and "forward" not in vars(one)]
-    layers = [] if torch.cuda.is_available() else layers
+    layers = [] if packs() else layers
     for layer in layers:
         layer.forward = MethodType(lora_in_one_product, layer)
     try:

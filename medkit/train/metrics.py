@@ -52,9 +52,9 @@ class Meter:
     def begin_step(self) -> None:
         self.began, self.step = time.perf_counter(), [0] * 5
 
-    def count(self, batch: dict) -> None:
-        """A batch before its pass or passes: padded, or rows laid end to end without padding. Takes out of it
-        `samples` (trainer.with_samples), which the model does not know."""
+    def count(self, batch: dict) -> dict:
+        """A batch before its pass or passes: padded, or rows laid end to end without padding. Returns it
+        without `samples` (batches.with_samples), which the model does not know."""
         counted = batch.pop("samples", None)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is not None:
@@ -67,6 +67,7 @@ class Meter:
         samples = len(lengths) if counted is None else int(counted)
         seen = (sum(lengths), ids.numel(), len(lengths) * max(lengths), samples, digest)
         self.step = [one + more for one, more in zip(self.step, seen, strict=True)]
+        return batch
 
     def end_step(self) -> dict:
         """What the step just done adds to its line of loss.csv."""

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from medkit import MedkitError, prompts
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 from medkit.train import adapters, cpu, identities, merging
+from medkit.train.metrics import LossLog
 
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
 
@@ -85,8 +86,7 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(model.base, error) from None
-    if not on_gpu():
-        cpu.compute_unpacked(net)
+    cpu.compute_unpacked(net)
     tokenizer = load_tokenizer(model)
     net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer
@@ -273,6 +273,7 @@ class Fit:
     mfu: float | None
     samples: int
     resumed_from: int  # optimizer step; 0 where the run was not resumed
+    config: dict  # the SFTConfig's fields that are not TRL's defaults
 
 
 def fit(
@@ -284,67 +285,52 @@ def fit(
     *,
     folder: Path,
     max_length: int,
+    config=None,
     identity: dict | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Fit:
     """Train the adapter for one stage; writes `folder`/loss.csv as it goes, and whole checkpoints.
 
-    `train`, `validation`: datasets of tokenization.prepare. `identity`: what a checkpoint must match to be
-    resumed from. Raises TrainerError where packing was asked for on a GPU and did not stay on, and where
-    memory or disk ran out; CheckpointError where a checkpoint is damaged or another run's; Stopped, once a
-    checkpoint is saved, after SIGTERM.
+    `train`, `validation`: datasets of tokenization.prepare. `config`: the trl.SFTConfig of
+    config.sft_config, changed or not; None for that of `stage`. `identity`: what a checkpoint must match to
+    be resumed from, beside the configuration. Raises TrainerError for a changed field that cannot be changed,
+    where packing was asked for on a GPU and did not stay on, and where memory or disk ran out;
+    CheckpointError where a checkpoint is damaged or another run's; Stopped, once a checkpoint is saved, after
+    SIGTERM.
     """
-    from medkit.train import checkpoints
-    from medkit.train.trainer import CutShort, Stop, TrainerError, make_trainer, out_of_memory
+    unsloth()
+    from medkit.train import checkpoints, trainer
+    from medkit.train import config as configuration
 
+    config = configuration.for_fit(config, stage, max_length=max_length, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Each process saves the state of its own random numbers: another number of them cannot take them up.
-    identity = (identity or {}) | {"processes": int(os.environ.get("WORLD_SIZE", 1))}
+    identity = (identity or {}) | configuration.identity(config) | {"processes": configuration.processes()}
     say = print if first_process() else lambda line: None
     start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
     began = time.perf_counter()
-    with Stop() as stop, cpu.as_trained_on_cpu(model):
-        trainer, meter = make_trainer(
+    with trainer.Stop() as stop, cpu.training(model, stage.micro_batch_tokens) as engine:
+        training = trainer.StageTrainer(
             model,
+            config,
             tokenizer,
             train,
             validation,
             stage,
-            folder=folder,
-            max_length=max_length,
+            engine=engine,
+            log=LossLog(folder / "loss.csv", progress),
             identity=identity,
             start=start,
             stop=stop,
-            progress=progress,
         )
-        try:
-            if start and checkpoints.finished(start):  # the trainer would take one step more
-                use_adapter(model, start)
-                shutil.copy(start / "loss.csv", folder / "loss.csv")
-                if trainer.args.eval_on_start:
-                    trainer.validate_last_step()
-            else:
-                trainer.train(resume_from_checkpoint=str(start) if start else None)
-        except CutShort:
-            pass  # in a validation before this process's first step: nothing is to be saved
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            if stage.micro_batch_tokens and not on_gpu():
-                at_once, mend = f"{stage.micro_batch_tokens} tokens", "halve micro_batch_tokens"
-            else:
-                at_once = f"{stage.batch_size} rows of up to {max_length} tokens"
-                mend = "halve batch_size and double accumulation"
-            raise TrainerError(
-                f"out of memory at step {trainer.state.global_step + 1}: {at_once} at once; {mend} (the same "
-                "updates), or set gradient_checkpointing=true"
-            ) from error
+        training.run()
     if stop.asked:
-        raise Stopped(trainer.state.global_step)
+        raise Stopped(training.state.global_step)
     return Fit(
-        steps=trainer.state.global_step or checkpoints.step_of(start),
+        steps=training.state.global_step or checkpoints.step_of(start),
         seconds=time.perf_counter() - began,
         resumed_from=checkpoints.step_of(start) if start else 0,
-        **meter.totals(),
+        config=configuration.used(config),
+        **training.meter.totals(),
     )

@@ -228,9 +228,11 @@ def load_for_stage(run: Run, stage: str):
     return model, tokenizer
 
 
-def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> models.Fit:
+def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, config=None) -> models.Fit:
     """Train one arm ("stage1", "stage2", "stage2_noreplay"), going on from its newest whole checkpoint, and
     leave ARM/adapter and ARM/loss.csv; after a stage 1 that is handed over merged, stage1/merged too.
+
+    config: what train.sft_config gave, changed or not; None for the recipe's own.
 
     The last checkpoint stays until the notebook is complete (`finish`, or the runner): until then a crash
     must not cost the training that is done.
@@ -244,6 +246,7 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation) -> 
         getattr(run.recipe, stage),
         folder=folder,
         max_length=run.recipe.model.max_length,
+        config=config,
         identity=_identity(run, stage, train, validation),
         resume=True,
     )

@@ -1,92 +1,24 @@
-"""The trainer behind models.fit: TRL's SFTTrainer with whole checkpoints, a meter and loss.csv."""
+"""TRL's SFTTrainer with whole checkpoints, a meter and loss.csv. Imports unsloth and trl: import it late."""
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import torch
+from safetensors import SafetensorError
 
 from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
-from medkit.train import checkpoints
-from medkit.train.cpu import at_once, passes, shares
+from medkit.train import batches, checkpoints, cpu, models
 from medkit.train.metrics import LossLog, Meter, TrainerError, any_process, last_line
 
-# Rows are sorted by length no finer than this many tokens: rows of just one length are of one kind, and
-# questions of one kind have one answer.
-LENGTH_STEP = 60
-
-
-def row_order(lengths, stage: TrainSpec) -> np.ndarray:
-    """The order in which rows are trained on, all epochs after one another, from the stage's seed alone.
-
-    With `group_by_length` rows of like length share an optimizer step: sorted by length within random blocks
-    of 50 steps, steps then shuffled. Drawn up front rather than by a sampler, so that a resumed run has
-    nothing to restore.
-    """
-    lengths, rng = np.asarray(lengths), np.random.default_rng(stage.seed)
-    batch = stage.batch_size * stage.accumulation
-    epochs = []
-    for _ in range(int(np.ceil(stage.epochs))):
-        order = rng.permutation(len(lengths))
-        if stage.group_by_length:
-            blocks = [order[i : i + 50 * batch] for i in range(0, len(order), 50 * batch)]
-            coarse = lengths // LENGTH_STEP
-            order = np.concatenate([block[np.argsort(-coarse[block], kind="stable")] for block in blocks])
-            whole = len(order) // batch * batch  # a short last batch stays last
-            order = np.concatenate([rng.permutation(order[:whole].reshape(-1, batch)).ravel(), order[whole:]])
-        epochs.append(order)
-    return np.concatenate(epochs)[: round(stage.epochs * len(lengths))]
-
-
-def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool):
-    """The dataset as the trainer reads it: ids and labels, packed into rows of `max_length` where asked.
-
-    Wrapped rows have `samples` too: how many end in the row, as a cut one counts where its last token is.
-    """
-    rows = dataset.select_columns(["input_ids", "labels"])
-    if not packed:
-        return rows
-    from datasets import Features, List, Value
-    from trl import pack_dataset
-
-    if stage.packing == "isolated":
-        return pack_dataset(rows, max_length, "bfd")
-    marked = Features(rows.features | {"ends": List(Value("int8"))})  # 1 at a sample's last token
-    rows = rows.map(lambda row: {"ends": [0] * (len(row["labels"]) - 1) + [1]}, features=marked)
-    rows = pack_dataset(rows, max_length, "wrapped")
-    return rows.map(lambda row: {"samples": sum(row["ends"])}, remove_columns="ends")
-
-
-def training_rows(dataset, stage: TrainSpec, max_length: int, packed: bool):
-    """The training rows in the order of `row_order`; packed rows are shuffled once more, since best-fit
-    packing leaves the long samples first."""
-    rows = as_read(dataset.select(row_order(dataset["length"], stage)), stage, max_length, packed)
-    return rows.select(np.random.default_rng(stage.seed).permutation(len(rows))) if packed else rows
-
-
-def subsample(dataset, rows: int, seed: int):
-    """`rows` rows drawn by seed, in the dataset's order; 0 or more than there are gives all."""
-    if rows == 0 or rows >= len(dataset):
-        return dataset
-    return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
-
-
-def with_samples(collate):
-    """`collate`, which makes a batch of rows, with how many samples the rows hold (as_read) in the batch."""
-    import torch
-
-    def collate_and_count(rows):
-        batch = collate(rows)
-        if "samples" in rows[0]:
-            batch["samples"] = torch.tensor([sum(row["samples"] for row in rows)])
-        return batch
-
-    return collate_and_count
+models.unsloth()  # before transformers and trl, as it asks
+from transformers import PrinterCallback, TrainerCallback, TrainerState  # noqa: E402
+from trl import SFTTrainer  # noqa: E402
 
 
 class CutShort(Exception):
@@ -113,208 +45,206 @@ class Stop:
         self.asked = True
 
 
-def make_trainer(
-    model,
-    tokenizer,
-    train,
-    validation,
-    stage: TrainSpec,
-    *,
-    folder: Path,
-    max_length: int,
-    identity: dict | None,
-    start: Path | None,
-    stop: Stop,
-    progress: bool,
-):
-    """(trainer, meter) for one stage, to be started from the checkpoint `start`.
+class StageTrainer(SFTTrainer):
+    """One stage's training, to be started or resumed by `run`.
 
-    Raises TrainerError where packing did not stay on, or the processes cannot share the recipe's batch.
+    engine: how the model computes; log: loss.csv; identity: what a checkpoint is marked with; start: the
+    checkpoint to go on from, or None; stop: says that SIGTERM came. Raises TrainerError where packing was
+    asked for and did not stay on.
     """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import PrinterCallback, TrainerCallback, TrainerState
-    from trl import SFTConfig, SFTTrainer
 
-    workers = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun and accelerate launch tell it
-    if stage.accumulation % workers:
-        raise TrainerError(
-            f"{workers} processes cannot share accumulation={stage.accumulation} evenly; start as many "
-            "as divide it, or set batch_size and accumulation to another pair of the same product"
+    def __init__(
+        self,
+        model,
+        config,
+        tokenizer,
+        train,
+        validation,
+        stage: TrainSpec,
+        *,
+        engine: cpu.Engine,
+        log: LossLog,
+        identity: dict,
+        start: Path | None,
+        stop: Stop,
+    ):
+        self.stage, self.engine, self.meter, self.loss_log = stage, engine, Meter(model), log
+        self.identity, self.start, self.stop = identity, start, stop
+        self.saved = Path(config.output_dir).parent
+        earlier = ""
+        if start:
+            self.meter.restore(json.loads((start / "meter.json").read_text()))
+            earlier = (start / "loss.csv").read_text(encoding="utf-8")
+        config.eval_on_start = self._unvalidated(earlier, config.eval_steps)
+        # TRL casts a 4-bit model's adapter to bfloat16, which loses updates smaller than 1/256 of a weight,
+        # and PEFT reads it back from a checkpoint as float32, so that a resumed run would differ from an
+        # unbroken one. It stays in float32; the products are computed in bfloat16 all the same.
+        adapter = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
+        packed = cpu.packs() and stage.packing != "off"
+        most = config.max_length
+        batch = replace(
+            stage,
+            batch_size=config.per_device_train_batch_size,
+            accumulation=config.gradient_accumulation_steps * config.world_size,
         )
-    gpu = torch.cuda.is_available()
-    packed = gpu and stage.packing != "off"
-    most = at_once(model, stage.micro_batch_tokens)
-    sharing = shares(model)
-    meter = Meter(model)
-    saved = folder / "checkpoints"
-    log = LossLog(folder / "loss.csv", progress)
-    earlier, unvalidated = "", True
-    if start:
-        meter.restore(json.loads((start / "meter.json").read_text()))
-        earlier = (start / "loss.csv").read_text(encoding="utf-8")
-        due = checkpoints.finished(start) or checkpoints.step_of(start) % stage.eval_every == 0
-        unvalidated = due and not last_line(earlier)["eval_loss"]
+        held_out = batches.subsample(validation, stage.eval_rows, stage.seed)
+        super().__init__(
+            model=model,
+            args=config,
+            train_dataset=batches.training_rows(train, batch, most, packed),
+            eval_dataset=batches.as_read(held_out, stage, most, packed),
+            processing_class=tokenizer,
+            callbacks=[StepLog(self, earlier)],
+        )
+        for weight, data in adapter:
+            weight.data = data
+        self.remove_callback(PrinterCallback)
+        self._check_packing(packed)
 
-    class Trainer(SFTTrainer):
-        def training_step(self, net, inputs, num_items_in_batch=None):
-            """The loss is a sum over the optimizer step's supervised tokens, divided by their number, so
-            that it adds up over the passes."""
-            parts = [inputs] if gpu else passes(inputs, most, sharing)
-            meter.count(inputs)
-            loss = 0
-            for part in parts:
-                last = part is parts[-1]  # the processes' gradients are exchanged once
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(net):
-                    loss += super().training_step(net, part, num_items_in_batch)
-            return loss
+    def _unvalidated(self, earlier: str, every: int) -> bool:
+        """Whether validation comes before the next step: at the start, and where it was cut short."""
+        if not self.start:
+            return True
+        due = checkpoints.finished(self.start) or checkpoints.step_of(self.start) % every == 0
+        return due and not last_line(earlier)["eval_loss"]
 
-        def evaluate(self, *args, **kwargs):
-            """Ends with SIGTERM, as the whole of the paper's validation rows takes an hour and more. Before
-            the first step there is nothing to save; after another one, the run that resumes validates it."""
-            try:
-                return super().evaluate(*args, **kwargs)
-            except CutShort:
-                stop.asked = True
-                if not self.control.should_evaluate:
-                    raise
-                self.control.should_save = self.control.should_training_stop = True
-                return {}
+    def _check_packing(self, packed: bool) -> None:
+        # Unsloth may turn it off in the configuration already.
+        if packed and not (self.args.packing and self.data_collator.padding_free):
+            raise TrainerError("packing was asked for and the libraries turned it off; set packing=off")
+        if packed:
+            self.data_collator.torch_call = batches.with_samples(self.data_collator.torch_call)
+        if self.engine.lays_rows_end_to_end:  # which Unsloth turned off
+            self.data_collator.padding_free = True
 
-        def validate_last_step(self):
-            """Of a training that was stopped while it validated its last step."""
-            self.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
-            self.callback_handler.on_train_begin(self.args, self.state, self.control)
-            self.evaluate()
-            self.callback_handler.on_train_end(self.args, self.state, self.control)
+    def run(self) -> None:
+        """Train to the end, or to a checkpoint after SIGTERM. Raises TrainerError where memory ran out."""
+        start = self.start
+        try:
+            if start and checkpoints.finished(start):  # the trainer would take one step more
+                models.use_adapter(self.model, start)
+                shutil.copy(start / "loss.csv", self.loss_log.path)
+                if self.args.eval_on_start:
+                    self._validate_last_step()
+            else:
+                self.train(resume_from_checkpoint=str(start) if start else None)
+        except CutShort:
+            pass  # in a validation before this process's first step: nothing is to be saved
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            rows = self.args.per_device_train_batch_size
+            at_once, fix = self.engine.out_of_memory(rows, self.args.max_length)
+            raise TrainerError(
+                f"out of memory at step {self.state.global_step + 1}: {at_once} at once; {fix} (the same "
+                "updates), or set gradient_checkpointing=true"
+            ) from error
 
-        def prediction_step(self, net, inputs, *args, **kwargs):
-            """The mean loss of a batch's supervised tokens, on a CPU pass by pass."""
-            inputs.pop("samples", None)
-            if any_process(stop.asked):
-                raise CutShort
-            if gpu:
-                return super().prediction_step(net, inputs, *args, **kwargs)
-            parts = passes(inputs, most, sharing)
-            learnt = [(part["labels"] != IGNORED).sum() for part in parts]
-            with torch.no_grad():
-                means = [self.compute_loss(net, part) for part in parts]
-            loss = sum(mean * count for mean, count in zip(means, learnt, strict=True))
-            return loss / sum(learnt).clamp(min=1), None, None
+    def training_step(self, net, inputs, num_items_in_batch=None):
+        """The loss is a sum over the optimizer step's supervised tokens, divided by their number, so that it
+        adds up over the passes."""
+        parts = self.engine.passes(self.meter.count(inputs))
+        loss = 0
+        for part in parts:
+            last = part is parts[-1]  # the processes' gradients are exchanged once
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(net):
+                loss += super().training_step(net, part, num_items_in_batch)
+        return loss
 
-        def _get_output_dir(self, trial):
-            return str(saved / ".writing")
+    def evaluate(self, *args, **kwargs):
+        """Ends with SIGTERM, as the whole of the paper's validation rows takes an hour and more. Before the
+        first step there is nothing to save; after another one, the run that resumes validates it."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except CutShort:
+            self.stop.asked = True
+            if not self.control.should_evaluate:
+                raise
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
 
-        def _save_checkpoint(self, net, trial):
-            """Aside, all processes' parts; then the first one publishes it."""
-            name = f"checkpoint-{self.state.global_step}"
-            written = saved / ".writing" / name
+    def _validate_last_step(self) -> None:
+        """Of a training that was stopped while it validated its last step."""
+        self.state = TrainerState.load_from_json(str(self.start / "trainer_state.json"))
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.evaluate()
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def prediction_step(self, net, inputs, *args, **kwargs):
+        """The mean loss of a batch's supervised tokens."""
+        inputs.pop("samples", None)
+        if any_process(self.stop.asked):
+            raise CutShort
+        if not self.engine.lays_rows_end_to_end:
+            return super().prediction_step(net, inputs, *args, **kwargs)
+        parts = self.engine.passes(inputs)
+        learnt = [(part["labels"] != IGNORED).sum() for part in parts]
+        with torch.no_grad():
+            means = [self.compute_loss(net, part) for part in parts]
+        loss = sum(mean * count for mean, count in zip(means, learnt, strict=True))
+        return loss / sum(learnt).clamp(min=1), None, None
+
+    def _get_output_dir(self, trial):
+        return self.args.output_dir
+
+    def _save_checkpoint(self, net, trial):
+        """Aside, all processes' parts; then the first one publishes it."""
+        name = f"checkpoint-{self.state.global_step}"
+        written = Path(self.args.output_dir) / name
+        if self.args.should_save:
+            shutil.rmtree(written.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(net, trial)
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                shutil.rmtree(written.parent, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            try:
-                super()._save_checkpoint(net, trial)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    log.write()
-                    shutil.copy(log.path, written / "loss.csv")
-                    (written / "meter.json").write_text(json.dumps(meter.state()))
-                    checkpoints.publish(written, saved / name, identity)
-                    checkpoints.keep(saved, self.state.global_step, 2)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                shutil.rmtree(written.parent, ignore_errors=True)
-                before = checkpoints.last_whole(saved)
-                raise TrainerError(
-                    f"{name} could not be written ({_first_line(error)}); free space and resume"
-                    + (f" from {before.name}, which is still there" if before else "")
-                ) from error
-            self.accelerator.wait_for_everyone()
+                self.loss_log.write()
+                shutil.copy(self.loss_log.path, written / "loss.csv")
+                (written / "meter.json").write_text(json.dumps(self.meter.state()))
+                checkpoints.publish(written, self.saved / name, self.identity)
+                checkpoints.keep(self.saved, self.state.global_step, 2)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(written.parent, ignore_errors=True)
+            before = checkpoints.last_whole(self.saved)
+            raise TrainerError(
+                f"{name} could not be written ({_first_line(error)}); free space and resume"
+                + (f" from {before.name}, which is still there" if before else "")
+            ) from error
+        self.accelerator.wait_for_everyone()
 
-        def create_model_card(self, *args, **kwargs):
-            """None: its text carries paths of the machine."""
+    def create_model_card(self, *args, **kwargs):
+        """None: its text carries paths of the machine."""
 
-    class Log(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            if state.is_world_process_zero:
-                log.begin(state.global_step, state.max_steps, earlier)
 
-        def on_step_begin(self, args, state, control, **kwargs):
-            meter.begin_step()
+class StepLog(TrainerCallback):
+    """After each step: the meter's count, a line of loss.csv, and a checkpoint where SIGTERM asked for it."""
 
-        def on_step_end(self, args, state, control, **kwargs):
-            if gpu:
-                torch.cuda.synchronize()
-            log.measured = meter.end_step()
-            control.should_evaluate |= state.global_step >= state.max_steps
-            if any_process(stop.asked):  # all of them have to end at the same step
-                stop.asked = control.should_save = control.should_training_stop = True
+    def __init__(self, trainer: StageTrainer, earlier: str):
+        """earlier: loss.csv as it was at the checkpoint that training goes on from."""
+        self.meter, self.log, self.engine = trainer.meter, trainer.loss_log, trainer.engine
+        self.stop, self.earlier = trainer.stop, earlier
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if state.is_world_process_zero:
-                log.add(state.global_step, logs)
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.log.begin(state.global_step, state.max_steps, self.earlier)
 
-        def on_train_end(self, args, state, control, **kwargs):
-            if state.is_world_process_zero:
-                log.end()
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.meter.begin_step()
 
-    config = SFTConfig(
-        output_dir=str(saved / ".writing"),
-        per_device_train_batch_size=stage.batch_size,
-        per_device_eval_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.accumulation // workers,
-        num_train_epochs=1,  # row_order has laid the epochs after one another
-        max_steps=stage.max_steps or -1,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type=stage.scheduler,
-        warmup_steps=stage.warmup_steps,
-        weight_decay=stage.weight_decay,
-        optim=stage.optimizer,
-        seed=stage.seed,
-        data_seed=stage.seed,
-        train_sampling_strategy="sequential",
-        packing=packed,
-        packing_strategy={"isolated": "bfd", "wrapped": "wrapped"}.get(stage.packing, "bfd"),
-        max_length=max_length,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        gradient_checkpointing=stage.gradient_checkpointing,
-        eval_strategy="steps",
-        eval_steps=stage.eval_every,
-        eval_on_start=unvalidated,
-        prediction_loss_only=True,
-        save_strategy="steps",
-        save_steps=stage.save_every,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        dataloader_num_workers=0,
-        ddp_find_unused_parameters=False,
-    )
-    if config.world_size != workers:
-        raise TrainerError(f"WORLD_SIZE is {workers} and {config.world_size} processes train; unset it")
-    # TRL casts a 4-bit model's adapter to bfloat16, which loses updates smaller than 1/256 of a weight, and
-    # PEFT reads it back from a checkpoint as float32, so that a resumed run would differ from an unbroken
-    # one. It stays in float32; the products are computed in bfloat16 all the same.
-    adapter = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
-    trainer = Trainer(
-        model=model,
-        args=config,
-        train_dataset=training_rows(train, stage, max_length, packed),
-        eval_dataset=as_read(subsample(validation, stage.eval_rows, stage.seed), stage, max_length, packed),
-        processing_class=tokenizer,
-        callbacks=[Log()],
-    )
-    for weight, data in adapter:
-        weight.data = data
-    trainer.remove_callback(PrinterCallback)
-    if packed and not (trainer.args.packing and trainer.data_collator.padding_free):
-        raise TrainerError("packing was asked for and the libraries turned it off; set packing=off")
-    if packed:
-        trainer.data_collator.torch_call = with_samples(trainer.data_collator.torch_call)
-    if not gpu:  # Unsloth turned it off, for want of an attention that keeps rows apart (cpu_passes has it)
-        trainer.data_collator.padding_free = True
-    return trainer, meter
+    def on_step_end(self, args, state, control, **kwargs):
+        self.engine.wait()
+        self.log.measured = self.meter.end_step()
+        control.should_evaluate |= state.global_step >= state.max_steps
+        if any_process(self.stop.asked):  # all of them have to end at the same step
+            self.stop.asked = control.should_save = control.should_training_stop = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            self.log.add(state.global_step, logs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.log.end()
 
 
 def _first_line(error: BaseException) -> str:

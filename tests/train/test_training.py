@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from medkit.prompts import IGNORED
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 from medkit.train import adapters, checkpoints, cpu, models
+from medkit.train.batches import as_read, row_order, subsample, training_rows, with_samples
 from medkit.train.cpu import ROW_BY_ROW, as_trained_on_cpu, passes, row_lengths
 from medkit.train.metrics import TrainerError
-from medkit.train.trainer import as_read, row_order, subsample, training_rows, with_samples
 
 # Everything of a line of loss.csv that does not depend on the clock or the machine.
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
