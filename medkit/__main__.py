@@ -115,6 +115,15 @@ def _mcq(options) -> None:
     print((place / "mcq" / "summary.json").read_text(encoding="utf-8"))
 
 
+def _sweep(options) -> int:
+    from medkit.pipeline import sweep
+
+    if options.dry_run:
+        print(sweep.dry_run(options.file, options.data_dir))
+        return 0
+    return sweep.run(options.file, resume=options.resume, engine=options.engine, data_dir=options.data_dir)
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         """One line, as for every other refusal; argparse would print the usage before it."""
@@ -167,6 +176,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL[-ADAPTER]")
     data_and_settings(sub)
     again(sub)
+
+    sub = command("sweep", _sweep, "run the trials of a file: arms, fields and seeds (docs/sweeps.md)")
+    sub.add_argument("file", metavar="SWEEP.toml")
+    sub.add_argument("--resume", action="store_true", help="do only the trials that are missing")
+    sub.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: several GPUs or nodes")
+    sub.add_argument("--dry-run", action="store_true", help="list trials, hours and disk; run nothing")
+    sub.add_argument(
+        "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
+    )
     return parser
 
 

@@ -46,13 +46,13 @@ class Status:
 
     def end(self, outcome: str) -> None:
         name, self.name = self.name, ""
-        self.line(f"{name:<22} {_minutes(time.monotonic() - self._began)}  {outcome}")
+        self.line(f"{name:<22} {minutes(time.monotonic() - self._began)}  {outcome}")
 
     def _tick(self) -> None:
         while not self._over.wait(1 if self.terminal else 30):
             if not self.name:
                 continue
-            text = f"{self.name:<22} {_minutes(time.monotonic() - self._began)}  {self.at}  {self.tail}"
+            text = f"{self.name:<22} {minutes(time.monotonic() - self._began)}  {self.at}  {self.tail}"
             with self._lock:
                 if self.terminal:
                     width = shutil.get_terminal_size().columns - 1
@@ -61,7 +61,7 @@ class Status:
                     print(text[:100], file=self.out, flush=True)
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:2}:{seconds:02}"

@@ -1,0 +1,162 @@
+"""What executes a sweep's trials: one after another here, or as tasks of a Ray cluster."""
+
+import contextlib
+import os
+import signal
+import subprocess
+
+from medkit import MedkitError
+from medkit.pipeline.trial import Job, error_file
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM came; what was at work has saved and ended."""
+
+
+class Local:
+    """One trial after another, in the order of `submit`'s ranks, on this machine."""
+
+    at_once = 1
+
+    def __init__(self):
+        self._waiting: list[tuple[int, Job]] = []
+        self._child: subprocess.Popen | None = None
+        self._signals: list[int] = []
+
+    def __enter__(self):
+        self._before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def submit(self, rank: int, job: Job) -> None:
+        self._waiting.append((rank, job))
+
+    def next(self) -> tuple[Job, str]:
+        """(a trial that has ended, "" or why it failed). Stopped where a signal came."""
+        self._waiting.sort(key=lambda one: one[0])
+        _, job = self._waiting.pop(0)
+        if not self._signals:
+            # A session of its own: Ctrl-C is for us, and we tell the trial once. It told twice would kill.
+            self._child = subprocess.Popen(job.command, stdin=subprocess.PIPE, start_new_session=True)
+            if self._signals:  # it came between the check and the start
+                self._child.terminate()
+            code = self._child.wait()
+            self._child.stdin.close()
+        if self._signals:
+            raise Stopped
+        return job, failure(job, code)
+
+    def _stop(self, number, _frame) -> None:
+        self._signals.append(number)
+        if self._child and self._child.poll() is None:
+            self._child.terminate()
+
+
+class Ray:
+    """Each trial is a task of Ray Core. The results' folder is one that all nodes share.
+
+    A task whose worker or node is lost is started again, on another node if need be, and goes on from the
+    trial's checkpoints. A trial takes `cpus` cores, and one GPU where the cluster has any: Ray shows it no
+    other.
+    """
+
+    def __init__(self, cpus: int):
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        try:
+            import ray
+        except ImportError:
+            raise MedkitError(
+                "--engine ray needs Ray; install it with: pip install -e '.[cluster]'"
+            ) from None
+        self._ray, self._cpus, self._running = ray, cpus, {}
+
+    def __enter__(self):
+        ray = self._ray
+        if not ray.is_initialized():
+            settings = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+            if os.environ.get("RAY_ADDRESS"):
+                settings = {"log_to_driver": False, "logging_level": "ERROR"}
+            ray.init(**settings)
+        found = ray.cluster_resources()
+        if found.get("CPU", 0) < self._cpus:
+            raise MedkitError(
+                f"a trial takes {self._cpus} cores, the Ray cluster has {found.get('CPU', 0):.0f}; lower cpus"
+            )
+        gpus = 1 if found.get("GPU", 0) else 0
+        self.at_once = int(found["GPU"]) if gpus else int(found["CPU"] // self._cpus)
+        self._task = ray.remote(num_cpus=self._cpus, num_gpus=gpus, max_retries=3)(_trial)
+        self._before = signal.signal(signal.SIGTERM, _interrupt)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._before)
+        self._ray.shutdown()
+
+    def submit(self, rank: int, job: Job) -> None:
+        self._running[self._task.remote(job, os.getcwd(), _environment())] = job
+
+    def next(self) -> tuple[Job, str]:
+        try:
+            (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+            job = self._running.pop(done)
+            return job, failure(job, self._ray.get(done))
+        except KeyboardInterrupt:
+            for one in self._running:
+                self._ray.cancel(one)  # KeyboardInterrupt in the task, which ends its trial and waits
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=120)
+            raise Stopped from None
+        except self._ray.exceptions.RayError as error:  # lost more often than it may be
+            return job, " ".join(str(error).split())[:300]
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def _environment() -> dict[str, str]:
+    """What of this process's environment a trial on any node is to have: medkit's, Python's and the hub's."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("MEDKIT_", "HF_", "PYTHONPATH", "TRANSFORMERS_", "TOKENIZERS_"))
+    }
+
+
+def _trial(job: Job, folder: str, environment: dict[str, str]) -> int:
+    """One trial in a process of its own; on a Ray worker. Returns its exit code."""
+    log = job.folder.with_name(f"{job.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as out:
+        child = subprocess.Popen(
+            job.command,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            cwd=folder,
+            env=os.environ | environment,
+        )
+        try:
+            return child.wait()
+        except BaseException:  # cancelled
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(100)
+            raise
+
+
+def failure(job: Job, code: int) -> str:
+    """Why a trial failed, in one line; "" where it did not."""
+    if code == 0:
+        return ""
+    path = error_file(job)
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    return f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def choose(name: str, cpus: int) -> Local | Ray:
+    return Ray(cpus) if name == "ray" else Local()
