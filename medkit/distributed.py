@@ -83,7 +83,7 @@ def _rows(run: run_json.Run, arm: str, tokenizer, writes: bool):
     if writes:
         if arm == "stage2":
             questions = [record for one in stages.load_exams(run, "eval").values() for record in one.records]
-            found = stages.evaluated_in_training(split, mixed, questions, cases.drawn(run)[0])
+            found = stages.evaluated_in_training(split, mixed, questions, cases.draw_queries(run)[0])
             stages.write_overlap(run, arm, found[0])
             described = stages.describe_stage2(conversations, split, drawn, mixed, train, *found)
             stages.update_manifest(run, {"stage2": described})

@@ -1,13 +1,18 @@
-"""The patients' queries of a run, step by step as notebook 04 takes them: cases in, answers out."""
+"""The patients' queries of a run as notebook 04 takes them: cases in, answers and scores out."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
 
 from medkit import prompts
 from medkit.data import contamination
-from medkit.evaluate import consumer, generation
+from medkit.evaluate import consumer, generation, lineup
+from medkit.evaluate.consumer import ConsumerError
 from medkit.evaluate.generation import Answer
-from medkit.evaluate.lineup import Active
+from medkit.evaluate.lineup import Active, Lineup
+from medkit.evaluate.scorer import Scorer
 from medkit.records import ConsumerQuery
 from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
@@ -16,12 +21,71 @@ from medkit.train import stages
 REPEATED = 8  # words in a row that an answer must share with a data set's row for its text to be withheld
 
 
-def drawn(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
-    """The recipe's draw of patients' queries, and how many rows were passed over for which reason."""
+@dataclass(frozen=True)
+class QueryAnswers:
+    """by_model: per model and case the greedy answer and, after it, the sampled ones. identities: per model
+    the hash of its weights."""
+
+    by_model: dict[str, list[list[Answer]]]
+    identities: dict[str, str]
+
+
+def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvana") -> tuple[Run, Lineup]:
+    """Notebook 04's run, and the models that it compares; the first is the one the others are compared with.
+    Raises ResultsError where the run lacks one, LineupError for an arm that there is none of."""
+    storage.check_text("arms", arms)
+    names = [name.strip() for name in arms.split(",") if name.strip()]
+    if not names:
+        raise ConsumerError("arms is empty; name the models to ask, e.g. arms=base,med-nirvana")
+    run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=lineup.needs(*names))
+    return run, lineup.of_run(run, names)
+
+
+def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
+    """The recipe's draw of patients' queries, and how many rows were left out before it, by reason."""
     loaded = [stages.load(run, name, "eval") for name in ("icliniq", "healthcaremagic")]
-    passed_over = sum((one.dropped for one in loaded), Counter())
+    left_out = sum((one.dropped for one in loaded), Counter())
     queries = [query for one in loaded for query in one.records]
-    return consumer.draw(queries, run.recipe.consumer.cases, run.recipe.consumer.seed), dict(passed_over)
+    return consumer.draw(queries, run.recipe.consumer.cases, run.recipe.consumer.seed), dict(left_out)
+
+
+def answer_queries(run: Run, models: Lineup, cases: Sequence[ConsumerQuery]) -> QueryAnswers:
+    """Every model's answers to `cases`, kept as they come: a killed evaluation goes on where it was. Frees
+    the models at the end."""
+    by_model, identities = {}, {}
+    for active in models:
+        by_model[active.name] = answer(run, active, cases)
+        identities[active.name] = active.identity
+    models.close()
+    return QueryAnswers(by_model, identities)
+
+
+def write_queries(
+    run: Run,
+    cases: Sequence[ConsumerQuery],
+    answers: QueryAnswers,
+    left_out: dict[str, int],
+    show_text: bool = False,
+) -> tuple[dict, pd.DataFrame]:
+    """consumer/answers.jsonl, scores.csv and summary.json; returns (summary, scores) as consumer.evaluate
+    does, with the number of "answers_withheld" in the summary."""
+    spec = run.recipe.consumer
+    sampled = {model: [own[1:] for own in given] for model, given in answers.by_model.items()}
+    summary, scores = consumer.evaluate(
+        cases,
+        {model: [own[0] for own in given] for model, given in answers.by_model.items()},
+        Scorer(spec.scorer, spec.scorer_layers),
+        sampled=sampled if spec.samples else {},
+        decoding=decoding(run),
+        passed_over=left_out,
+        seed=spec.seed,
+    )
+    summary["answers_withheld"] = write_answers(run, cases, answers.by_model, show_text)
+    storage.write_csv(run.folder / "consumer" / "scores.csv", scores)
+    storage.write_json(run.folder / "consumer" / "summary.json", summary)
+    if len(storage.read_jsonl(run.folder / "consumer" / "answers.jsonl")) != len(scores):
+        raise ConsumerError("consumer/answers.jsonl is not what the models answered; run notebook 04 again")
+    return summary, scores
 
 
 def answer(run: Run, active: Active, cases: Sequence[ConsumerQuery]) -> list[list[Answer]]:
@@ -47,7 +111,7 @@ def decoding(run: Run) -> dict:
     }
 
 
-def write(run: Run, cases: Sequence[ConsumerQuery], answers: dict, show_text: bool) -> int:
+def write_answers(run: Run, cases: Sequence[ConsumerQuery], answers: dict, show_text: bool) -> int:
     """consumer/answers.jsonl; returns of how many answers the text was withheld.
 
     Withheld is what repeats REPEATED words in a row of a data set's query or physician's answer.

@@ -31,8 +31,15 @@ def has_control(run: Run) -> bool:
 
 
 def needs(*models: str) -> list[str]:
-    """The files of a run that these of its models are loaded from."""
-    return [f"{ARMS[model]}/adapter/adapter_model.safetensors" for model in models]
+    """The files of a run that these of its models are loaded from; LineupError for a name no arm has."""
+    folders = filter(None, map(_folder, models))
+    return [f"{folder}/adapter/adapter_model.safetensors" for folder in folders]
+
+
+def _folder(name: str) -> str:
+    if name not in ARMS:
+        raise LineupError(f"a run has no arm {name!r}; its arms are {', '.join(ARMS)}")
+    return ARMS[name]
 
 
 class LineupError(MedkitError):
@@ -121,13 +128,17 @@ class Lineup:
         return self._model
 
 
-def of_run(run: Run, names: Sequence[str] = tuple(ARMS)) -> Lineup:
-    """The run's base and trained arms; ResultsError, naming the notebook to run, where one is missing.
+def of_run(run: Run, names: Sequence[str] | None = None) -> Lineup:
+    """The base and the arms of a run that `names` has, in that order; ResultsError, naming the notebook to
+    run, where one has not been trained, LineupError for a name that is no arm's.
 
-    The control arm is in it where it has been trained: without it there is less to compare, not nothing.
+    Without names all of them, the control arm where it has been trained: without it there is less to compare,
+    not nothing.
     """
-    arms = {name: ARMS[name] for name in names if name != "control" or has_control(run)}
-    needed = needs(*(name for name, arm in arms.items() if arm))
+    if names is None:
+        names = [name for name in ARMS if name != "control" or has_control(run)]
+    arms = dict(zip(names, map(_folder, names), strict=True))
+    needed = needs(*arms)
     merged = run.recipe.dmt.handover == "merge"
     if merged and any(arm.startswith("stage2") for arm in arms.values()):
         needed.append("stage1/merged/config.json")

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 
 from medkit import prompts
 from medkit.evaluate import accuracy, answer_parsing, generation, letter_scoring, lineup, statistics
-from medkit.evaluate.lineup import Active
+from medkit.evaluate.lineup import Active, Lineup
 from medkit.records import LETTERS, MCQItem
 from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
@@ -25,7 +26,40 @@ ALONE = "recommended"  # the recipe of a model that is evaluated by itself
 RELEASED = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 
-def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Run:
+@dataclass(frozen=True)
+class ExamAnswers:
+    """What the models of a lineup answered to the exam questions.
+
+    letters: the rows of mcq/items.csv, a model and question each, models in the lineup's order. words: those
+    of mcq/answers.jsonl, with their texts; empty where mcq.generated_rows is 0. scoring: per model what
+    letter_scoring.score reports. identities: per model the hash of its weights.
+    """
+
+    letters: pd.DataFrame
+    words: pd.DataFrame
+    scoring: dict[str, dict]
+    identities: dict[str, str]
+
+
+def begin_exams(
+    run_dir: str, data_dir: str = "", model: str = "", adapter: str = "", arms: str = ""
+) -> tuple[Run, Lineup]:
+    """Notebook 03's run, and the models it compares: the run's base and trained arms, those of them that
+    `arms` names ("base,med-mix"), or any one `model` with an `adapter` or without.
+
+    Raises ResultsError where the run lacks an arm, LineupError for an arm that there is none of.
+    """
+    storage.check_text("arms", arms)
+    names = [name.strip() for name in arms.split(",") if name.strip()] or None
+    if model and names:
+        raise ResultsError(f"model={model} is evaluated alone; leave arms={arms} out, or the model")
+    run = begin(run_dir, data_dir, model, adapter, names)
+    return run, lineup.alone(run, model, adapter) if model else lineup.of_run(run, names)
+
+
+def begin(
+    run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms: Sequence[str] | None = None
+) -> Run:
     """The run to evaluate; for a `model` alone a run of its own, begun here where there is none.
 
     Raises ResultsError where a model alone would write over a run's own results, or over another model's.
@@ -38,7 +72,7 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "") -> Ru
         adapters.read_config(Path(adapter).expanduser())
     if not model or info is None:
         recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
-        needs = () if model else lineup.needs("med-mix", "med-nirvana")
+        needs = () if model else lineup.needs(*(["med-mix", "med-nirvana"] if arms is None else arms))
         return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
@@ -62,7 +96,49 @@ def _as_trained(adapter: str) -> str:
 def exam_items(run: Run) -> list[MCQItem]:
     """The evaluation questions of the three benchmarks, cut to the recipe's rows by file order."""
     loaded = stages.load_exams(run, "eval")
-    return [item for one in loaded.values() for item in first_of_each(one.records, run.recipe.mcq.rows)]
+    items = [item for one in loaded.values() for item in first_of_each(one.records, run.recipe.mcq.rows)]
+    twice = [name for name, count in Counter((item.source, item.id) for item in items).items() if count > 1]
+    if twice:
+        source, name = twice[0]
+        raise accuracy.OutcomeError(f"{source} has two questions {name}; give each an id of its own")
+    return items
+
+
+def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnswers:
+    """Every model's answers to `items`, by letter and in words, kept as they come: a killed evaluation goes
+    on where it was. Frees the models at the end."""
+    letters, words, scoring, identities = [], [], {}, {}
+    for active in models:
+        scored = score(run, active, items)
+        letters.append(letter_scoring.frame(active.name, items, scored.outcomes))
+        words.append(answer_in_words(run, active, items))
+        scoring[active.name], identities[active.name] = scored.report, active.identity
+    models.close()
+    together = [pd.concat(frames, ignore_index=True) for frames in (letters, words)]
+    return ExamAnswers(*together, scoring, identities)
+
+
+def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_text: bool = False) -> dict:
+    """mcq/items.csv, mcq/answers.jsonl and mcq/summary.json; returns the summary.
+
+    It is accuracy.mcq_summary's with "protocols" (per model and benchmark, the three ways of reading an
+    answer), "without_contaminated" (accuracies over the questions that stand in no training row, and
+    "left_out"), "contamination_known" and "scoring" (per model, letter_scoring's report).
+    Raises OutcomeError where the file does not hold what was answered.
+    """
+    contaminated_questions = contaminated(run)
+    summary = accuracy.mcq_summary(answers.letters) | {
+        "protocols": protocols(items, answers.letters, answers.words),
+        "without_contaminated": without(answers.letters, contaminated_questions or set()),
+        "contamination_known": contaminated_questions is not None,
+        "scoring": answers.scoring,
+    }
+    write_mcq(run, answers.letters, answers.words, summary, show_text)
+    written = accuracy.read_items(run.folder)
+    correct = accuracy.is_correct(answers.letters).sum()
+    if len(written) != len(answers.letters) or accuracy.is_correct(written).sum() != correct:
+        raise accuracy.OutcomeError("mcq/items.csv is not what the models answered; run notebook 03 again")
+    return summary
 
 
 def first_of_each(items: Iterable[MCQItem], rows: int) -> list[MCQItem]:

@@ -23,7 +23,7 @@ def opened(monkeypatch, tmp_path, data_dir="", settings=SETTINGS):
 
 def test_a_greedy_answer_and_the_sampled_ones_a_case(monkeypatch, tmp_path, tiny_llama):
     run = opened(monkeypatch, tmp_path)
-    drawn, passed_over = cases.drawn(run)
+    drawn, passed_over = cases.draw_queries(run)
     assert len(drawn) == 3 and isinstance(passed_over, dict)
     given = cases.answer(run, Active("base", *tiny_llama, "x"), drawn)
     assert [len(own) for own in given] == [3, 3, 3]  # greedy, and two sampled
@@ -46,16 +46,16 @@ def test_an_answer_that_repeats_a_row_is_withheld(monkeypatch, tmp_path, text, w
     run = opened(monkeypatch, tmp_path, data_dir="somewhere")
     answers = {"base": [[Answer(text, "stopped", 9)]]}
     path = run.folder / "consumer" / "answers.jsonl"
-    assert cases.write(run, [CASE], answers, show_text=False) == withheld
+    assert cases.write_answers(run, [CASE], answers, show_text=False) == withheld
     row = json.loads(path.read_text())
     assert row["text"] == (None if withheld else text) and row["case"] == "q1" and row["tokens"] == 9
-    assert cases.write(run, [CASE], answers, show_text=True) == 0
+    assert cases.write_answers(run, [CASE], answers, show_text=True) == 0
     assert json.loads(path.read_text())["text"] == text
 
 
 def test_the_built_in_corpus_is_written_whole(monkeypatch, tmp_path):
     run = opened(monkeypatch, tmp_path)
     answers = {"base": [[Answer(CASE.query, "stopped", 9), Answer("", "cut", 4)]]}
-    assert cases.write(run, [CASE], answers, show_text=False) == 0
+    assert cases.write_answers(run, [CASE], answers, show_text=False) == 0
     rows = storage.read_jsonl(run.folder / "consumer" / "answers.jsonl")
     assert [(row["sample"], row["text"]) for row in rows] == [(0, CASE.query), (1, "")]
