@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from medkit import evaluate
 from medkit.evaluate import cases
 from medkit.evaluate.generation import Answer
 from medkit.evaluate.lineup import Active
@@ -31,6 +32,26 @@ def test_a_greedy_answer_and_the_sampled_ones_a_case(monkeypatch, tmp_path, tiny
     none = opened(monkeypatch, tmp_path / "none", settings="consumer.samples=0;consumer.max_new_tokens=4")
     greedy = cases.answer(none, Active("base", *tiny_llama, "x"), drawn)
     assert greedy == [own[:1] for own in given]
+
+
+def test_a_call_answers_and_a_call_writes(monkeypatch, tmp_path, tiny_llama):
+    """Two models of the same weights, three cases, a greedy and two sampled answers: 18 rows."""
+
+    class Twins(list):
+        def close(self):
+            self.closed = True
+
+    run = opened(monkeypatch, tmp_path)
+    twins = Twins(Active(name, *tiny_llama, name) for name in ("base", "med-nirvana"))
+    drawn, left_out = evaluate.draw_queries(run)
+    answers = evaluate.answer_queries(run, twins, drawn)
+    assert twins.closed and answers.identities == {"base": "base", "med-nirvana": "med-nirvana"}
+    summary, scores = evaluate.write_queries(run, drawn, answers, left_out)
+    assert summary == json.loads((run.folder / "consumer" / "summary.json").read_text())
+    assert len(scores) == 18 == len(storage.read_jsonl(run.folder / "consumer" / "answers.jsonl"))
+    assert summary["answers_withheld"] == 0 and summary["passed_over"] == left_out
+    assert summary["differences"]["med-nirvana"]["f1"]["mean"] == 0
+    assert summary["sampling"]["samples"] == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from medkit import evaluate
 from medkit.evaluate import accuracy, generation, letter_scoring, mcq
 from medkit.evaluate.lineup import Active
 from medkit.records import MCQItem
@@ -36,6 +37,11 @@ def item(number, source="medqa", answer="A"):
     return MCQItem(f"{source}-{number}", source, f"Question {number}?", options, answer)
 
 
+class Records:
+    def __init__(self, records):
+        self.records = records
+
+
 def letters_of(model, items, predicted):
     pairs = zip(items, predicted, strict=True)
     given = [letter_scoring.Outcome(letter, (-1.0,) * len(one.letters)) for one, letter in pairs]
@@ -47,6 +53,54 @@ def test_questions_are_the_first_of_each_benchmark(run):
     assert Counter(one.source for one in items) == dict.fromkeys(accuracy.CHANCE, 5)
     everything = mcq.first_of_each(items, 0)
     assert everything == items and len(mcq.first_of_each(items, 3)) == 9
+
+
+def test_an_id_that_two_questions_of_a_benchmark_have(run, monkeypatch):
+    """Answers are paired by id; that two benchmarks have the same one is no matter."""
+    loaded = {"medqa": [item(1)], "pubmedqa": [replace(item(1, "pubmedqa"), id="medqa-1")]}
+    monkeypatch.setattr(mcq.stages, "load_exams", lambda *_: {k: Records(v) for k, v in loaded.items()})
+    assert len(mcq.exam_items(run)) == 2
+    loaded["medqa"] *= 2
+    with pytest.raises(accuracy.OutcomeError, match="medqa has two questions medqa-1; give each an id"):
+        mcq.exam_items(run)
+
+
+def two_models(tiny_llama):
+    """A lineup of two models with the same weights."""
+
+    class Twins(list):
+        def close(self):
+            self.closed = True
+
+    return Twins(Active(name, *tiny_llama, f"identity of {name}") for name in ("base", "med-mix"))
+
+
+def test_a_call_answers_and_a_call_writes(run, tiny_llama):
+    """Two models of the same weights: 15 questions each, the same letters, no difference."""
+    items, twins = evaluate.exam_items(run), two_models(tiny_llama)
+    answers = evaluate.answer_exams(run, twins, items)
+    assert twins.closed and answers.identities["med-mix"] == "identity of med-mix"
+    assert answers.letters["model"].tolist() == ["base"] * 15 + ["med-mix"] * 15
+    assert Counter(answers.words["model"]) == {"base": 6, "med-mix": 6}  # two of each benchmark
+    summary = evaluate.write_exams(run, items, answers)
+    assert summary == json.loads((run.folder / "mcq" / "summary.json").read_text())
+    assert summary["models"] == ["base", "med-mix"] and summary["scoring"]["base"]["n"] == 15
+    assert [one["difference"] for one in summary["comparisons"]] == [0, 0, 0]
+    assert len(summary["protocols"]) == 6 and summary["contamination_known"] is False
+    assert summary["without_contaminated"]["left_out"] == {}
+    written = accuracy.read_items(run.folder)
+    assert written["item_id"].tolist() == [one.id for one in items] * 2
+    again = evaluate.answer_exams(run, two_models(tiny_llama), items)
+    assert again.letters.equals(answers.letters) and again.scoring["base"]["from_store"] == 15
+
+
+def test_what_was_written_is_read_again(run, tiny_llama, monkeypatch):
+    items = evaluate.exam_items(run)
+    answers = evaluate.answer_exams(run, two_models(tiny_llama), items)
+    whole = accuracy.read_items
+    monkeypatch.setattr(accuracy, "read_items", lambda place: whole(place).iloc[1:])
+    with pytest.raises(accuracy.OutcomeError, match="is not what the models answered"):
+        evaluate.write_exams(run, items, answers)
 
 
 def test_both_protocols_cover_the_questions_they_say(run, tiny_llama):
@@ -210,6 +264,8 @@ def test_a_model_alone_gets_a_run_of_its_own_and_no_other(monkeypatch, tmp_path)
         mcq.begin("cpu", "", "smollm2")
     with pytest.raises(ResultsError, match="holds no run; run notebook 01_stage1 first"):
         mcq.begin("nothing", "")
+    with pytest.raises(ResultsError, match="some/model is evaluated alone; leave arms=base out"):
+        evaluate.begin_exams("alone", "", "some/model", arms="base")
 
 
 def test_a_model_with_another_adapter_gets_a_run_of_its_own(monkeypatch, tmp_path):

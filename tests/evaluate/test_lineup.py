@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
+from medkit import evaluate
 from medkit.evaluate import lineup
+from medkit.evaluate.consumer import ConsumerError
 from medkit.evaluate.lineup import LineupError
 from medkit.runs import run_json, storage
 from medkit.runs.storage import ResultsError
@@ -264,7 +266,31 @@ def test_a_missing_arm_names_the_notebook(run, tmp_path, monkeypatch):
     empty = run_json.begin("empty", "03_mcq_eval")
     with pytest.raises(ResultsError, match=r"stage1/adapter.* is missing; run notebook 01_stage1 first"):
         lineup.of_run(empty)
-    lineup.of_run(empty, ["base"])
+    assert list(lineup.of_run(empty, ["base"]).members) == ["base"]
+    with pytest.raises(
+        ResultsError, match=r"stage2_noreplay.* is missing; run notebook 02_stage2 with replay"
+    ):
+        lineup.of_run(empty, ["control"])  # asked for by name
+    with pytest.raises(LineupError, match=r"no arm 'med_mix'; its arms are base, med-mix"):
+        lineup.of_run(empty, ["med_mix"])
+
+
+def test_any_of_a_runs_arms_alone(run, tmp_path, monkeypatch):
+    """As a sweep evaluates them: what was not asked for need not be there."""
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    storage.write_json(tmp_path / "one" / "run.json", run_json.describe("cpu"))
+    storage.write_text(tmp_path / "one" / "stage2" / "adapter" / "adapter_model.safetensors", "")
+    for begin in (evaluate.begin_exams, evaluate.begin_queries):
+        assert list(begin("one", arms="med-nirvana")[1].members) == ["med-nirvana"]
+        assert list(begin("one", arms=" med-nirvana, base ")[1].members) == ["med-nirvana", "base"]
+        with pytest.raises(ResultsError, match=r"stage1/adapter.* is missing; run notebook 01_stage1 first"):
+            begin("one", arms="base,med-mix")
+        with pytest.raises(LineupError, match="no arm 'mixed'"):
+            begin("one", arms="mixed")
+    with pytest.raises(ResultsError, match="stage1/adapter"):
+        evaluate.begin_exams("one")
+    with pytest.raises(ConsumerError, match="arms is empty"):
+        evaluate.begin_queries("one", arms=" ")
 
 
 def test_a_run_without_the_control_arm_compares_the_others(run, tmp_path, monkeypatch):
