@@ -39,7 +39,7 @@ def settings(run: Run) -> HTML:
     }
     everything = {
         **own,
-        "rows come from": info["data"]["origin"],
+        "rows come from": run.info["data"]["origin"],
         **{f"version of {name}": version for name, version in info["versions"].items() if version},
         **{f"machine: {name}": value for name, value in info["hardware"].items()},
         "commit": info["git"].get("commit"),
