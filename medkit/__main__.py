@@ -7,12 +7,11 @@ on the way, with the notebook and cell.
 import argparse
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
 from medkit import MedkitError
-from medkit.runs import machine
+from medkit.runs import machine, storage
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,10 +101,9 @@ def _mcq(options) -> None:
 
     model = options.model
     name = "-".join(Path(part).name for part in (model, options.adapter) if part)
-    slug = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")
     place = runner.run(
         "recommended",
-        name=options.run or f"mcq-{slug}"[:64],
+        name=options.run or storage.slug(f"mcq-{name}"),
         data_dir=options.data_dir,
         settings=[f"model.base={model}", *options.set],
         steps=[runner.model_alone(model, options.adapter)],
@@ -122,6 +120,15 @@ def _sweep(options) -> int:
         print(sweep.dry_run(options.file, options.data_dir))
         return 0
     return sweep.run(options.file, resume=options.resume, engine=options.engine, data_dir=options.data_dir)
+
+
+def _compare(options) -> None:
+    from medkit.report import compare
+
+    found = compare.compare(compare.read(options.first), compare.read(options.second))
+    place = compare.write(found)
+    print(compare.terminal(found))
+    print(f"\n{storage.shown(place)}: compare.md, compare.html, compare.json")
 
 
 class Parser(argparse.ArgumentParser):
@@ -185,6 +192,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
     )
+
+    sub = command("compare", _compare, "two runs, or lm-evaluation-harness samples, question by question")
+    sub.add_argument("first", metavar="A", help="a run, or samples_*.jsonl (a file or a folder of them)")
+    sub.add_argument("second", metavar="B", help="the same; differences are B minus A")
     return parser
 
 

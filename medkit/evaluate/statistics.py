@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 from scipy.stats import permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -163,6 +164,28 @@ def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Com
         table = [[int((first & second).sum()), first_only], [second_only, int((~first & ~second).sum())]]
         p = float(mcnemar(table, exact=True).pvalue)
     return Comparison(n, first_only, second_only, difference, low, high, p)
+
+
+def detectable_difference(n: int, discordant: int, power: float = 0.8) -> float:
+    """The smallest difference of accuracies that McNemar's test at 0.05 finds with `power`, for `n` paired
+    items of which `discordant` are right in one model only; NaN for n = 0 (Connor 1987, Biometrics 43: 207).
+
+    Where so few are discordant that even all of them on one side would not do, it is the difference at which
+    as many as needed are: z^2 / n.
+    """
+    if n == 0:
+        return math.nan
+    alpha_z, power_z = stats.norm.ppf(0.975), stats.norm.ppf(power)
+    share = discordant / n
+    if share * n <= alpha_z**2:
+        return min(1.0, alpha_z**2 / n)
+
+    def surplus(difference: float) -> float:
+        reach = alpha_z * math.sqrt(share) + power_z * math.sqrt(share - difference**2)
+        return reach**2 / difference**2 - n
+
+    # Beyond sqrt(share) no difference is possible; at share all discordant items are on one side.
+    return float(brentq(surplus, 1e-9, share)) if surplus(share) < 0 else share
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -188,6 +188,11 @@ def check_own(place: Path) -> None:
         raise ResultsError(f"{shown(place)} is part of the repository and stays as it is; name another run")
 
 
+def slug(text: str) -> str:
+    """A run name made of any text."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:64]
+
+
 def require(run_dir: str | Path, names: Iterable[str]) -> Path:
     """The run's folder, once each of `names` (relative to it) is there; else ResultsError for the first."""
     place = folder(run_dir)

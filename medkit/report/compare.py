@@ -1,0 +1,211 @@
+"""Two runs compared on the same questions: paired differences, what could be seen, which settings differ.
+
+A side is a run's folder, or samples of lm-evaluation-harness (report.harness). Only questions that both
+sides answered, with the same correct answer, are compared; what is left out is counted.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from medkit import MedkitError
+from medkit.evaluate import accuracy, statistics
+from medkit.report import harness
+from medkit.report.markdown import WIDTH, fitted, grid, in_percent, wrapped
+from medkit.runs import run_json, storage
+
+ALPHA = 0.05
+# Fields that make the same question another prompt, or read its answer otherwise.
+PROTOCOL = ("model.chat_template", "data.mcq_target")
+OTHER_QUESTIONS = 0.05  # share of ids with other answers from which on the ids number other questions
+
+
+class CompareError(MedkitError):
+    """Two results that have no question, or no model, in common."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two results."""
+
+    name: str
+    items: pd.DataFrame  # model, dataset, item_id, gold, predicted, correct
+    protocol: dict[str, str]  # how prompts are made and answers read
+    settings: dict[str, str] = field(default_factory=dict)  # a run's resolved fields
+    origin: str = ""  # a run's rows: "builtin", "folder" or "hub"
+
+
+def read(given: str) -> Side:
+    """The side that `given` names: a run (name or folder), a samples file, or a folder of samples files."""
+    place = Path(given).expanduser()
+    if harness.sample_files(place):
+        return Side(place.stem if place.is_file() else place.name, harness.read_samples(place), _HARNESS)
+    folder = storage.folder(given)
+    info = run_json.read(folder)
+    if info is None:
+        raise CompareError(f"{given} is neither a run nor a samples file of lm-evaluation-harness; name one")
+    items = accuracy.read_items(folder)
+    items = items.assign(correct=accuracy.is_correct(items))[harness.COLUMNS]
+    settings = {name: str(value) for name, value in run_json.identity(info).items()}
+    protocol = {"answers": "log-probability of the letter", **{name: settings[name] for name in PROTOCOL}}
+    return Side(folder.name, items, protocol, settings, info["data"]["origin"])
+
+
+_HARNESS = {"answers": "lm-evaluation-harness's task"}
+
+
+def compare(first: Side, second: Side, seed: int = 0) -> dict:
+    """Everything the tables show; JSON-plain. Accuracies are fractions, differences second minus first.
+
+    "comparisons": per benchmark and pair of models n, both accuracies, difference with the paired
+    bootstrap's 95% interval, McNemar's exact p, p_holm over all rows, and `detectable`, the smallest
+    difference that these questions would have shown with 80% power. "left_out": what was not compared, and why. "protocol" and
+    "settings": fields that differ. Raises CompareError where nothing is left.
+    """
+    shared, left_out = _shared(first, second)
+    pairs = _pairs(first, second)
+    rows = []
+    for dataset, ids in shared.items():
+        for one, other in pairs:
+            outcomes = [
+                side.items[(side.items["model"] == model) & (side.items["dataset"] == dataset)]
+                .set_index("item_id")["correct"]
+                .reindex(ids)
+                for side, model in ((first, one), (second, other))
+            ]
+            if any(outcome.isna().any() for outcome in outcomes):
+                continue  # a model that was not asked this benchmark
+            before, after = (outcome.to_numpy(dtype=bool) for outcome in outcomes)
+            found = storage.plain(statistics.compare(before, after, seed))
+            found |= {"first_accuracy": before.mean(), "second_accuracy": after.mean()}
+            found["detectable"] = statistics.detectable_difference(
+                found["n"], found["first_only"] + found["second_only"]
+            )
+            rows.append({"dataset": dataset, "first": one, "second": other, **storage.plain(found)})
+    if not rows:
+        raise CompareError(
+            f"{first.name} and {second.name} have no question in common "
+            f"({'; '.join(left_out) or 'no model'}); compare results on the same benchmarks"
+        )
+    adjusted = statistics.holm([row["p"] for row in rows])
+    return {
+        "first": first.name,
+        "second": second.name,
+        "comparisons": [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)],
+        "left_out": left_out,
+        "protocol": _differing(first.protocol, second.protocol),
+        "settings": _differing(first.settings, second.settings) if first.settings and second.settings else {},
+    }
+
+
+def _shared(first: Side, second: Side) -> tuple[dict[str, list[str]], list[str]]:
+    """Per benchmark the ids to compare, and what was left out."""
+    shared, left_out = {}, []
+    builtin = {side.origin == "builtin" for side in (first, second)}
+    if len(builtin) > 1:
+        return {}, ["one of them asked the built-in corpus"]
+    golds = [side.items.drop_duplicates(["dataset", "item_id"]) for side in (first, second)]
+    for dataset in dict.fromkeys([*golds[0]["dataset"], *golds[1]["dataset"]]):
+        one, other = (gold[gold["dataset"] == dataset].set_index("item_id")["gold"] for gold in golds)
+        both = one.index.intersection(other.index)
+        same = both[(one[both] == other[both]).to_numpy()]
+        if alone := len(one) + len(other) - 2 * len(both):
+            left_out.append(f"{dataset}: {alone:,} questions that only one of them answered")
+        if len(both) - len(same) > OTHER_QUESTIONS * len(both):
+            left_out.append(f"{dataset}: {len(both):,} ids that number other questions")
+            continue
+        if len(both) > len(same):
+            left_out.append(f"{dataset}: {len(both) - len(same):,} questions with another correct answer")
+        if len(same):
+            shared[dataset] = sorted(same)
+    return shared, left_out
+
+
+def _pairs(first: Side, second: Side) -> list[tuple[str, str]]:
+    """Models of one name with each other; where there is none, each with each."""
+    ours, theirs = (list(dict.fromkeys(side.items["model"])) for side in (first, second))
+    common = [(model, model) for model in ours if model in theirs]
+    return common or [(one, other) for one in ours for other in theirs]
+
+
+def _differing(ours: dict, theirs: dict) -> dict[str, list[str]]:
+    """Field -> [first's value, second's], for the fields that are not the same in both."""
+    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    return {name: [str(ours.get(name, "not known")), str(theirs.get(name, "not known"))] for name in names}
+
+
+def page(found: dict) -> pd.DataFrame:
+    """The comparisons as strings, in percent and points."""
+    return pd.DataFrame(
+        {
+            "benchmark": row["dataset"],
+            "models": row["first"] if row["first"] == row["second"] else f"{row['first']}, {row['second']}",
+            "n": f"{row['n']:,}",
+            "first, %": in_percent(row["first_accuracy"]),
+            "second, %": in_percent(row["second_accuracy"]),
+            "second - first, points": in_percent(row["difference"], row["low"], row["high"]),
+            "detectable": "" if math.isnan(row["detectable"]) else f"{100 * row['detectable']:.1f}",
+            "p (Holm)": f"{row['p_holm']:.2g}",
+        }
+        for row in found["comparisons"]
+    )
+
+
+def text(found: dict) -> str:
+    """What the table shows, what was left out, and what differs between the two beside the weights."""
+    significant = [row for row in found["comparisons"] if row["p_holm"] < ALPHA]
+    parts = [
+        f"First: {found['first']}. Second: {found['second']}. Paired over the same questions: McNemar's "
+        f"exact test with Holm's correction over all {len(found['comparisons'])} rows, {len(significant)} of "
+        f"them significant at {ALPHA}; 95% intervals by the paired bootstrap. Detectable: the smallest "
+        "difference, in points, that this many questions would show with 80% power, at the observed share of "
+        "questions that only one of the two has right."
+    ]
+    if found["left_out"]:
+        parts.append(f"Left out: {'; '.join(found['left_out'])}.")
+    if found["protocol"]:
+        parts.append(
+            "**The protocols differ, and every difference above contains that**: "
+            + "; ".join(f"{name} ({one}, {other})" for name, (one, other) in found["protocol"].items())
+            + "."
+        )
+    if found["settings"]:
+        named = "; ".join(f"`{name}` {one}, {other}" for name, (one, other) in found["settings"].items())
+        parts.append(f"Settings that differ (first, second): {named}.")
+    elif not found["protocol"]:
+        parts.append("No setting differs.")
+    return "\n\n".join(parts)
+
+
+def write(found: dict) -> Path:
+    """compare.json, compare.md and compare.html (which loads nothing) in results/compare-FIRST-SECOND, the
+    folder that is returned."""
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+    slug = storage.slug(f"compare-{found['first']}-{found['second']}")
+    place = storage.root() / slug
+    title = f"{found['first']} and {found['second']}, compared"
+    markdown = f"# {title}\n\n{grid(page(found))}\n\n{text(found)}\n"
+    storage.write_json(place / "compare.json", found)
+    storage.write_text(place / "compare.md", markdown)
+    body = markdown2html_mistune(markdown)
+    storage.write_text(place / "compare.html", _HTML.format(title=title, body=body))
+    return place
+
+
+_HTML = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: left }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def terminal(found: dict) -> str:
+    """The table and its text in at most WIDTH columns."""
+    return f"{fitted(page(found), WIDTH)}\n\n{wrapped(text(found))}"
