@@ -61,8 +61,8 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
 
     "comparisons": per benchmark and pair of models n, both accuracies, difference with the paired
     bootstrap's 95% interval, McNemar's exact p, p_holm over all rows, and `detectable`, the smallest
-    difference that these questions would have shown with 80% power. "left_out": what was not compared, and why. "protocol" and
-    "settings": fields that differ. Raises CompareError where nothing is left.
+    difference that these questions would have shown with 80% power. "left_out": what was not compared, and
+    why. "protocol" and "settings": fields that differ. Raises CompareError where nothing is left.
     """
     shared, left_out = _shared(first, second)
     pairs = _pairs(first, second)
