@@ -52,7 +52,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
             run = run_json.begin(run_dir, step.name, recipe, settings, data_dir)
         else:
             place = storage.folder(run_dir)
-            run = _Follower(place, run_json.read(place), resolved, data_dir)
+            run = _Follower(place, run_json.read(place) or {}, resolved, data_dir)
         model, tokenizer = stages.load_for_stage(run, stage)
         rows = _rows(run, arm, tokenizer, writes=processes.process_index == 0)
     done = stages.fit(run, stage, arm, model, tokenizer, *rows)

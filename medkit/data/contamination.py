@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -81,7 +82,7 @@ def _options(item: MCQItem) -> tuple[str, ...]:
     found = [OPTION_LABEL.match(option) for option in item.options]
     labels = tuple(label[1].lower() for label in found if label)
     if len(labels) == len(item.options) and any(labels == tuple(run)[: len(labels)] for run in LABELS):
-        return tuple(option[label.end() :] for option, label in zip(item.options, found, strict=True))
+        return tuple(OPTION_LABEL.sub("", option) for option in item.options)
     return item.options
 
 
@@ -132,7 +133,7 @@ def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[M
     a probability of at most 0.0002.
     """
     index = _Index(evaluation)
-    best: dict[tuple[int, str], tuple[float, object]] = {}  # (item, method) -> score, training record
+    best: dict[tuple[int, str], tuple[float, Any]] = {}  # (item, method) -> score, training record
     found = Counter()
     for record in tqdm(train, desc="overlap", unit=" rows", disable=not progress, leave=False):
         for item, method, score in index.matches(record):
@@ -234,7 +235,7 @@ class _Index:
         start = np.searchsorted(self.grams, grams, "left")
         shared = Counter()
         inside = start < len(self.grams)
-        for gram in grams[inside][self.grams[start[inside]] == grams[inside]]:
+        for gram in grams[inside][self.grams[np.asarray(start)[inside]] == grams[inside]]:
             left, right = (
                 np.searchsorted(self.grams, gram, "left"),
                 np.searchsorted(self.grams, gram, "right"),

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from medkit.data import references
 from medkit.data.transcript import turns_of
@@ -28,7 +29,7 @@ class Form:
 
     name: str
     columns: tuple[str, ...]  # a row of this form has all of these
-    convert: Callable[[dict, str, Counter], object]
+    convert: Callable[..., Any]
     own_id: str = ""
     also: tuple[str, ...] = ()  # columns read where the file has them
 
@@ -275,7 +276,7 @@ def _consumer(source: str, id: str, query: str, reference: str, notes: Counter) 
     return record
 
 
-def whole_number(value: object) -> object:
+def whole_number(value: object) -> Any:
     """3 for 3, 3.0 or "3" (CSV cells are text, Parquet columns with nulls floats); else the value itself."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.0)?", value.strip()):
         return int(float(value))

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from medkit import MedkitError
 from medkit.data.formats import (
@@ -91,11 +92,11 @@ def _is_json_lines(first: str, ending: str) -> bool:
     return isinstance(row, dict) and not _is_keyed(row) and not _orient(row)
 
 
-def _is_keyed(whole: object) -> bool:
+def _is_keyed(whole: Any) -> bool:
     return isinstance(whole, dict) and bool(whole) and all(isinstance(row, dict) for row in whole.values())
 
 
-def _orient(whole: object) -> str:
+def _orient(whole: Any) -> str:
     """Which of pandas' orients, other than records and index, a document was written in; "" for none."""
     if not isinstance(whole, dict) or not whole:
         return ""
@@ -110,7 +111,7 @@ def _orient(whole: object) -> str:
     return "columns" if _is_keyed(whole) and indices and numbered else ""
 
 
-def _document(whole: object, name: str) -> Iterator[tuple[str, object]]:
+def _document(whole: Any, name: str) -> Iterator[tuple[str, object]]:
     orient = _orient(whole)
     if orient == "columns":  # {column: {index: cell}}, what to_json() writes unless told otherwise
         indices = list(next(iter(whole.values())))

@@ -6,9 +6,9 @@ import hashlib
 import lzma
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from medkit import MedkitError
 
@@ -90,12 +90,12 @@ def printable(text: str) -> str:
 
 def listed(names: Iterable[object], room: int = 60) -> str:
     """The names in one line of about `room` characters; of those left out, how many."""
-    names, kept = [shortened(str(name), room) for name in names], []
-    for name in names:
+    texts, kept = [shortened(str(name), room) for name in names], []
+    for name in texts:
         if kept and len(", ".join([*kept, name])) > room:
             break
         kept.append(name)
-    left = len(names) - len(kept)
+    left = len(texts) - len(kept)
     return ", ".join(kept) + (f" and {left:,} more" if left else "")
 
 
@@ -124,7 +124,7 @@ def _open_zstd(path: Path, mode: str) -> BinaryIO:
     return pyarrow.CompressedInputStream(path.open(mode), "zstd")
 
 
-DECOMPRESS = {
+DECOMPRESS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
@@ -151,7 +151,9 @@ def open_decompressed(path: Path) -> BinaryIO:
     """The file's bytes, decompressed where its first bytes, whatever its name, say so."""
     with path.open("rb") as file:
         start = file.read(8)
-    opener = next((way for magic, way in DECOMPRESS.items() if start.startswith(magic)), open)
+    opener: Callable[..., BinaryIO] = next(
+        (way for magic, way in DECOMPRESS.items() if start.startswith(magic)), open
+    )
     return opener(path, "rb")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -227,7 +228,7 @@ class Loaded:
     origin: str = ""
     files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256, or hub id -> commit
     notes: Counter = field(default_factory=Counter)  # what was changed or is odd in rows that were kept
-    example: tuple[dict, object] | None = None  # the first row that was kept, as read and as a record
+    example: tuple[dict, Any] | None = None  # the first row that was kept, as read and as a record
 
     def by_row(self) -> list:
         """One entry a row read, in their order: its record, or None where it was dropped."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from medkit.evaluate import answer_wording as wording
-from medkit.evaluate.answer_text import key
+from medkit.evaluate.answer_text import end_of, key
 from medkit.records import PUBMEDQA_OPTIONS, MCQItem
 
 _BLANKS = re.compile(r"[\s)\].:,(-]*")
@@ -85,7 +85,7 @@ def _opening_letter(text: str, item: MCQItem, cut: bool) -> Iterator[Claim]:
     if _refused(text, line.start("rest"), letter, item):
         return
     end = _after_own_text(text, line.start("rest"), letter, item)
-    sentence = _SENTENCE.match(text, end).end()
+    sentence = end_of(_SENTENCE, text, end)
     for other in wording.INLINE.finditer(text, end, sentence):
         another = (other["letter"] or other["named"]) != letter
         if another and not wording.ASIDE.search(text[end : other.start()]):
@@ -191,7 +191,7 @@ def _judged_lines(text: str, item: MCQItem) -> Iterator[Claim]:
 
 def _opening_option(text: str, item: MCQItem, cut: bool) -> Iterator[Claim]:
     """An answer that begins with an option's text; a list in which others follow contradicts itself."""
-    start = wording.OPENERS.match(text).end()
+    start = end_of(wording.OPENERS, text)
     found = _texts_at(text, 0, item) or _texts_at(text, start, item)
     if not found or wording.NO_ANSWER.search(text.split("\n", 1)[0]) or _may_go_on(text, start, item, cut):
         return
@@ -251,7 +251,7 @@ def _lettered_lines(text: str, item: MCQItem) -> list[re.Match]:
 
 def _named(text: str, at: int, item: MCQItem) -> tuple[list[str], str, int]:
     """(letters, tier, end) of what `at` names: an option's text, or a letter with those joined to it."""
-    marked, at = at, wording.OPENERS.match(text, at).end()
+    marked, at = at, end_of(wording.OPENERS, text, at)
     if found := _texts_at(text, marked, item) or _texts_at(text, at, item):  # "(1/2) / (1/3)" may be one
         end = max(end for _, end in found)
         letters = {letter for letter, text_end in found if text_end == end}
@@ -263,7 +263,7 @@ def _named(text: str, at: int, item: MCQItem) -> tuple[list[str], str, int]:
     if not (letter.isascii() and letter.isalpha()):
         return [], "answer", end
     own = wording.patterns(item.options).texts.get(letter.upper())
-    followed = bool(own and own.match(text, _BLANKS.match(text, end).end()))
+    followed = bool(own and own.match(text, end_of(_BLANKS, text, end)))
     if followed:
         return [letter.upper()], "answer", end
     # "the answer is a, in my view": an article as likely as a letter; "C. difficile"
@@ -346,5 +346,5 @@ def _refused(text: str, at: int, letter: str, item: MCQItem) -> bool:
 
 def _after_own_text(text: str, at: int, letter: str, item: MCQItem) -> int:
     own = wording.patterns(item.options).texts.get(letter)
-    match = own.match(text, _MARKS.match(text, at).end()) if own else None
+    match = own.match(text, end_of(_MARKS, text, at)) if own else None
     return match.end() if match else at

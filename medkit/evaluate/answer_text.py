@@ -67,7 +67,13 @@ def without_thought(text: str) -> str:
             kept = []
         thinking, end = tag["opens"] is not None, tag.end()
     answer = "".join(kept if thinking else [*kept, text[end:]]).strip()
-    return answer[_ROLE.match(answer).end() :]
+    return answer[end_of(_ROLE, answer) :]
+
+
+def end_of(pattern: re.Pattern[str], text: str, at: int = 0) -> int:
+    """Where the pattern's match at `at` ends; `at` itself where it does not match."""
+    match = pattern.match(text, at)
+    return match.end() if match else at
 
 
 def unmarked(text: str) -> str:

@@ -86,7 +86,7 @@ def evaluate(
             "model": scorer.name,
             "layers": scorer.layers,
             "hash": scorer.hash,
-            "rescaled": scorer.baseline is not None,
+            "rescaled": bool(scorer.baseline),
             "limit_tokens": scorer.limit,
         },
         "decoding": decoding,

@@ -168,9 +168,14 @@ def score(
 
 def frame(model_name: str, items: Sequence[MCQItem], outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """The rows of mcq/items.csv; a log-probability that there is none of is NaN."""
-    rows = []
+    rows: list[dict] = []
     for item, outcome in zip(items, outcomes, strict=True):
-        row = {"model": model_name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
+        row: dict = {
+            "model": model_name,
+            "dataset": item.source,
+            "item_id": item.id,
+            "gold": item.answer,
+        }
         row |= {"predicted": outcome.predicted, "correct": outcome.predicted == item.answer}
         known = dict(zip(item.letters, outcome.logprobs, strict=False))
         row |= {f"logprob_{letter}": known.get(letter, math.nan) for letter in LETTERS}
@@ -183,7 +188,7 @@ def compute_dtype(model) -> torch.dtype:
     """The coarsest floating dtype the model computes in; for 4-bit layers that of their products."""
     found = {parameter.dtype for parameter in model.parameters() if parameter.dtype in TOLERANCE}
     found |= {d for module in model.modules() if (d := getattr(module, "compute_dtype", None)) in TOLERANCE}
-    return max(found, key=TOLERANCE.get, default=torch.float32)
+    return max(found, key=TOLERANCE.__getitem__, default=torch.float32)
 
 
 class _Scorer:
@@ -192,7 +197,8 @@ class _Scorer:
     def __init__(self, model, letters: tuple[int, ...], dtype: torch.dtype):
         self.model, self.letters, self.dtype, self.tolerance = model, list(letters), dtype, TOLERANCE[dtype]
         self.device = model.get_input_embeddings().weight.device
-        self.head = None  # the letters' rows of the output layer; None reads the model's own logits
+        # The letters' rows of the output layer; None reads the model's own logits.
+        self.head: LetterHead | None = None
         self.prefix, self.cache = 0, None  # tokens that are computed already, and their keys and values
 
     def outcomes(self, batch: list[_Question]) -> list[Outcome]:

@@ -23,7 +23,7 @@ ALONE = "recommended"  # the recipe of a model that is evaluated by itself
 # The released notebooks put `Answer:` behind the question and sample, unseeded, as the model's own
 # generation_config says, which for Llama 3.1 is this; here each answer has a seed, and Transformers' default
 # of looking at the fifty likeliest tokens alone is left out, as top_p keeps fewer at nearly every step.
-RELEASED = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
+RELEASED: dict = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class Scorer:
 
     `name`, `layers` and `hash` say what a score was computed with; `hash` is the library's, with the name in
     place of a folder's path. `baseline` has precision, recall and F1 of unrelated sentences, as the library
-    ships them for some hub models and layers, else None: (score - baseline) / (1 - baseline) is the rescaled
-    score. `limit` is how many tokens of a text the encoder reads; the rest is cut off.
+    ships them for some hub models and layers, else it is empty: (score - baseline) / (1 - baseline) is the
+    rescaled score. `limit` is how many tokens of a text the encoder reads; the rest is cut off.
 
     Raises ScorerError where the encoder cannot be loaded.
     """
@@ -64,7 +64,7 @@ class Scorer:
         self._tokenizer = self._library._tokenizer
         self._mend_tokenizer()
         self.limit = self._tokenizer.model_max_length
-        self.baseline = None
+        self.baseline: dict[str, float] = {}
         if Path(self._library.baseline_path).is_file():
             self.baseline = dict(zip(PARTS, self._library.baseline_vals.tolist(), strict=True))
         self._rouge = RougeScorer(["rougeL"], use_stemmer=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.optimize import brentq
 from scipy.stats import permutation_test
@@ -31,7 +32,7 @@ class Proportion:
     """`correct` of `n`, with Wilson's interval; for n = 0 the accuracy is NaN and the interval [0, 1]."""
 
     n: int
-    correct: int
+    correct: float  # a whole number, but for a published percentage of n
     accuracy: float
     low: float
     high: float
@@ -81,7 +82,7 @@ def unpaired_difference(first: float, n_first: int, second: float, n_second: int
     return float(low), float(high)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Mean:
+def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Mean:
     """Mean of `values` with a seeded percentile bootstrap (scipy.stats.bootstrap).
 
     n = 0: all NaN. n = 1: no interval (NaN). Equal values: an interval of width zero.
@@ -100,31 +101,31 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Mean:
     return Mean(len(values), float(values.mean()), low, high)
 
 
-def mean_of_means(samples: Sequence[Sequence[float]], seed: int = 0) -> Mean:
+def mean_of_means(samples: Sequence[ArrayLike], seed: int = 0) -> Mean:
     """Unweighted mean of several benchmarks' means, each resampled on its own; n counts all items.
 
     An empty benchmark makes the mean NaN; a benchmark of one item leaves it without an interval.
     """
-    samples = [np.asarray(sample, dtype=float) for sample in samples]
-    n = sum(len(sample) for sample in samples)
-    if not samples or not all(len(sample) for sample in samples):
+    arrays = [np.asarray(sample, dtype=float) for sample in samples]
+    n = sum(len(array) for array in arrays)
+    if not arrays or not all(len(array) for array in arrays):
         return Mean(n, math.nan, math.nan, math.nan)
-    mean = float(np.mean([sample.mean() for sample in samples]))
-    if any(len(sample) < 2 for sample in samples):
+    mean = float(np.mean([array.mean() for array in arrays]))
+    if any(len(array) < 2 for array in arrays):
         return Mean(n, mean, math.nan, math.nan)
-    if all((sample == sample[0]).all() for sample in samples):
+    if all((array == array[0]).all() for array in arrays):
         return Mean(n, mean, mean, mean)
     statistic = lambda *xs, axis: np.mean([x.mean(axis=axis) for x in xs], axis=0)  # noqa: E731
-    return Mean(n, mean, *_bootstrap(tuple(samples), statistic, seed))
+    return Mean(n, mean, *_bootstrap(tuple(arrays), statistic, seed))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Mean:
+def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Mean:
     """Mean of second - first over the same cases, with a bootstrap over the cases."""
     first, second = _paired(first, second)
     return bootstrap_mean(second - first, seed)
 
 
-def sign_flip_p(first: Sequence[float], second: Sequence[float], seed: int = 0) -> float:
+def sign_flip_p(first: ArrayLike, second: ArrayLike, seed: int = 0) -> float:
     """Two-sided p of a paired mean difference: how often the signs of the differences, drawn anew, give one
     as large (scipy.stats.permutation_test; exact up to 13 pairs, else 9,999 seeded draws). NaN below 2 pairs.
     """
@@ -142,7 +143,7 @@ def sign_flip_p(first: Sequence[float], second: Sequence[float], seed: int = 0) 
     return float(found.pvalue)
 
 
-def compare(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Comparison:
+def compare(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Comparison:
     """Two models' outcomes on the same items: McNemar's exact test and the paired bootstrap.
 
     Where every item shows the same difference d (all concordant: 0; all discordant one way: -1 or 1), the

@@ -50,7 +50,7 @@ _EXAMS_TRAIN = tuple(f"{name} train" for name in sources.EXAMS)
 _EXAMS_EVAL = tuple(f"{name} eval" for name in sources.EXAMS)
 _CASES = ("icliniq eval", "healthcaremagic eval")
 _ROWS2 = (*_EXAMS_TRAIN, "dialogues train")
-_STAGE2 = {"takes": _TRAINING, "needs": _ADAPTERS[:1]}
+_STAGE2: dict = {"takes": _TRAINING, "needs": _ADAPTERS[:1]}
 
 NOTEBOOKS = (
     Step("01", "01_stage1", _TRAINING, reads=_EXAMS_TRAIN + _EXAMS_EVAL, writes=_ADAPTERS[:1]),

@@ -6,7 +6,7 @@ at the share of the device's data sheet that training is assumed to reach.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medkit import prompts
@@ -62,7 +62,8 @@ def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass
         there[name] = len(records) if whole else part.rows
     lengths = {name: [len(one) for one in of] for name, of in ids.items()}
     shared = len(shared_start([one for name in EXAMS for one in ids[name]]))
-    counts, of_exams = ({name: found[name] for name in EXAMS} for found in (there, lengths))
+    counts = {name: there[name] for name in EXAMS}
+    of_exams = {name: lengths[name] for name in EXAMS}
     return {
         "03_mcq_eval": exam_passes(recipe, counts, of_exams, shared, RELEASED["max_new_tokens"]),
         "04_consumer_eval": consumer_passes(
@@ -72,7 +73,7 @@ def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass
 
 
 def exam_passes(
-    recipe: Recipe, counts: dict[str, int], lengths: dict[str, Sequence[int]], shared: int, released: int
+    recipe: Recipe, counts: dict[str, int], lengths: Mapping[str, Sequence[int]], shared: int, released: int
 ) -> list[Pass]:
     """Notebook 03's. counts: evaluation questions there are, by benchmark; lengths: tokens of the prompts of
     some of each; shared: tokens that all begin with; released: new tokens of the released protocol."""

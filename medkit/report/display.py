@@ -106,6 +106,8 @@ def record(run: Run, loaded: Loaded, show_text: bool) -> HTML:
     """The source's first row: as it was read, the record it became, and the chat made of that."""
     if not run_json.may_show(run, show_text):
         return HTML(f"<p>{HIDDEN}</p>")
+    if loaded.example is None:
+        return HTML("<p>No row was kept.</p>")
     row, one = loaded.example
     turns = prompts.messages(one, run.recipe.data.mcq_target)
     chat = "".join(f"<p><b>{turn['role']}</b><br>{_escaped(turn['content'])}</p>" for turn in turns)

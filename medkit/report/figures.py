@@ -169,8 +169,8 @@ def accuracy(ax: Axes, summary: dict) -> Axes:
         )
     for i, dataset in enumerate(datasets.values()):
         here = {"xmin": i - 0.45, "xmax": i + 0.45, "color": "black", "linewidth": 1}
-        ax.hlines(dataset["chance"], linestyle=":", label="chance" if i == 0 else None, **here)
-        most = "most frequent answer" if i == 0 else None
+        ax.hlines(dataset["chance"], linestyle=":", label="chance" if i == 0 else "", **here)
+        most = "most frequent answer" if i == 0 else ""
         ax.hlines(dataset["majority"]["share"], linestyle="--", label=most, **here)
     ticks = [f"{TITLES.get(name, name)}\nn = {d['n']:,}" for name, d in datasets.items()]
     ax.set_xticks(range(len(datasets)), ticks)
@@ -296,10 +296,10 @@ def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -
 
     Shares over a log scale show the few that are cut as well as the many that are not.
     """
-    lengths = {name: np.sort(np.asarray(own)) for name, own in lengths.items() if len(own)}
-    if not lengths:
+    ordered = {name: np.sort(np.asarray(own)) for name, own in lengths.items() if len(own)}
+    if not ordered:
         return _nothing(ax, "no sample")
-    for k, (name, own) in enumerate(lengths.items()):
+    for k, (name, own) in enumerate(ordered.items()):
         reaching = 1 - np.arange(len(own) + 1) / len(own)
         cut = int((own > cutoff).sum())
         look = {"color": CYCLE[k % len(CYCLE)], "linestyle": ("-", "--", "-.", ":")[k % 4], "linewidth": 1.6}

@@ -49,7 +49,7 @@ def _both(field: str, value: Any, **reasons) -> Knob:
     return Knob(field, value, value, **reasons)
 
 
-def _stages(name: str, paper: Any, release: Any, **reasons) -> tuple[Knob, Knob]:
+def _stages(name: str, paper: Any, release: Any, **reasons) -> tuple[Knob, ...]:
     """The paper: stage 2's hyperparameters are stage 1's."""
     return tuple(Knob(f"{stage}.{name}", paper, release, **reasons) for stage in ("stage1", "stage2"))
 

@@ -85,7 +85,8 @@ def percent(own: dict) -> str:
 
 def in_percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
     """A share, with its interval where it has one, in percent with one decimal; "" for no value."""
-    return with_interval(*(None if one is None else 100 * one for one in (share, low, high)), 1)
+    value, low, high = (None if one is None else 100 * one for one in (share, low, high))
+    return with_interval(value, low, high, 1)
 
 
 def origin_note(run_dir: str | Path) -> str:

@@ -159,8 +159,8 @@ def _fit(figures: list[tuple[str, int]], decimals: int | None) -> bool:
 def _scaled(percent: str, decimals: int | None) -> tuple[int, int]:
     try:
         value = Decimal(percent)
-        printed = max(0, -value.as_tuple().exponent)
-    except (InvalidOperation, TypeError):
+        printed = max(0, -int(value.as_tuple().exponent))
+    except (InvalidOperation, TypeError, ValueError):
         raise PublishedError(f"{percent!r} is no percentage; write it as printed, e.g. '57.5'") from None
     decimals = printed if decimals is None else decimals
     if not 0 <= value <= 100 or printed > decimals:

@@ -39,7 +39,7 @@ class Memory(NamedTuple):
 
 def versions() -> dict[str, str | None]:
     """Library -> installed version, None where it is not installed; nothing is imported for it."""
-    found = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

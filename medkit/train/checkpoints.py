@@ -96,7 +96,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _refuse_another(path: Path, identity: dict | None) -> None:
-    saved = _marker(path)["identity"] or {}
+    saved = (_marker(path) or {}).get("identity") or {}
     own = json.loads(json.dumps(identity or {}))  # tuples as the lists they were saved as
     for field in sorted(saved.keys() | own.keys()):
         if saved.get(field) != own.get(field):

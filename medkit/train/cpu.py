@@ -186,8 +186,10 @@ def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=
         if k.shape[1] < FUSED_FROM:
             answers.append(torch.baddbmm(ahead, q, k.transpose(1, 2)).softmax(-1) @ v)
         else:
-            whole = (one[None] for one in (q, k, v))
-            fused = scaled_dot_product_attention(*whole, attn_mask=ahead, is_causal=ahead is None, scale=1.0)
+            causal = ahead is None
+            fused = scaled_dot_product_attention(
+                q[None], k[None], v[None], ahead, is_causal=causal, scale=1.0
+            )
             answers.append(fused[0])
     return torch.cat(answers, dim=1).transpose(0, 1)[None], None
 

@@ -6,6 +6,7 @@ import io
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from medkit import MedkitError
 from medkit.runs import machine, storage
@@ -158,7 +159,9 @@ class LossLog:
     """loss.csv, a line a step, and the progress bar."""
 
     def __init__(self, path: Path, progress: bool):
-        self.path, self.progress, self.line, self.bar = path, progress, None, None
+        self.path, self.progress = path, progress
+        self.line: dict = {}  # at hand, not yet in the file
+        self.bar: Any = None
         self.measured = {}  # of the step just done, from the meter
 
     def begin(self, step: int, steps: int, earlier: str = "") -> None:
@@ -168,7 +171,7 @@ class LossLog:
 
         written = earlier.splitlines(keepends=True)[:-1] or [_line(dict(zip(COLUMNS, COLUMNS, strict=True)))]
         storage.write_text(self.path, "".join(written))
-        self.line = last_line(earlier) if earlier else None
+        self.line = last_line(earlier) if earlier else {}
         self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not self.progress)
 
     def add(self, step: int, logs: dict) -> None:
@@ -193,7 +196,7 @@ class LossLog:
                     file.write(_line(self.line))
             except OSError as error:
                 raise TrainerError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
-        self.line = None
+        self.line = {}
 
     def end(self) -> None:
         self.write()

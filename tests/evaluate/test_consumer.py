@@ -250,7 +250,7 @@ def scorer(encoder):
 def test_hash_and_name_hold_no_path(scorer, encoder):
     assert scorer.name == "tiny-encoder"
     assert scorer.hash.startswith("tiny-encoder_L2_no-idf_version=")
-    assert "/" not in scorer.hash and scorer.baseline is None
+    assert "/" not in scorer.hash and not scorer.baseline
 
 
 def test_equal_texts_score_one_and_empty_ones_nothing(scorer):
