@@ -131,6 +131,13 @@ def _compare(options) -> None:
     print(f"\n{storage.shown(place)}: compare.md, compare.html, compare.json")
 
 
+def _card(options) -> None:
+    from medkit.report import card
+
+    hub = card.write(options.run)
+    print(f"{storage.shown(hub)}: README.md, .eval_results and the adapter, to be uploaded as they are")
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         """One line, as for every other refusal; argparse would print the usage before it."""
@@ -196,6 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("compare", _compare, "two runs, or lm-evaluation-harness samples, question by question")
     sub.add_argument("first", metavar="A", help="a run, or samples_*.jsonl (a file or a folder of them)")
     sub.add_argument("second", metavar="B", help="the same; differences are B minus A")
+
+    sub = command("card", _card, "Med-Nirvana's adapter with a model card, as the hub has them, in RUN/hub")
+    sub.add_argument("run", metavar="RUN")
     return parser
 
 
