@@ -105,7 +105,7 @@ class ChatFormat:
         made.example = made.text(_marked(TALK))
         turns, texts = made._arranged(_marked(TALK))
         after = [text for turn, text in zip(turns, texts[1:], strict=True) if turn["role"] == "assistant"]
-        made.ends = tuple(dict.fromkeys(made.control.search(text)[0] for text in reversed(after)))
+        made.ends = tuple(dict.fromkeys(next(made.control.finditer(text))[0] for text in reversed(after)))
         made._check(tokenizer)
         return made
 
@@ -134,15 +134,15 @@ class ChatFormat:
             answers = turn["role"] == "assistant"
             *parts, last = self._broken(turn["content"])
             for part in parts:
-                piece = (before, part) if answers else (before + part, None)
-                made.append(Piece(*piece, ends, continues))
+                head, answer = (before, part) if answers else (before + part, None)
+                made.append(Piece(head, answer, ends, continues))
                 before, ends, continues = "", False, True
             after, between, following = self._cut(text)
             if not following:  # no control token: the next content is in the same piece
                 before += last + after
                 continue
-            piece = (before, last + after) if answers else (before + last + after, None)
-            made.append(Piece(*piece, ends, continues))
+            head, answer = (before, last + after) if answers else (before + last + after, None)
+            made.append(Piece(head, answer, ends, continues))
             before, ends, continues = following, answers, False
             if between:
                 made.append(Piece(between, None, ends))

@@ -70,7 +70,7 @@ def write_queries(
     """consumer/answers.jsonl, scores.csv and summary.json; returns (summary, scores) as consumer.evaluate
     does, with the number of "answers_withheld" in the summary."""
     spec = run.recipe.consumer
-    sampled = {model: [own[1:] for own in given] for model, given in answers.by_model.items()}
+    sampled: dict = {model: [own[1:] for own in given] for model, given in answers.by_model.items()}
     summary, scores = consumer.evaluate(
         cases,
         {model: [own[0] for own in given] for model, given in answers.by_model.items()},

@@ -114,8 +114,8 @@ def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnsw
         words.append(answer_in_words(run, active, items))
         scoring[active.name], identities[active.name] = scored.report, active.identity
     models.close()
-    together = [pd.concat(frames, ignore_index=True) for frames in (letters, words)]
-    return ExamAnswers(*together, scoring, identities)
+    letters, words = (pd.concat(frames, ignore_index=True) for frames in (letters, words))
+    return ExamAnswers(letters, words, scoring, identities)
 
 
 def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_text: bool = False) -> dict:

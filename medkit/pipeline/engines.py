@@ -44,7 +44,8 @@ class Local:
             if self._signals:  # it came between the check and the start
                 self._child.terminate()
             code = self._child.wait()
-            self._child.stdin.close()
+            if self._child.stdin:
+                self._child.stdin.close()
         if self._signals:
             raise Stopped
         return job, failure(job, code)

@@ -118,7 +118,7 @@ def share_stage1(job: Job) -> None:
         if before.get("shared_stage1", {}).get("adapter") == weights:
             return
         shutil.rmtree(job.folder)
-    ours = run_json.read(shared)
+    ours = run_json.read(shared) or {}
     info = run_json.describe(job.recipe, "\n".join(job.settings), job.data_dir)
     info["shared_stage1"] = {"run": job.stage1, "adapter": weights}
     info["data"]["hashes"] = ours["data"]["hashes"]
@@ -146,7 +146,7 @@ def keep_outcome(job: Job) -> Path:
                 storage.write_bytes(aside / path.relative_to(job.folder), path.read_bytes())
     if (manifest := job.folder / "data" / "manifest.json").is_file():
         storage.write_json(aside / "data" / "manifest.json", _without_ids(json.loads(manifest.read_text())))
-    info = run_json.read(job.folder)
+    info = run_json.read(job.folder) or {}
     info["trial"] = {"name": job.name, "is_stage1": job.is_stage1, **(job.about or {})}
     info["trial"]["stage1_adapter"] = adapter_hash(job.folder)
     storage.write_json(aside / "run.json", info)

@@ -104,7 +104,7 @@ def _context(recipe, tokenizer, questions: list) -> Check:
     message += f"; the model's context {f'{places:,} tokens' if places else 'is not stated'}"
     longer = sum(length + new > (places or math.inf) for length in lengths)
     if longer:
-        room = places - max(lengths)
+        room = (places or 0) - max(lengths)
         mend = f"--set mcq.max_new_tokens={room}" if room > 0 else "take a model with a longer context"
         return Check("context", "warn", f"{message}; {longer} are too long and count as wrong", mend)
     return Check("context", "pass", message)

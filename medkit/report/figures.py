@@ -89,7 +89,7 @@ def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
     train = loss.dropna(subset="train_loss")
     evaluated = loss.dropna(subset="eval_loss")
     many = len(train) > 60
-    look = {"color": SKY, "alpha": 0.6, "linewidth": 0.8, "label": "training (each step)"}
+    look: dict = {"color": SKY, "alpha": 0.6, "linewidth": 0.8, "label": "training (each step)"}
     if not many:  # a line through one point shows nothing
         look = {"color": BLUE, "marker": "." if len(train) == 1 else None, "label": "training"}
     ax.plot(train["step"], train["train_loss"], **look)

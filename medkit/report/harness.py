@@ -64,7 +64,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _outcome(path: Path, number: int, line: str) -> tuple:
-    task = FILE.fullmatch(path.name)["task"]
+    task = next(FILE.finditer(path.name))["task"]
     dataset = dataset_of(task)
     if dataset is None:
         raise SamplesError(f"{path.name}: task {task} is not MedQA, MedMCQA or PubMedQA; leave its file out")

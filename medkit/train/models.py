@@ -328,7 +328,7 @@ def fit(
     if stop.asked:
         raise Stopped(training.state.global_step)
     return Fit(
-        steps=training.state.global_step or checkpoints.step_of(start),
+        steps=training.state.global_step or (checkpoints.step_of(start) if start else 0),
         seconds=time.perf_counter() - began,
         resumed_from=checkpoints.step_of(start) if start else 0,
         config=configuration.used(config),

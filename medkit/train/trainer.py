@@ -165,6 +165,7 @@ class StageTrainer(SFTTrainer):
 
     def _validate_last_step(self) -> None:
         """Of a training that was stopped while it validated its last step."""
+        assert self.start is not None
         self.state = TrainerState.load_from_json(str(self.start / "trainer_state.json"))
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
         self.evaluate()
