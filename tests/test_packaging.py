@@ -1,4 +1,4 @@
-"""One set of versions in pyproject.toml, environment.yml and the Makefile; set-up that is whole or absent."""
+"""One set of versions in pyproject.toml, lock, environment.yml, Makefile; set-up that is whole or absent."""
 
 import ast
 import importlib.metadata
@@ -96,7 +96,7 @@ def test_each_kind_of_machine_installs_its_own_torch():
 def test_unsloth_comes_without_its_dependencies_only_where_there_is_no_gpu():
     assert not {"unsloth", "unsloth-zoo", "torchvision"} & project_pins("test", "dev").keys()
     assert {"unsloth", "unsloth-zoo"} <= project_pins("gpu").keys()
-    assert re.search(r"--no-deps \$\(NO_DEPS\)", MAKEFILE)
+    assert makefile_pins().keys() <= lock().keys()
 
 
 def test_what_is_installed_is_what_is_pinned():
@@ -118,6 +118,54 @@ def test_every_import_is_a_declared_dependency():
     for name in sorted(imported):
         owners = {canonicalize_name(owner) for owner in modules.get(name, [])}
         assert owners & declared, f"{name} is imported but no requirement brings it"
+
+
+def lock(*files: str) -> dict[str, set[str]]:
+    """Name -> versions (one a Python, where they differ) of the lock files; each entry has a hash."""
+    found: dict[str, set[str]] = {}
+    for file in files or ("requirements.lock", "requirements-extras.lock"):
+        text = (REPO / file).read_text()
+        assert "://" not in text  # an index is the reader's own
+        for entry in re.sub(r"#.*", "", text).replace("\\\n", " ").strip().splitlines():
+            requirement, *hashes = entry.split(" --hash=")
+            parsed = Requirement(requirement)
+            (only,) = parsed.specifier
+            assert (
+                only.operator == "==" and hashes and all(h.strip().startswith("sha256:") for h in hashes)
+            ), entry
+            found.setdefault(canonicalize_name(parsed.name), set()).add(only.version)
+    return found
+
+
+def test_the_lock_has_the_pinned_versions_and_no_others():
+    pinned = project_pins("test", "dev") | makefile_pins()
+    installed = lock("requirements.lock")
+    assert {name: installed.get(name) for name in pinned} == {name: {v} for name, v in pinned.items()}
+    later = project_pins("bench", "cluster")
+    assert {name: lock().get(name) for name in later} == {name: {v} for name, v in later.items()}
+    assert not installed.keys() & lock("requirements-extras.lock").keys()
+
+
+def test_the_lock_names_everything_but_torch_that_set_up_installs():
+    """The lock is installed with --no-deps, so what its packages require here must be in it too."""
+    installed = lock("requirements.lock")
+    assert "torch" not in installed  # its build depends on the machine
+    seen, waiting = set(), [Requirement(text) for text in PYPROJECT["project"]["dependencies"]]
+    waiting += [Requirement(text) for text in PYPROJECT["project"]["optional-dependencies"]["test"]]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, *sorted(requirement.extras)) in seen:
+            continue
+        seen.add((name, *sorted(requirement.extras)))
+        if name != "torch":
+            assert any(requirement.specifier.contains(v) for v in installed.get(name, ())), requirement
+        for text in importlib.metadata.requires(name) or ():
+            needed = Requirement(text)
+            extras = ("", *requirement.extras)
+            if not needed.marker or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(needed)
+    assert len(seen) > 100
 
 
 def test_the_licence_and_the_version():
@@ -154,14 +202,16 @@ def test_git_ignores_a_users_runs_and_keeps_the_committed_ones(tmp_path):
 def test_continuous_integration_runs_the_tests():
     script = REPO / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
-    assert script.read_text().rstrip().endswith("make test")
+    assert script.read_text().rstrip().endswith("make check\nmake test")
+    recipe = re.search(r"^check: .*\n((?:\t.*\n)+)", MAKEFILE, re.M)[1]
+    assert ("ruff check" in recipe, "ruff format --check" in recipe, "mypy" in recipe) == (True,) * 3
 
 
 def test_the_hooks_take_their_tools_from_the_venv():
     hooks = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     tools = {hook["entry"].split()[0] for hook in hooks}
-    assert tools == {".venv/bin/ruff", ".venv/bin/nbstripout"}
-    assert {"ruff", "nbstripout"} <= project_pins("dev").keys()
+    assert tools == {".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/nbstripout"}
+    assert {"ruff", "mypy", "nbstripout"} <= project_pins("dev").keys()
 
 
 def test_notebooks_are_committed_without_outputs():
@@ -201,7 +251,7 @@ echo "$@" >> log
 case "$*" in
   "--version") echo Python 3.12.0;;
   "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python;;
-  "-m pip install"*unsloth*) test ! -e broken;;
+  "-m pip install"*--editable*) test ! -e broken;;
 esac
 """
 
@@ -210,7 +260,7 @@ esac
 def checkout(tmp_path):
     if not shutil.which("make"):
         pytest.skip("make is not installed")
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(REPO / name, tmp_path)
     stand_in = tmp_path / "stand-in"
     stand_in.write_text(STAND_IN)
@@ -236,8 +286,8 @@ def test_set_up_installs_once(checkout):
     code, installs, _, log = checkout("test")
     assert code == 0
     assert len(installs) == 2
-    assert "--no-deps" in installs[1]
-    assert "unsloth==2026.10.9" in installs[1]
+    assert "--no-deps --require-hashes --requirement requirements.lock" in installs[0]
+    assert "--editable .[cpu,test,dev]" in installs[1]
     assert log[-1] == "-m pytest"
     code, installs, _, log = checkout("demo")
     assert (code, installs) == (0, [])
@@ -272,7 +322,8 @@ def test_a_changed_version_is_installed(checkout):
 
 def test_an_index_of_cpu_wheels_can_be_named(checkout):
     _, installs, _, _ = checkout("setup", "TORCH_INDEX=https://example.org/cpu")
-    assert "--extra-index-url https://example.org/cpu" in installs[0]
+    assert "--extra-index-url https://example.org/cpu" in installs[1]
+    assert "example.org" not in installs[0]
 
 
 def test_a_python_that_does_not_fit_is_one_line(checkout):
