@@ -191,18 +191,27 @@ def curve_text(run: Run, models: tuple[str, ...]) -> str:
     return " ".join(sentences)
 
 
-def costs(run: Run) -> pd.DataFrame:
-    """Per notebook the minutes it took and the most memory it held, from run.json."""
-    rows = {
-        name: {
-            "minutes": f"{entry['seconds'] / 60:.1f}" if entry.get("seconds") is not None else "",
-            "peak memory, GB": entry.get("peak_memory_gb", ""),
-            "peak GPU memory, GB": entry.get("peak_gpu_memory_gb", ""),
-        }
-        for name, entry in run.info["notebooks"].items()
-        if entry["status"] == "complete"
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+def costs(run: Run, price_per_hour: float = 0.0) -> pd.DataFrame:
+    """Per notebook, and in all, minutes, the most memory held, the energy and CO2e where they were measured
+    (runs.energy), and what the machine cost at `price_per_hour`, in its currency, where that is given."""
+    entries = {name: entry for name, entry in run.info["notebooks"].items() if entry["status"] == "complete"}
+    numbers = pd.DataFrame.from_dict(entries, orient="index")
+    numbers = numbers.reindex(columns=["seconds", *_PEAKS, *_ENERGY]).astype(float)
+    numbers.loc["all"] = numbers.sum(min_count=1)
+    numbers.loc["all", [*_PEAKS]] = numbers[[*_PEAKS]].iloc[:-1].max()
+    table = pd.DataFrame({"minutes": (numbers["seconds"] / 60).map("{:.1f}".format, na_action="ignore")})
+    for key, title in _PEAKS.items():
+        table[title] = numbers[key].astype(object)
+    for key, title in _ENERGY.items():
+        if numbers[key].notna().any():
+            table[title] = numbers[key].map("{:.3g}".format, na_action="ignore")
+    if price_per_hour:
+        table["price"] = (numbers["seconds"] / 3600 * price_per_hour).map("{:.2f}".format, na_action="ignore")
+    return table.fillna("")
+
+
+_PEAKS = {"peak_memory_gb": "peak memory, GB", "peak_gpu_memory_gb": "peak GPU memory, GB"}
+_ENERGY = {"energy_kwh": "kWh", "co2e_kg": "CO2e, kg"}
 
 
 def files(folder: Path) -> list[str]:

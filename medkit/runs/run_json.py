@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medkit import chat_template, recipes
-from medkit.runs import inputs, machine, storage
+from medkit.runs import energy, inputs, machine, storage
 from medkit.runs.storage import (
     ResultsError,
     check_text,
@@ -37,6 +37,7 @@ class Run:
         self.folder, self.info, self.recipe = place, info, recipe
         self.data_dir, self.notebook = data_dir, notebook
         self._began = time.monotonic()
+        self._energy: energy.Meter | None = None
         self._held = contextlib.ExitStack()
 
     def save(self) -> None:
@@ -69,7 +70,9 @@ class Run:
 
     def finish(self, **numbers) -> None:
         """The notebook's last word: seconds, peak memory and whatever it measured; gives the folder free."""
-        fields = {"seconds": round(time.monotonic() - self._began, 1), **machine.peak_memory(), **numbers}
+        used = self._energy.stop() if self._energy else {}
+        seconds = round(time.monotonic() - self._began, 1)
+        fields = {"seconds": seconds, **machine.peak_memory(), **used, **numbers}
         # Under the runner it is for the runner to say that a notebook is complete: it sees the kernel's end.
         if not under_runner():
             fields["status"] = "complete"
@@ -112,6 +115,7 @@ def begin(
         _check_origin(place, info, data_dir)
     require(place, needs)
     run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
+    run._energy = energy.Meter()
     chat_template.use_date(info["date"])
     if data_dir is not None:
         inputs.connect(run.recipe, data_dir)
@@ -166,6 +170,7 @@ def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str =
 
     adapter: the folder of the one that a model alone is evaluated with; its weights' hash is kept.
     """
+    energy.country()  # a wrong one is refused before anything starts
     overrides = recipes.parse_settings(settings)
     resolved = recipes.get(recipe, overrides)
     seeds = {"data": resolved.data.seed, "stage1": resolved.stage1.seed, "stage2": resolved.stage2.seed}

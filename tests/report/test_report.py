@@ -229,3 +229,25 @@ def test_runs_that_are_no_other_seeds_are_not_folded_in(run):
         consistency.with_seeds(run, "other")
     with pytest.raises(ReportError, match="nothing is no complete run"):
         consistency.with_seeds(run, "nothing")
+
+
+def test_costs_add_up_and_take_a_price(tmp_path):
+    info = {
+        "notebooks": {
+            "01_stage1": {"status": "complete", "seconds": 5400, "peak_memory_gb": 2.0, "energy_kwh": 0.9},
+            "02_stage2": {"status": "complete", "seconds": 1800, "peak_memory_gb": 3.5, "energy_kwh": 0.3},
+            "03_mcq_eval": {"status": "failed", "seconds": 60},
+        }
+    }
+    run = run_json.Run(tmp_path, info, None)
+    table = consistency.costs(run, price_per_hour=2.5)
+    # 90 + 30 minutes are 2 hours, 5.00 at 2.50 an hour; 0.9 + 0.3 kWh; the larger of the peaks
+    assert table.loc["all"].to_dict() == {
+        "minutes": "120.0",
+        "peak memory, GB": 3.5,
+        "peak GPU memory, GB": "",
+        "kWh": "1.2",
+        "price": "5.00",
+    }
+    assert {"price", "CO2e, kg"}.isdisjoint(consistency.costs(run).columns)
+    assert "03_mcq_eval" not in table.index
