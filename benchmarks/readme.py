@@ -1,8 +1,9 @@
-"""The figures in README.md: written there from results/ by `python -m medkit.readme`, never by hand."""
+"""The tables in README.md and docs/: made from results/ by `python benchmarks/readme.py`, never by hand."""
 
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from medkit.report import published
 from medkit.report.markdown import grid, percent
 from medkit.runs import machine, storage
 
-README = machine.CHECKOUT / "README.md"
+PAGES = (machine.CHECKOUT / "README.md", *sorted((machine.CHECKOUT / "docs").glob("*.md")))
 NAMES = {"base": "SmolLM2-135M-Instruct, 4 bit", "med-mix": "Med-Mix (after stage 1)"}
 NAMES |= {"med-nirvana": "Med-Nirvana (stage 2 with replay)", "control": "control (stage 2 without replay)"}
 COLUMNS = {"medqa": "exam questions", "medmcqa": "one-line questions", "pubmedqa": "abstracts"}
 
 
 class ReadmeError(MedkitError):
-    """A block of README.md without its marks, or a result it is made from that is not there."""
+    """A table whose marks are on no page or on two, or a result it is made from that is missing."""
 
 
 def headline(run: Path) -> str:
@@ -189,25 +190,32 @@ BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"
 BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, "")}
 
 
-def rendered(text: str, folder: Path) -> str:
-    """README.md's text with every block between `<!-- NAME -->` and `<!-- /NAME -->` made from `folder`."""
+def rendered(pages: Mapping[Path, str], folder: Path) -> dict[Path, str]:
+    """The pages' texts with every block between `<!-- NAME -->` and `<!-- /NAME -->` made from `folder`."""
+    new = dict(pages)
     for name, (block, run) in BLOCKS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ReadmeError(f"README.md has no block {name}; put its two marks in")
+        having = [page for page, text in new.items() if pattern.search(text)]
+        if len(having) != 1:
+            raise ReadmeError(f"{len(having)} pages have a block {name}; put its two marks into one")
         if run and not (folder / run).is_dir():
-            raise ReadmeError(f"results/{run} is not there; make it, then run python -m medkit.readme")
-        table = block(folder / run)
-        text = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
-    return text
+            raise ReadmeError(f"results/{run} is missing; make it, then run python benchmarks/readme.py")
+        table, page = block(folder / run), having[0]
+        new[page] = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", new[page])
+    return new
+
+
+def texts() -> dict[Path, str]:
+    return {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 
 def main() -> None:
     try:
-        new = rendered(README.read_text(encoding="utf-8"), machine.CHECKOUT / "results")
+        new = rendered(texts(), machine.CHECKOUT / "results")
     except MedkitError as error:
         sys.exit(f"medkit: {error}")
-    storage.write_text(README, new)
+    for page, text in new.items():
+        storage.write_text(page, text)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""README.md's figures are those of results/, and its files exist."""
+"""The tables in README.md and docs/ are those of results/, and the files that pages link to exist."""
 
 import re
 
 import pytest
+import readme
 
-from medkit import readme
-from medkit.runs import storage
+from medkit.runs import machine, storage
 
-RESULTS = readme.README.parent / "results"
+RESULTS = machine.CHECKOUT / "results"
+LINKING = (*readme.PAGES, machine.CHECKOUT / "CONTRIBUTING.md")
 COMMITTED = (RESULTS / "cpu" / "run.json").is_file()
 
 
 @pytest.mark.skipif(not COMMITTED, reason="results/cpu is not there")
-def test_the_figures_in_the_readme_are_those_of_the_committed_results():
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.rendered(text, RESULTS) == text, "run python -m medkit.readme"
+def test_the_tables_on_the_pages_are_those_of_the_committed_results():
+    pages = readme.texts()
+    assert readme.rendered(pages, RESULTS) == pages, "run python benchmarks/readme.py"
 
 
 def test_the_figures_are_those_of_committed_runs():
@@ -22,19 +23,34 @@ def test_the_figures_are_those_of_committed_runs():
     assert {run for _, run in readme.BLOCKS.values() if run} <= set(storage.COMMITTED)
 
 
-def test_every_file_the_readme_links_to_is_there():
-    text = readme.README.read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    assert len(links) > 10
-    missing = [link for link in links if not (readme.README.parent / link).exists()]
-    assert [link for link in missing if COMMITTED or not link.startswith("results/")] == []
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_every_file_that_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    places = [(page.parent / link).resolve() for link in links if "://" not in link]
+    assert [
+        place for place in places if not place.exists() and (COMMITTED or RESULTS not in place.parents)
+    ] == []
+    assert places or page.parent.name == "docs"
 
 
 def test_a_block_without_its_marks_or_its_run_is_named(tmp_path):
-    with pytest.raises(readme.ReadmeError, match="no block headline"):
-        readme.rendered("nothing", tmp_path)
-    with pytest.raises(readme.ReadmeError, match="results/cpu is not there"):
-        readme.rendered("<!-- headline -->\n<!-- /headline -->", tmp_path)
+    page, marks = tmp_path / "page.md", "<!-- headline -->\n<!-- /headline -->"
+    with pytest.raises(readme.ReadmeError, match="0 pages have a block headline"):
+        readme.rendered({page: "nothing"}, tmp_path)
+    with pytest.raises(readme.ReadmeError, match="2 pages have a block headline"):
+        readme.rendered({page: marks, tmp_path / "other.md": marks}, tmp_path)
+    with pytest.raises(readme.ReadmeError, match="results/cpu is missing"):
+        readme.rendered({page: marks}, tmp_path)
+
+
+def test_the_layout_in_the_readme_is_that_of_the_library():
+    """Every file and folder directly in medkit/ has its line in the tree."""
+    tree = re.search(r"^medkit/ .*?(?=^docs/)", (machine.CHECKOUT / "README.md").read_text(), re.M | re.S)[0]
+    named = set(re.findall(r"^  (\S+)", tree, re.M))
+    package = machine.CHECKOUT / "medkit"
+    there = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    there |= {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert named == there
 
 
 def test_the_full_runs_rest_on_lengths_of_each_recipes_own_rows():
