@@ -14,6 +14,7 @@ from medkit import MedkitError
 
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused")
+TRACKERS = ("none", "tensorboard", "trackio", "wandb", "mlflow")  # each its package's name, too
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -126,12 +127,14 @@ class TrainSpec:
     eval_every: int = 360  # optimizer steps
     save_every: int = 360  # optimizer steps between checkpoints
     seed: int = 0  # LoRA's initial weights and the order of batches
+    report_to: str = "none"  # experiment tracker that gets the losses too, in the run's folder
 
     def __post_init__(self):
         _one_of("scheduler", self.scheduler, SCHEDULERS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("loss_on", self.loss_on, ("answer", "text"))
         _one_of("packing", self.packing, ("isolated", "wrapped", "off"))
+        _one_of("report_to", self.report_to, TRACKERS)
         if self.packing == "wrapped" and self.loss_on == "answer":
             raise RecipeError("packing=wrapped cuts samples anywhere and goes with loss_on=text only")
         if self.group_by_length and self.packing != "off":
@@ -160,9 +163,20 @@ class DmtSpec:
     notechat_validation: int = 10_000
     replay_share: float = 1 / 3  # stage-1 rows per NoteChat row (the paper's 33,333 per 100,000)
     handover: str = "continue"  # "continue": the same adapter; "merge": into 16 bit, quantized, new adapter
+    optimizer_state: str = "fresh"  # "carried": stage 2 goes on with the moments of stage 1's optimizer
+    # What replayed exam rows weigh of stage 2's supervised tokens; 0 = as many as there are, unweighted
+    replay_token_share: float = 0.0
 
     def __post_init__(self):
         _one_of("dmt.handover", self.handover, ("continue", "merge"))
+        _one_of("dmt.optimizer_state", self.optimizer_state, ("fresh", "carried"))
+        if self.optimizer_state == "carried" and self.handover != "continue":
+            raise RecipeError(
+                "dmt.optimizer_state=carried belongs to stage 1's adapter, which "
+                f"dmt.handover={self.handover} does not go on with; set dmt.handover=continue"
+            )
+        if not 0 <= self.replay_token_share < 1:
+            raise RecipeError(f"dmt.replay_token_share is {self.replay_token_share}; it must lie in [0, 1)")
         _at_least("dmt.notechat_train", self.notechat_train, 1)
         _at_least("dmt.notechat_validation", self.notechat_validation, 1)
         _at_least("dmt.replay_share", self.replay_share, 0)
@@ -230,6 +244,9 @@ class Recipe:
         # Of what is trained here only: an adapter from elsewhere may sit on other modules (LoraSpec).
         for module in self.lora.target_modules:
             _one_of("lora.target_modules", module, LINEAR_MODULES)
+        if self.dmt.optimizer_state == "carried" and self.stage1.optimizer != self.stage2.optimizer:
+            both = f"stage1.optimizer={self.stage1.optimizer} and stage2.optimizer={self.stage2.optimizer}"
+            raise RecipeError(f"dmt.optimizer_state=carried needs one optimizer for both stages, not {both}")
 
 
 _RELEASED_STAGE = TrainSpec(loss_on="text", packing="wrapped", gradient_checkpointing=True, eval_rows=0)

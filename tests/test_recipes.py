@@ -106,7 +106,9 @@ CHOICES = {
     "stage1.optimizer": "adamw_torch",
     "stage1.loss_on": "text",
     "stage1.packing": "off",
+    "stage1.report_to": "tensorboard",
     "dmt.handover": "merge",
+    "dmt.optimizer_state": "carried",
     "consumer.scorer": "minilm",
 }
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from medkit import MedkitError
 from medkit.evaluate import accuracy
+from medkit.runs import loss as loss_file
 from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
 
@@ -174,7 +175,7 @@ def _but_seeds(info: dict) -> dict:
 
 def loss(run: Run, model: str) -> pd.DataFrame:
     """A trained model's loss.csv; ResultsError where the arm has not been trained."""
-    return pd.read_csv(storage.file(run.folder, f"{CURVES[model]}/loss.csv"))
+    return loss_file.read(run.folder, CURVES[model])
 
 
 def curve_text(run: Run, models: tuple[str, ...]) -> str:

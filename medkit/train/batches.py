@@ -4,6 +4,9 @@ import numpy as np
 
 from medkit.recipes import TrainSpec
 
+# What a batch says about its rows beside what TRL's collator makes of them (with_samples).
+MARKS = ("samples", "exams")
+
 # Rows are sorted by length no finer than this many tokens: rows of just one length are of one kind, and
 # questions of one kind have one answer.
 LENGTH_STEP = 60
@@ -31,29 +34,41 @@ def row_order(lengths, stage: TrainSpec) -> np.ndarray:
     return np.concatenate(epochs)[: round(stage.epochs * len(lengths))]
 
 
-def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool):
+def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: bool = False):
     """The dataset as the trainer reads it: ids and labels, packed into rows of `max_length` where asked.
 
     Wrapped rows have `samples` too: how many end in the row, as a cut one counts where its last token is.
+    exams: with the column `exams`, for each token whether it is an exam question's (tokenization.with_exams).
     """
-    rows = dataset.select_columns(["input_ids", "labels"])
+    rows = dataset.select_columns(["input_ids", "labels", *(["exam"] if exams else [])])
+    if exams:
+        rows = _marked(rows, "exams", lambda row: [row["exam"]] * len(row["labels"]))
+        rows = rows.remove_columns("exam")
     if not packed:
         return rows
-    from datasets import Features, List, Value
     from trl import pack_dataset
 
     if stage.packing == "isolated":
         return pack_dataset(rows, max_length, "bfd")
-    marked = Features(rows.features | {"ends": List(Value("int8"))})  # 1 at a sample's last token
-    rows = rows.map(lambda row: {"ends": [0] * (len(row["labels"]) - 1) + [1]}, features=marked)
+    rows = _marked(rows, "ends", lambda row: [0] * (len(row["labels"]) - 1) + [1])  # a sample's last token
     rows = pack_dataset(rows, max_length, "wrapped")
     return rows.map(lambda row: {"samples": sum(row["ends"])}, remove_columns="ends")
 
 
-def training_rows(dataset, stage: TrainSpec, max_length: int, packed: bool):
+def _marked(rows, name: str, of_row):
+    """The rows with another list of a number a token."""
+    from datasets import Features, List, Value
+
+    return rows.map(
+        lambda row: {name: of_row(row)}, features=Features(rows.features | {name: List(Value("int8"))})
+    )
+
+
+def training_rows(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: bool = False):
     """The training rows in the order of `row_order`; packed rows are shuffled once more, since best-fit
     packing leaves the long samples first."""
-    rows = as_read(dataset.select(row_order(dataset["length"], stage)), stage, max_length, packed)
+    ordered = dataset.select(row_order(dataset["length"], stage))
+    rows = as_read(ordered, stage, max_length, packed, exams)
     return rows.select(np.random.default_rng(stage.seed).permutation(len(rows))) if packed else rows
 
 
@@ -64,14 +79,38 @@ def subsample(dataset, rows: int, seed: int):
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
 
 
-def with_samples(collate):
-    """`collate`, which makes a batch of rows, with how many samples the rows hold (as_read) in the batch."""
-    import torch
+def mixed(dataset) -> bool:
+    """Whether it holds exam questions and consultations."""
+    return "exam" in dataset.column_names and 0 < sum(dataset["exam"]) < len(dataset)
 
-    def collate_and_count(rows):
+
+def replay_weight(dataset, share: float, loss_on: str) -> float:
+    """What the loss of a replayed exam row's token is multiplied by so that those rows weigh `share` of the
+    dataset's supervised tokens; 1 where `share` is 0, or there is only one kind of row.
+
+    R replayed and D other tokens: w R / (w R + D) = share, so that w = share / (1 - share) * D / R.
+    """
+    if not share or not mixed(dataset):
+        return 1.0
+    exam = np.array(dataset["exam"], bool)
+    tokens = np.array(dataset["supervised"]) - (loss_on == "text")  # a row's first token is not predicted
+    return float(share / (1 - share) * tokens[~exam].sum() / tokens[exam].sum())
+
+
+def with_samples(collate):
+    """`collate`, which makes a batch of rows, with what the rows are marked with (as_read) in the batch:
+    `samples`, how many they hold, and `exams`, of the labels' shape."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    def collate_and_mark(rows):
         batch = collate(rows)
         if "samples" in rows[0]:
             batch["samples"] = torch.tensor([sum(row["samples"] for row in rows)])
+        if "exams" in rows[0]:
+            marks = [torch.tensor(row["exams"], dtype=torch.bool) for row in rows]
+            end_to_end = len(batch["labels"]) != len(rows) or "position_ids" in batch
+            batch["exams"] = torch.cat(marks)[None] if end_to_end else pad_sequence(marks, batch_first=True)
         return batch
 
-    return collate_and_count
+    return collate_and_mark

@@ -9,9 +9,10 @@ from pathlib import Path
 from medkit import MedkitError
 from medkit.runs import storage
 
+OPTIMIZER = "optimizer.pt"  # as Transformers names it
 MARKER = "whole.json"  # written last: the identity of the run and the hash of every other file
 # What training cannot go on from exactly without it. Of several processes, each saves its own rng_state.
-PARTS = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state", "trainer_state.json")
+PARTS = ("adapter_model.safetensors", OPTIMIZER, "scheduler.pt", "rng_state", "trainer_state.json")
 PARTS += ("meter.json", "loss.csv")
 
 
@@ -72,6 +73,15 @@ def keep(folder: Path, step: int, count: int) -> None:
     until = [path for path in _all(folder) if step_of(path) <= step]
     for path in set(_all(folder)) - set(until[-count:]):
         shutil.rmtree(path)
+
+
+def keep_optimizer(stage: Path) -> None:
+    """Copy the optimizer's state after the last step beside the stage's adapter, for another stage to begin
+    with (trainer.carry_over)."""
+    aside = stage / f".{OPTIMIZER}"
+    shutil.copy(last_whole(stage / "checkpoints") / OPTIMIZER, aside)
+    storage.sync(aside)
+    os.replace(aside, stage / OPTIMIZER)
 
 
 def last_whole(folder: Path) -> Path | None:

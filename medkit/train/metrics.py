@@ -9,21 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medkit import MedkitError
-from medkit.runs import machine, storage
+from medkit.runs import loss, machine, storage
 from medkit.train.cpu import row_lengths
 
 # Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
 PEAK_FLOPS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
-COLUMNS = ["step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate"]
-COLUMNS += [
-    "tokens_per_s",
-    "samples_per_s",
-    "mfu",
-    "padding_share",
-    "peak_memory_gb",
-    "batch",
-    "eval_seconds",
-]
 
 
 class TrainerError(MedkitError):
@@ -169,9 +159,11 @@ class LossLog:
         stays at hand: the step's validation may be due yet."""
         from tqdm.auto import tqdm
 
-        written = earlier.splitlines(keepends=True)[:-1] or [_line(dict(zip(COLUMNS, COLUMNS, strict=True)))]
+        written = earlier.splitlines(keepends=True)[:-1] or [
+            _line(dict(zip(loss.COLUMNS, loss.COLUMNS, strict=True)))
+        ]
         storage.write_text(self.path, "".join(written))
-        self.line = last_line(earlier) if earlier else {}
+        self.line = loss.last_line(earlier) if earlier else {}
         self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not self.progress)
 
     def add(self, step: int, logs: dict) -> None:
@@ -187,6 +179,7 @@ class LossLog:
         elif "eval_loss" in logs:
             self.line = self.line or {"step": step, "epoch": logs.get("epoch", 0), "tokens": 0}
             self.line |= {"eval_loss": logs["eval_loss"], "eval_seconds": logs["eval_runtime"]}
+            self.line |= {name: logs[name] for name in loss.BY_SOURCE if name in logs}
 
     def write(self) -> None:
         """Put the line at hand into the file."""
@@ -203,12 +196,7 @@ class LossLog:
         self.bar.close()
 
 
-def last_line(text: str) -> dict:
-    """The last line of a loss.csv, its fields as they stand there."""
-    return list(csv.DictReader(io.StringIO(text)))[-1]
-
-
 def _line(fields: dict) -> str:
     text = io.StringIO()
-    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(fields)
+    csv.DictWriter(text, loss.COLUMNS, lineterminator="\n").writerow(fields)
     return text.getvalue()

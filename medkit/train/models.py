@@ -274,6 +274,7 @@ class Fit:
     samples: int
     resumed_from: int  # optimizer step; 0 where the run was not resumed
     config: dict  # the SFTConfig's fields that are not TRL's defaults
+    replay_weight: float  # of a replayed exam token's loss, 1 for a consultation's
 
 
 def fit(
@@ -289,12 +290,16 @@ def fit(
     identity: dict | None = None,
     resume: bool = False,
     progress: bool = True,
+    replay_token_share: float = 0.0,
+    optimizer_state: Path | None = None,
 ) -> Fit:
     """Train the adapter for one stage; writes `folder`/loss.csv as it goes, and whole checkpoints.
 
     `train`, `validation`: datasets of tokenization.prepare. `config`: the trl.SFTConfig of
     config.sft_config, changed or not; None for that of `stage`. `identity`: what a checkpoint must match to
-    be resumed from, beside the configuration. Raises TrainerError for a changed field that cannot be changed,
+    be resumed from, beside the configuration. `replay_token_share`: what exam rows weigh among the others
+    (batches.replay_weight). `optimizer_state`: the file of another stage's optimizer, whose moments this
+    one's begins with. Raises TrainerError for a changed field that cannot be changed,
     where packing was asked for on a GPU and did not stay on, and where memory or disk ran out;
     CheckpointError where a checkpoint is damaged or another run's; Stopped, once a checkpoint is saved, after
     SIGTERM.
@@ -323,6 +328,8 @@ def fit(
             identity=identity,
             start=start,
             stop=stop,
+            replay_token_share=replay_token_share,
+            optimizer_state=optimizer_state,
         )
         training.run()
     if stop.asked:
@@ -332,5 +339,6 @@ def fit(
         seconds=time.perf_counter() - began,
         resumed_from=checkpoints.step_of(start) if start else 0,
         config=configuration.used(config),
+        replay_weight=training.replay_weight,
         **training.meter.totals(),
     )

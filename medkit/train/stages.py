@@ -13,8 +13,9 @@ from medkit import dmt as mixture
 from medkit import recipes
 from medkit.data import builtin, contamination, sources
 from medkit.runs import inputs, run_json, storage
+from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run
-from medkit.train import models, tokenization
+from medkit.train import checkpoints, models, tokenization
 from medkit.train.merging import check_merge, merge_adapter
 
 
@@ -110,14 +111,15 @@ def stage2_rows(run: Run, first: mixture.Stage1, loaded: sources.Loaded, with_re
 
 
 def tokenize(run: Run, stage: str, tokenizer, records: list):
-    """The records as the stage's training rows (tokenization.prepare)."""
-    return tokenization.prepare(
+    """The records as the stage's training rows (tokenization.prepare), which tell exam questions apart."""
+    rows = tokenization.prepare(
         records,
         tokenizer,
         target=run.recipe.data.mcq_target,
         loss_on=getattr(run.recipe, stage).loss_on,
         max_length=run.recipe.model.max_length,
     )
+    return tokenization.with_exams(rows, records)
 
 
 def evaluated_in_training(
@@ -222,6 +224,7 @@ def load_for_stage(run: Run, stage: str):
     )
     if stage == "stage2" and not merged:
         storage.require(run.folder, ["stage1/adapter/adapter_model.safetensors"])
+        _stage1s_optimizer(run)
         models.use_adapter(model, run.folder / "stage1" / "adapter")
     if stage == "stage1" and recipe.dmt.handover == "merge":  # not after hours of training
         check_merge(model, run.folder / "stage1" / "merged")
@@ -247,14 +250,26 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, con
         folder=folder,
         max_length=run.recipe.model.max_length,
         config=config,
+        replay_token_share=run.recipe.dmt.replay_token_share if stage == "stage2" else 0.0,
+        optimizer_state=_stage1s_optimizer(run) if stage == "stage2" else None,
         identity=_identity(run, stage, train, validation),
         resume=True,
     )
     if models.first_process():
         models.save_adapter(model, tokenizer, folder / "adapter")
+        if stage == "stage1" and run.recipe.dmt.optimizer_state == "carried":
+            checkpoints.keep_optimizer(folder)
         if stage == "stage1" and run.recipe.dmt.handover == "merge":
             merge_adapter(model, tokenizer, folder / "merged")
     return done
+
+
+def _stage1s_optimizer(run: Run) -> Path | None:
+    """The file of its state, where stage 2 begins with it; ResultsError where it is missing."""
+    if run.recipe.dmt.optimizer_state != "carried":
+        return None
+    storage.require(run.folder, [f"stage1/{checkpoints.OPTIMIZER}"])
+    return run.folder / "stage1" / checkpoints.OPTIMIZER
 
 
 def arm_of(replay: bool) -> str:
@@ -283,13 +298,14 @@ def _identity(run: Run, stage: str, train, validation) -> dict:
     if stage == "stage2":
         begins = run.folder / "stage1" / "adapter" / "adapter_model.safetensors"
         identity["stage 1's adapter"] = storage.sha256(begins)[:16]
+        if moments := _stage1s_optimizer(run):
+            identity["stage 1's optimizer"] = storage.sha256(moments)[:16]
     return identity
 
 
 def loss(run: Run, arm: str) -> pd.DataFrame:
-    """ARM/loss.csv; ResultsError where the arm has not been trained."""
-    storage.require(run.folder, [f"{arm}/loss.csv"])
-    return pd.read_csv(run.folder / arm / "loss.csv")
+    """ARM/loss.csv (loss.read)."""
+    return loss_file.read(run.folder, arm)
 
 
 def write_replay(run: Run, arm: str, drawn: mixture.Replay) -> None:

@@ -53,6 +53,14 @@ def prepare(
     return Dataset(MemoryMappedTable.from_file(str(folder / ROWS)), fingerprint=key)
 
 
+def with_exams(dataset, records: Sequence[MCQItem | Dialogue]):
+    """The dataset of `prepare` for these records with a column `exam`: 1 for an exam question, else 0.
+
+    From it training knows the replayed rows (batches.replay_weight), and validation which rows are whose.
+    """
+    return dataset.add_column("exam", np.array([isinstance(one, MCQItem) for one in records], np.int8))
+
+
 def key(dataset) -> str:
     """The hash a dataset of `prepare` is kept under: equal for equal rows, tokens and settings."""
     return Path(dataset.cache_files[0]["filename"]).parent.name

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pickle
 import shutil
 import signal
 import threading
@@ -13,8 +14,9 @@ from safetensors import SafetensorError
 
 from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
+from medkit.runs import loss
 from medkit.train import batches, checkpoints, cpu, models
-from medkit.train.metrics import LossLog, Meter, TrainerError, any_process, last_line
+from medkit.train.metrics import LossLog, Meter, TrainerError, any_process
 
 models.unsloth()  # before transformers and trl, as it asks
 from transformers import PrinterCallback, TrainerCallback, TrainerState  # noqa: E402
@@ -49,8 +51,8 @@ class StageTrainer(SFTTrainer):
     """One stage's training, to be started or resumed by `run`.
 
     engine: how the model computes; log: loss.csv; identity: what a checkpoint is marked with; start: the
-    checkpoint to go on from, or None; stop: says that SIGTERM came. Raises TrainerError where packing was
-    asked for and did not stay on.
+    checkpoint to go on from, or None; stop: says that SIGTERM came; replay_token_share, optimizer_state: see
+    models.fit. Raises TrainerError where packing was asked for and did not stay on.
     """
 
     def __init__(
@@ -67,10 +69,18 @@ class StageTrainer(SFTTrainer):
         identity: dict,
         start: Path | None,
         stop: Stop,
+        replay_token_share: float = 0.0,
+        optimizer_state: Path | None = None,
     ):
         self.stage, self.engine, self.meter, self.loss_log = stage, engine, Meter(model), log
         self.identity, self.start, self.stop = identity, start, stop
-        self.saved = Path(config.output_dir).parent
+        self.saved, self.optimizer_state = Path(config.output_dir).parent, optimizer_state
+        self.replay_weight = batches.replay_weight(train, replay_token_share, stage.loss_on)
+        if self.replay_weight != 1 and (config.loss_type != "nll" or config.label_smoothing_factor):
+            raise TrainerError(
+                "dmt.replay_token_share weighs the plain loss; leave config.loss_type and "
+                "config.label_smoothing_factor as they are"
+            )
         earlier = ""
         if start:
             self.meter.restore(json.loads((start / "meter.json").read_text()))
@@ -91,8 +101,8 @@ class StageTrainer(SFTTrainer):
         super().__init__(
             model=model,
             args=config,
-            train_dataset=batches.training_rows(train, batch, most, packed),
-            eval_dataset=batches.as_read(held_out, stage, most, packed),
+            train_dataset=batches.training_rows(train, batch, most, packed, self.replay_weight != 1),
+            eval_dataset=batches.as_read(held_out, stage, most, packed, batches.mixed(held_out)),
             processing_class=tokenizer,
             callbacks=[StepLog(self, earlier)],
         )
@@ -106,14 +116,13 @@ class StageTrainer(SFTTrainer):
         if not self.start:
             return True
         due = checkpoints.finished(self.start) or checkpoints.step_of(self.start) % every == 0
-        return due and not last_line(earlier)["eval_loss"]
+        return due and not loss.last_line(earlier)["eval_loss"]
 
     def _check_packing(self, packed: bool) -> None:
         # Unsloth may turn it off in the configuration already.
         if packed and not (self.args.packing and self.data_collator.padding_free):
             raise TrainerError("packing was asked for and the libraries turned it off; set packing=off")
-        if packed:
-            self.data_collator.torch_call = batches.with_samples(self.data_collator.torch_call)
+        self.data_collator.torch_call = batches.with_samples(self.data_collator.torch_call)
         if self.engine.lays_rows_end_to_end:  # which Unsloth turned off
             self.data_collator.padding_free = True
 
@@ -144,16 +153,48 @@ class StageTrainer(SFTTrainer):
         """The loss is a sum over the optimizer step's supervised tokens, divided by their number, so that it
         adds up over the passes."""
         parts = self.engine.passes(self.meter.count(inputs))
-        loss = 0
+        total = 0
         for part in parts:
             last = part is parts[-1]  # the processes' gradients are exchanged once
             with contextlib.nullcontext() if last else self.accelerator.no_sync(net):
-                loss += super().training_step(net, part, num_items_in_batch)
-        return loss
+                total += super().training_step(net, part, num_items_in_batch)
+        return total
+
+    def get_batch_samples(self, *args, **kwargs):
+        """An optimizer step's batches and what its summed loss is divided by: the supervised tokens of all
+        processes, with weighted replay the sum of their weights."""
+        found, items = super().get_batch_samples(*args, **kwargs)
+        if found and "exams" in found[0]:
+            items = sum(self._weights(batch)[batch["labels"][:, 1:] != IGNORED].sum() for batch in found)
+            items = self.accelerator.reduce(items.to(self.args.device), "sum")
+        return found, items
+
+    def _weights(self, batch) -> torch.Tensor:
+        """Of the tokens that are predicted, all but a batch's first: (rows, tokens - 1)."""
+        return torch.where(batch["exams"][:, 1:], self.replay_weight, 1.0)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's; in a batch that tells exam questions from the rest, each token's loss by its weight."""
+        if "exams" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        summed = (self._weights(inputs) * self._token_losses(model, inputs)).sum()
+        return summed / num_items_in_batch * self.accelerator.num_processes  # whose gradients are averaged
+
+    @staticmethod
+    def _token_losses(model, batch) -> torch.Tensor:
+        """The cross-entropy of each predicted token in float32, 0 where none is learnt from: (rows, tokens -
+        1). By TRL's fused head, chunk by chunk."""
+        known = {name: value for name, value in batch.items() if name not in batches.MARKS}
+        return -model(**known, use_cache=False, fused_lm_head=True).log_probs
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*dict.fromkeys([*self._signature_columns, *batches.MARKS])]
 
     def evaluate(self, *args, **kwargs):
         """Ends with SIGTERM, as the whole of the paper's validation rows takes an hour and more. Before the
         first step there is nothing to save; after another one, the run that resumes validates it."""
+        self.by_source = torch.zeros(2, 2, device=self.args.device)  # consultations, exams: loss, tokens
         try:
             return super().evaluate(*args, **kwargs)
         except CutShort:
@@ -172,18 +213,45 @@ class StageTrainer(SFTTrainer):
         self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def prediction_step(self, net, inputs, *args, **kwargs):
-        """The mean loss of a batch's supervised tokens."""
+        """The mean loss of a batch's supervised tokens; adds it up by source, where the batch tells it."""
         inputs.pop("samples", None)
         if any_process(self.stop.asked):
             raise CutShort
-        if not self.engine.lays_rows_end_to_end:
+        by_source = "exams" in inputs
+        if not (by_source or self.engine.lays_rows_end_to_end):
             return super().prediction_step(net, inputs, *args, **kwargs)
-        parts = self.engine.passes(inputs)
-        learnt = [(part["labels"] != IGNORED).sum() for part in parts]
-        with torch.no_grad():
-            means = [self.compute_loss(net, part) for part in parts]
-        loss = sum(mean * count for mean, count in zip(means, learnt, strict=True))
-        return loss / sum(learnt).clamp(min=1), None, None
+        total, tokens = 0, 0
+        for part in self.engine.passes(self._prepare_inputs(inputs)):
+            learnt = part["labels"][:, 1:] != IGNORED
+            with torch.no_grad(), self.compute_loss_context_manager():
+                if by_source:
+                    mean = self._mean_by_source(self._token_losses(net, part), part["exams"][:, 1:], learnt)
+                else:
+                    mean = self.compute_loss(net, part)
+            total, tokens = total + mean * learnt.sum(), tokens + learnt.sum()
+        return total / tokens.clamp(min=1), None, None
+
+    def _mean_by_source(self, losses, exams, learnt) -> torch.Tensor:
+        """The mean over all tokens, of which `by_source` takes the sums."""
+        for source, own in enumerate((learnt & ~exams, learnt & exams)):
+            self.by_source[source] += torch.stack([losses[own].sum(), own.sum()])
+        return losses.sum() / learnt.sum().clamp(min=1)
+
+    def log(self, logs, start_time=None):
+        """With the validation loss by source, where there are two."""
+        if "eval_loss" in logs:
+            sums = self.accelerator.reduce(self.by_source, "sum").tolist()
+            pairs = zip(loss.BY_SOURCE, sums, strict=True)
+            logs |= {name: total / tokens for name, (total, tokens) in pairs if tokens}
+        super().log(logs, start_time)
+
+    def create_optimizer(self, *args, **kwargs):
+        """Where another stage's optimizer is handed over, with its moments and step counts; learning rate and
+        weight decay are this stage's own."""
+        super().create_optimizer(*args, **kwargs)
+        if self.optimizer_state:
+            carry_over(self.optimizer, self.optimizer_state)
+        return self.optimizer
 
     def _get_output_dir(self, trial):
         return self.args.output_dir
@@ -246,6 +314,26 @@ class StepLog(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.log.end()
+
+
+def carry_over(optimizer, file: Path) -> None:
+    """Put the moments in `file`, a checkpoint's optimizer.pt, into `optimizer`.
+
+    Raises TrainerError where they are another model's or another kind of optimizer's.
+    """
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)["state"]
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise TrainerError(f"{file} cannot be read ({_first_line(error)}); train stage 1 again") from None
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = [saved.get(i, {}).get("exp_avg", saved.get(i, {}).get("state1")) for i in range(len(weights))]
+    fits = len(saved) == len(weights) and all(
+        moment is not None and moment.numel() == weight.numel()
+        for moment, weight in zip(moments, weights, strict=True)
+    )
+    if not fits:
+        raise TrainerError(f"{file} is the state of another adapter's optimizer; train stage 1 again")
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": saved})
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -19,7 +21,7 @@ from medkit.evaluate import mcq
 from medkit.pipeline import runner
 from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
 from medkit.report import ledger, tables
-from medkit.runs import inputs, run_json
+from medkit.runs import inputs, loss, run_json, storage
 from medkit.train import adapters, checkpoints, stages
 
 SETTINGS = {
@@ -69,6 +71,32 @@ def test_a_notebook_that_fails_after_training_does_not_train_again(place, tiny_l
     stages.finish(run, "stage1", again)
     assert not list((place / "stage1").glob("*checkpoints*"))
     assert run_json.read(place)["notebooks"]["01_stage1"]["status"] == "complete"
+
+
+def test_stage_1_keeps_its_optimizer_for_stage_2_where_the_recipe_says_so(place, tiny_llama_folder):
+    stage1(settings_of(tiny_llama_folder))
+    assert not (place / "stage1" / "optimizer.pt").exists()
+    shutil.rmtree(place)
+    carried = settings_of(tiny_llama_folder, dmt__optimizer_state="carried")
+    run, done = stage1(carried)
+    stages.finish(run, "stage1", done)
+    state = torch.load(place / "stage1" / "optimizer.pt", weights_only=True)["state"]
+    assert {int(one["step"]) for one in state.values()} == {2}
+    run = run_json.begin("try", "02_stage2", "cpu", carried)
+    mixed = stages.stage1_mixture(run, stages.load_exams(run, "train"))
+    split, drawn = stages.stage2_rows(run, mixed, stages.load(run, "dialogues", "train"), True)
+    model, tokenizer = stages.load_for_stage(run, "stage2")
+    sides = (split.train + drawn.train, split.validation + drawn.validation)
+    rows = [stages.tokenize(run, "stage2", tokenizer, records) for records in sides]
+    assert [sum(one["exam"]) for one in rows] == [len(drawn.train), len(drawn.validation)]
+    stages.fit(run, "stage2", "stage2", model, tokenizer, *rows)
+    marker = checkpoints.last_whole(place / "stage2" / "checkpoints") / checkpoints.MARKER
+    assert "stage 1's optimizer" in json.loads(marker.read_text())["identity"]
+    last = loss.read(place, "stage2").iloc[-1]
+    assert last[["eval_loss", *loss.BY_SOURCE]].notna().all()
+    (place / "stage1" / "optimizer.pt").unlink()
+    with pytest.raises(storage.ResultsError, match=r"optimizer\.pt is missing; run notebook 01_stage1 first"):
+        stages.load_for_stage(run, "stage2")
 
 
 @pytest.mark.parametrize(

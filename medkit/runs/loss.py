@@ -1,0 +1,28 @@
+"""loss.csv: the columns that training writes, and the one reader."""
+
+import csv
+import io
+from pathlib import Path
+
+import pandas as pd
+
+from medkit.runs import storage
+
+# Validation loss of stage 2's rows by source: a mean over the supervised tokens of the consultations, and of
+# stage 1's exam questions. Empty where only one kind validates.
+BY_SOURCE = ("eval_loss_dialogues", "eval_loss_stage1")
+COLUMNS = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate")
+COLUMNS += ("tokens_per_s", "samples_per_s", "mfu", "padding_share", "peak_memory_gb", "batch")
+COLUMNS += ("eval_seconds", *BY_SOURCE)
+
+
+def read(folder: Path, arm: str) -> pd.DataFrame:
+    """ARM/loss.csv of the run in `folder`, a row a step, all of COLUMNS; ResultsError where the arm has not
+    been trained."""
+    rows = pd.read_csv(storage.file(folder, f"{arm}/loss.csv"))
+    return rows.reindex(columns=[*COLUMNS, *(name for name in rows if name not in COLUMNS)])
+
+
+def last_line(text: str) -> dict:
+    """The last line of a loss.csv, its fields as they stand there."""
+    return list(csv.DictReader(io.StringIO(text)))[-1]
