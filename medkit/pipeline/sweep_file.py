@@ -221,6 +221,7 @@ def _stage1_runs(recipe: str, trials: list[Trial]) -> dict[tuple, Trial]:
     Its settings are those that stage 1 and its evaluation depend on.
     """
     stages: dict[tuple, Trial] = {}
+    carried = {_stage1_key(one.recipe) for one in trials if one.recipe.dmt.optimizer_state == "carried"}
     for trial in trials:
         key = _stage1_key(trial.recipe)
         if _without_stage1(trial.recipe) or key in stages:
@@ -230,6 +231,9 @@ def _stage1_runs(recipe: str, trials: list[Trial]) -> dict[tuple, Trial]:
         }
         if trial.recipe.dmt.handover == "merge":
             settings["dmt.handover"] = "merge"
+        if key in carried:  # the same training, which leaves its optimizer's state too
+            settings["dmt.optimizer_state"] = "carried"
+            settings["stage2.optimizer"] = trial.recipe.stage1.optimizer
         taken = {stage.name for stage in stages.values()}
         name = f"stage1-s{trial.seed}"
         name = f"stage1-{trial.name}" if name in taken else name

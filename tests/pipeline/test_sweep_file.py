@@ -56,6 +56,15 @@ def test_merged_models_are_not_shared_with_arms_that_have_none(tmp_path):
     assert sweep["stage1-b-s0"].recipe.dmt.handover == "merge"
 
 
+def test_a_shared_stage_1_keeps_its_optimizer_where_one_arm_goes_on_with_it(tmp_path):
+    text = HEAD.replace("[0, 1]", "[0]") + '[arms.a]\n[arms.b]\ndmt.optimizer_state = "carried"\n'
+    text += '[settings]\nstage1.optimizer = "adamw_torch_fused"\nstage2.optimizer = "adamw_torch_fused"\n'
+    sweep = {one.name: one for one in read(tmp_path, text).trials}
+    assert sweep["a-s0"].stage1 == sweep["b-s0"].stage1 == "stage1-s0"
+    assert sweep["stage1-s0"].recipe.dmt.optimizer_state == "carried"
+    assert sweep["a-s0"].recipe.dmt.optimizer_state == "fresh"
+
+
 def test_a_seed_sets_what_is_asked_and_an_arm_may_have_its_own(tmp_path):
     text = HEAD + 'seed_fields = ["stage2.seed", "data.seed"]\n'
     text += "[arms.a]\n[arms.again]\nseeds = [1]\n[arms.order]\nseeds = [1]\nstage2.seed = 7\n"
