@@ -356,7 +356,7 @@ def flat(recipe: Recipe) -> dict[str, typing.Any]:
 
 
 def _overridden(recipe: Recipe, overrides: dict[str, str]) -> Recipe:
-    """All fields of a part are put in together: two that only go together may come in either order."""
+    """All fields are put in together: two that only go together may come in either order."""
     known = [name for name in flat(recipe) if "." in name]
     parts: dict[str, dict] = {}
     for path, text in overrides.items():
@@ -372,13 +372,14 @@ def _overridden(recipe: Recipe, overrides: dict[str, str]) -> Recipe:
             parts.setdefault(part, {})[name] = _parse(wanted, text)
         except (ValueError, ZeroDivisionError):
             raise RecipeError(f"{path}={text}: a value of type {_type_name(wanted)} was expected") from None
+    whole = {}
     for part, fields in parts.items():
         try:
-            recipe = replace(recipe, **{part: replace(getattr(recipe, part), **fields)})
+            whole[part] = replace(getattr(recipe, part), **fields)
         except RecipeError as error:
             given = ", ".join(f"{part}.{name}={overrides[f'{part}.{name}']}" for name in fields)
             raise RecipeError(f"{given}: {error}") from None
-    return recipe
+    return replace(recipe, **whole)
 
 
 def _parse(wanted, text: str):

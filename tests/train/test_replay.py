@@ -372,6 +372,15 @@ def test_settings_that_cannot_be_are_refused_by_the_recipe(given, refused):
         recipes.get("cpu", given)
 
 
+def test_two_stages_may_have_another_optimizer_in_whatever_order_it_is_set():
+    fields = {
+        "dmt.optimizer_state": "carried",
+        **{f"stage{n}.optimizer": "adamw_torch_fused" for n in (1, 2)},
+    }
+    for overrides in (fields, dict(reversed(fields.items()))):
+        assert recipes.get("cpu", overrides).dmt.optimizer_state == "carried"
+
+
 def test_exam_rows_are_marked_by_what_the_record_is(base):
     _, tokenizer = loaded(base)
     rows = tokenized(base, tokenizer, [*tiny_run.records(2), *questions(1), *tiny_run.records(1, 5)])
