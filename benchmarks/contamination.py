@@ -19,10 +19,12 @@ from collections import Counter
 
 import numpy as np
 
-from medkit.data.contamination import METHODS, NGRAM, QUESTION, find, normalize, text_of
+from medkit import pubmedqa
+from medkit.data.contamination import METHODS, NGRAM, QUESTION, find
 from medkit.data.sources import SOURCES
-from medkit.records import PUBMEDQA_OPTIONS, MCQItem
+from medkit.records import MCQItem
 from medkit.runs import machine
+from medkit.text_keys import normalize, text_of
 
 # Words a row: mean, standard deviation. Whole exam item, or abstract and question.
 LENGTHS = {"medqa": (140, 50), "medmcqa": (25, 16), "pubmedqa": (226, 53)}
@@ -52,7 +54,7 @@ class Generator:
 
 def record(source: str, id: str, words: list[str]) -> MCQItem:
     if source == "pubmedqa":
-        return MCQItem(id, source, " ".join(words[-12:]), PUBMEDQA_OPTIONS, "A", " ".join(words[:-12]))
+        return MCQItem(id, source, " ".join(words[-12:]), pubmedqa.OPTIONS, "A", " ".join(words[:-12]))
     ends = words[-8:]
     options = tuple(" ".join(ends[i : i + 2]) for i in range(0, 8, 2))
     return MCQItem(id, source, " ".join(words[:-8]), options, "A")
@@ -68,7 +70,7 @@ def plant(train: list, evaluation: list, planted: int, generator: Generator) -> 
     for number, item in enumerate(chosen):
         words = normalize(text_of(item)).split()
         key = item.source, item.id
-        options, question, context = PUBMEDQA_OPTIONS, "", ""
+        options, question, context = pubmedqa.OPTIONS, "", ""
         if number % 5 == 0:  # the same
             for method in ("exact", "13-gram", "near-duplicate"):
                 must[method].add(key)
@@ -83,7 +85,7 @@ def plant(train: list, evaluation: list, planted: int, generator: Generator) -> 
             must["13-gram"].add(key)
         elif number % 5 == 3:  # the options in another order; an abstract's are no part of its text
             question, context, options = item.question, item.context, tuple(reversed(item.options))
-            must["exact" if item.options != PUBMEDQA_OPTIONS else "same question"].add(key)
+            must["exact" if item.options != pubmedqa.OPTIONS else "same question"].add(key)
         else:  # other options
             question, context, options = item.question, item.context, tuple(generator.words(4))
             must["same question"].add(key)

@@ -65,8 +65,8 @@ class Text:
 
 def make_records(tokenizer, rows: int) -> list:
     """`rows` records, source after source in the paper's proportions, as long as real rows."""
-    from medkit import prompts
-    from medkit.records import PUBMEDQA_OPTIONS, MCQItem
+    from medkit import prompts, pubmedqa
+    from medkit.records import MCQItem
 
     rng = np.random.default_rng(0)
     text = Text(tokenizer, rng)
@@ -76,7 +76,7 @@ def make_records(tokenizer, rows: int) -> list:
     def record(source, number, tokens):
         if source == "pubmedqa":
             question, context = text.stretch(20), text.stretch(tokens - 20)
-            return MCQItem(str(number), source, question, PUBMEDQA_OPTIONS, "A", context)
+            return MCQItem(str(number), source, question, pubmedqa.OPTIONS, "A", context)
         options = tuple(text.stretch(rng.integers(1, 9)) for _ in range(4))
         return MCQItem(str(number), source, text.stretch(tokens - 18), options, "ABCD"[number % 4])
 

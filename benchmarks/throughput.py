@@ -158,9 +158,9 @@ def small_rows(recipe, steps: int, tokenizer, cache: Path):
         exams, consultations = {name: load(name) for name in sources.EXAMS}, load("notechat")
     dmt, data, spec = recipe.dmt, recipe.data, recipe.stage2
     asked = dmt.notechat_train, dmt.notechat_validation
-    split = mixture.dialogues(consultations, *asked, deduplicate=True, by_note=True, seed=data.seed)
-    first = mixture.stage1(exams, data.validation_share, data.seed)
-    drawn = mixture.replay(first, dmt.replay_share, len(split.train), len(split.validation))
+    split = mixture.split_notechat(consultations, *asked, deduplicate=True, by_note=True, seed=data.seed)
+    first = mixture.mix_exams(exams, data.validation_share, data.seed)
+    drawn = mixture.sample_replay(first, dmt.replay_share, len(split.train), len(split.validation))
     settings = {"target": data.mcq_target, "loss_on": spec.loss_on, "progress": False, "cache": cache}
     train, held_out = (
         tokenization.prepare(rows, tokenizer, max_length=recipe.model.max_length, **settings)

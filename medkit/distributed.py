@@ -17,7 +17,9 @@ from medkit.__main__ import Parser
 from medkit.data import contamination
 from medkit.evaluate import cases
 from medkit.pipeline import runner
-from medkit.runs import inputs, run_json, storage
+from medkit.preflight import inputs
+from medkit.runs import run_json, storage
+from medkit.runs.inputs import check_data_dir, connect
 from medkit.train import models, stages
 
 STEPS = {  # the training ones, by arm
@@ -42,12 +44,12 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
 
     stage, step = arm.partition("_")[0], STEPS[arm]
     resolved = recipes.get(recipe, recipes.parse_settings(settings))
-    inputs.connect(resolved, data_dir)
+    connect(resolved, data_dir)
     with tempfile.TemporaryDirectory() as scratch:
         processes = TrainingArguments(scratch, report_to="none")
     with processes.main_process_first(local=False):  # which prepares the rows, for the others to read
         if processes.process_index == 0:
-            inputs.check_data_dir(data_dir)
+            check_data_dir(data_dir)
             inputs.check(resolved, data_dir, step.reads)
             run = run_json.begin(run_dir, step.name, recipe, settings, data_dir)
         else:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medkit import MedkitError
-from medkit.data import contamination
 from medkit.records import Dialogue
+from medkit.text_keys import content_key, note_key
 
 
 class MixtureError(MedkitError):
@@ -47,7 +47,7 @@ class Stage1:
         return [self.records[i] for i in getattr(self, name)]
 
 
-def stage1(sources: dict[str, Sequence], validation_share: float, seed: int) -> Stage1:
+def mix_exams(sources: dict[str, Sequence], validation_share: float, seed: int) -> Stage1:
     """Mix the sources and hold out `validation_share` of all rows, rounded up, by `seed`.
 
     sources: the rows of each in their order, None for one that was dropped (sources.Loaded.by_row). On the
@@ -81,7 +81,7 @@ class Dialogues:
     asked: tuple[int, int]  # training and validation rows the recipe names
 
 
-def dialogues(
+def split_notechat(
     rows: Sequence[Dialogue | None],
     train: int,
     validation: int,
@@ -99,14 +99,14 @@ def dialogues(
     where one side would be empty.
     """
     records = [row for row in rows if row is not None]
-    keys = [contamination.content_key(record) for record in records]
+    keys = [content_key(record) for record in records]
     first = {}
     for index, key in enumerate(keys):
         first.setdefault(key, index)
     pool = [records[i] for i in first.values()] if deduplicate else records if by_note else list(rows)
     scale = min(1.0, len(pool) / (train + validation))
     want_train, want_validation = math.floor(train * scale), max(1, math.floor(validation * scale))
-    group = contamination.note_key if by_note else None
+    group = note_key if by_note else None
     sides = _draw(pool, want_validation, want_train, group, seed)
     right, left = ([row for row in side if row is not None] for side in sides)
     if not left or not right:
@@ -114,8 +114,8 @@ def dialogues(
             f"{len(records)} conversations give {len(left)} for training and {len(right)} for validation; "
             "NoteChat needs at least two notes"
         )
-    in_train = {contamination.content_key(d) for d in left}
-    notes = [{contamination.note_key(d) for d in side if d.note} for side in (left, right)]
+    in_train = {content_key(d) for d in left}
+    notes = [{note_key(d) for d in side if d.note} for side in (left, right)]
     return Dialogues(
         train=left,
         validation=right,
@@ -123,7 +123,7 @@ def dialogues(
         kept=len(records),
         distinct=len(first),
         with_note=sum(bool(record.note) for record in records),
-        validation_verbatim_in_train=sum(contamination.content_key(d) in in_train for d in right),
+        validation_verbatim_in_train=sum(content_key(d) in in_train for d in right),
         notes_on_both_sides=len(notes[0] & notes[1]),
         asked=(train, validation),
     )
@@ -160,7 +160,7 @@ class Replay:
         return [f"{record.source}/{record.id}" for record in records]
 
 
-def replay(first: Stage1, share: float, train: int, validation: int) -> Replay:
+def sample_replay(first: Stage1, share: float, train: int, validation: int) -> Replay:
     """Draw `share` replayed rows per NoteChat row (paper: 1/3) from stage 1's own parts, never across.
 
     100,000 and 10,000 conversations at 1/3 give 33,333 and 3,333. The draw is the first rows of the

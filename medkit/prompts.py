@@ -1,5 +1,6 @@
 """Prompts: the paper's instruction, the exam question, and a record as chat messages and as tokens."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from medkit.chat_template import (
@@ -12,7 +13,7 @@ from medkit.chat_template import (
     token_arrays,
     training_ids,
 )
-from medkit.records import LETTERS, PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem
+from medkit.records import LETTERS, ConsumerQuery, Dialogue, MCQItem
 
 __all__ = [
     "CHATML",
@@ -26,8 +27,7 @@ __all__ = [
     "messages",
     "prompt",
     "prompt_ids",
-    "pubmedqa_decision",
-    "pubmedqa_letter",
+    "shared_start",
     "token_arrays",
     "training_ids",
 ]
@@ -40,6 +40,8 @@ INSTRUCTION = (
     "and precision. When answering questions, consider the context and complexity of the query, and aim to "
     "provide the most relevant and correct answers."
 )
+
+SHORTEST = 8  # tokens; sharing fewer costs more than it saves
 
 
 def mcq_user(item: MCQItem) -> str:
@@ -59,21 +61,6 @@ def mcq_answer(item: MCQItem, target: str) -> str:
     if target == "letter":
         return item.answer
     return f"Answer: {item.answer}) {item.options[LETTERS.index(item.answer)]}"
-
-
-_DECISIONS = dict(zip(LETTERS, PUBMEDQA_OPTIONS, strict=False))  # A, B, C; D is no answer here
-
-
-def pubmedqa_letter(decision: str) -> str:
-    """yes, no, maybe -> A, B, C (paper, 3.1.1)."""
-    return LETTERS[PUBMEDQA_OPTIONS.index(decision)]
-
-
-def pubmedqa_decision(letter: str) -> str:
-    """A, B, C -> yes, no, maybe; PromptError for anything else."""
-    if letter not in _DECISIONS:
-        raise PromptError(f"{letter!r} is none of PubMedQA's answers; they are {', '.join(_DECISIONS)}")
-    return _DECISIONS[letter]
 
 
 def messages(record: MCQItem | Dialogue | ConsumerQuery, target: str = "letter") -> list[dict[str, str]]:
@@ -117,3 +104,14 @@ def letter_place(tokenizer, target: str) -> dict:
         fix = "take another model" if target == "letter" else "set data.mcq_target=letter"
         raise PromptError(f"{error}; {fix}") from None
     return {"encode": lambda item: prompt_ids(tokenizer, chat, item) + lead, "letter_tokens": letters}
+
+
+def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest beginning that all prompts have, at least one token of each left over; () where it is
+    shorter than SHORTEST, or there are not two prompts."""
+    if len(prompts) < 2:
+        return ()
+    first, last = min(prompts), max(prompts)  # what these two share, all between them share
+    most = min(map(len, prompts)) - 1
+    length = next((i for i in range(most) if first[i] != last[i]), most)
+    return first[:length] if length >= SHORTEST else ()

@@ -1,8 +1,31 @@
-"""PMIDs of PubMedQA's official 500-row test fold, which the hub's snapshot does not mark.
+"""PubMedQA as this kit asks it: yes, no, maybe as the options A, B, C, and the official test fold."""
 
-Source: the keys of data/test_ground_truth.json in github.com/pubmedqa/pubmedqa.
-"""
+from medkit import MedkitError
 
+OPTIONS = ("yes", "no", "maybe")  # in letter order (paper, 3.1.1)
+LETTERS = "ABC"
+
+
+class PubMedQAError(MedkitError):
+    """A decision or a letter that PubMedQA does not have."""
+
+
+def to_letter(decision: str) -> str:
+    """yes, no, maybe -> A, B, C; PubMedQAError for anything else."""
+    if decision not in OPTIONS:
+        raise PubMedQAError(f"{decision!r} is not one of PubMedQA's decisions; they are {', '.join(OPTIONS)}")
+    return LETTERS[OPTIONS.index(decision)]
+
+
+def to_decision(letter: str) -> str:
+    """A, B, C -> yes, no, maybe; PubMedQAError for anything else."""
+    if len(letter) != 1 or letter not in LETTERS:
+        raise PubMedQAError(f"{letter!r} is not one of PubMedQA's letters; they are {', '.join(LETTERS)}")
+    return OPTIONS[LETTERS.index(letter)]
+
+
+# PMIDs of the official 500-row test fold, which the hub's snapshot does not mark.
+# Source: the keys of data/test_ground_truth.json in github.com/pubmedqa/pubmedqa.
 _PMIDS = """
 7482275 7497757 7547656 7664228 7860319 8165771 8199520 8375607 8521557 8566975 8738894 8847047 8910148
 8916748 8921484 9100537 9142039 9199905 9363244 9427037 9465206 9483814 9488747 9542484 9582182 9603166

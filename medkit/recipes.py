@@ -16,6 +16,10 @@ SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused")
 TRACKERS = ("none", "tensorboard", "trackio", "wandb", "mlflow")  # each its package's name, too
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The released notebooks put `Answer:` behind the question and sample, unseeded, as the model's own
+# generation_config says, which for Llama 3.1 is this; here each answer has a seed, and Transformers' default
+# of looking at the fifty likeliest tokens alone is left out, as top_p keeps fewer at nearly every step.
+RELEASED: dict = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 
 class RecipeError(MedkitError):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 LETTERS = "ABCD"
-PUBMEDQA_OPTIONS = ("yes", "no", "maybe")
 
 
 class RecordError(ValueError):

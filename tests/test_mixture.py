@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medkit import dmt
-from medkit.data import contamination
 from medkit.records import Dialogue, Turn
+from medkit.text_keys import content_key
 
 PAPER = {"medqa": 10_178, "medmcqa": 182_822, "pubmedqa": 211_269}  # Table 1
 
@@ -27,7 +27,7 @@ def exams(**sizes):
 
 @pytest.fixture(scope="module")
 def paper():
-    return dmt.stage1(exams(**PAPER), 0.1, 42)
+    return dmt.mix_exams(exams(**PAPER), 0.1, 42)
 
 
 def talk(number, note="", text="It hurts."):
@@ -51,7 +51,7 @@ def test_every_source_is_on_both_sides_in_its_share(paper):
 
 
 def test_the_papers_replay(paper):
-    drawn = dmt.replay(paper, 1 / 3, 100_000, 10_000)
+    drawn = dmt.sample_replay(paper, 1 / 3, 100_000, 10_000)
     assert (len(drawn.train), len(drawn.validation)) == (33_333, 3_333)
     ids = {name: set(drawn.ids(getattr(drawn, name))) for name in ("train", "validation")}
     assert len(ids["train"]) == 33_333  # no row twice
@@ -69,23 +69,23 @@ def test_the_papers_replay(paper):
 )
 def test_no_row_is_lost_doubled_or_replayed_across(sizes, held_out, share, seed):
     sources = exams(**{f"s{i}": size for i, size in enumerate(sizes)})
-    first = dmt.stage1(sources, held_out, seed)
+    first = dmt.mix_exams(sources, held_out, seed)
     train, validation = first.part("train"), first.part("validation")
     assert Counter(train + validation) == Counter(row for rows in sources.values() for row in rows)
-    drawn = dmt.replay(first, share, len(train), len(validation))
+    drawn = dmt.sample_replay(first, share, len(train), len(validation))
     assert set(drawn.train) <= set(train)
     assert set(drawn.validation) <= set(validation)
     assert len(set(drawn.train)) == len(drawn.train) == int(share * len(train) + 1e-6)
-    again = dmt.stage1(sources, held_out, seed)
+    again = dmt.mix_exams(sources, held_out, seed)
     assert again.part("train") == train
-    assert dmt.replay(again, share, len(train), len(validation)) == drawn
+    assert dmt.sample_replay(again, share, len(train), len(validation)) == drawn
 
 
 def test_another_seed_is_another_split_and_replay():
     sources = exams(a=60, b=40)
-    one, other = (dmt.stage1(sources, 0.1, seed) for seed in (42, 43))
+    one, other = (dmt.mix_exams(sources, 0.1, seed) for seed in (42, 43))
     assert set(one.validation) != set(other.validation)
-    drawn = [dmt.replay(stage, 0.5, 90, 10) for stage in (one, other)]
+    drawn = [dmt.sample_replay(stage, 0.5, 90, 10) for stage in (one, other)]
     assert drawn[0] != drawn[1]
 
 
@@ -99,14 +99,14 @@ def test_the_shuffle_is_that_of_datasets(count):
 
 def test_rows_that_cannot_be_split_or_replayed():
     with pytest.raises(dmt.MixtureError, match="1 rows cannot be split"):
-        dmt.stage1(exams(a=1), 0.1, 42)
+        dmt.mix_exams(exams(a=1), 0.1, 42)
     with pytest.raises(dmt.MixtureError, match="0 rows cannot be split"):
-        dmt.stage1(exams(a=0), 0.1, 42)
-    small = dmt.stage1(exams(a=20), 0.1, 42)  # 18 + 2
+        dmt.mix_exams(exams(a=0), 0.1, 42)
+    small = dmt.mix_exams(exams(a=20), 0.1, 42)  # 18 + 2
     with pytest.raises(dmt.MixtureError, match="asks for 19 of stage 1's 18 train rows"):
-        dmt.replay(small, 1.0, 19, 2)
+        dmt.sample_replay(small, 1.0, 19, 2)
     with pytest.raises(dmt.MixtureError, match="asks for 3 of stage 1's 2 validation rows"):
-        dmt.replay(small, 1.0, 18, 3)
+        dmt.sample_replay(small, 1.0, 18, 3)
 
 
 def dropping(rows, gone):
@@ -122,12 +122,14 @@ def test_a_dropped_row_moves_no_other(size, gone, seed):
     """Splits and replay are those of the whole file, without the dropped rows."""
     gone = {i for i in gone if i < size}
     rows = [Row("a", str(i)) for i in range(size)]
-    whole = dmt.stage1({"a": rows}, 0.25, seed)
-    some = dmt.stage1({"a": dropping(rows, gone)}, 0.25, seed)
+    whole = dmt.mix_exams({"a": rows}, 0.25, seed)
+    some = dmt.mix_exams({"a": dropping(rows, gone)}, 0.25, seed)
     assert len(some.records) == size - len(gone)
     for part in ("train", "validation"):
         assert some.part(part) == [row for row in whole.part(part) if int(row.id) not in gone]
-    replayed = [dmt.replay(stage, 0.5, len(whole.train), len(whole.validation)) for stage in (whole, some)]
+    replayed = [
+        dmt.sample_replay(stage, 0.5, len(whole.train), len(whole.validation)) for stage in (whole, some)
+    ]
     for part in ("train", "validation"):
         kept = [row for row in getattr(replayed[0], part) if int(row.id) not in gone]
         assert getattr(replayed[1], part) == kept
@@ -150,10 +152,10 @@ def test_a_dropped_row_would_change_the_permutation():
 
 def test_rows_that_are_all_dropped_cannot_be_split():
     with pytest.raises(dmt.MixtureError, match="0 rows cannot be split"):
-        dmt.stage1({"a": [None] * 20}, 0.1, 42)
+        dmt.mix_exams({"a": [None] * 20}, 0.1, 42)
     validate = set(dmt.shuffled(20, 42)[:2].tolist())
     with pytest.raises(dmt.MixtureError, match="18 rows cannot be split"):
-        dmt.stage1({"a": dropping([Row("a", str(i)) for i in range(20)], validate)}, 0.1, 42)
+        dmt.mix_exams({"a": dropping([Row("a", str(i)) for i in range(20)], validate)}, 0.1, 42)
 
 
 def test_notes_are_counted_where_they_are():
@@ -171,7 +173,7 @@ def test_notes_are_counted_where_they_are():
 
 
 def split(records, train, validation, *, deduplicate=True, by_note=True, seed=42):
-    return dmt.dialogues(records, train, validation, deduplicate=deduplicate, by_note=by_note, seed=seed)
+    return dmt.split_notechat(records, train, validation, deduplicate=deduplicate, by_note=by_note, seed=seed)
 
 
 @settings(deadline=None, max_examples=60)
@@ -209,7 +211,7 @@ def test_duplicates_are_dropped_and_counted():
     made = split(records + copies, 20, 5)
     assert (made.rows, made.distinct) == (50, 30)
     assert (len(made.train), len(made.validation)) == (20, 5)
-    keys = [contamination.content_key(d) for d in made.train + made.validation]
+    keys = [content_key(d) for d in made.train + made.validation]
     assert len(set(keys)) == 25
 
 
@@ -249,5 +251,5 @@ def test_too_few_notes_are_refused(records):
 
 def test_replay_shares_of_k(paper):
     # 33,333 / 100,000 is a third of stage 2's consultations and 0.0916 of stage 1's training rows.
-    drawn = dmt.replay(paper, 1 / 3, 100_000, 10_000)
+    drawn = dmt.sample_replay(paper, 1 / 3, 100_000, 10_000)
     assert np.round(len(drawn.train) / len(paper.train), 4) == 0.0916

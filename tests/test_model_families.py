@@ -9,8 +9,9 @@ from medkit import prompts, recipes
 from medkit.__main__ import main
 from medkit.evaluate import mcq
 from medkit.evaluate.lineup import Active
+from medkit.preflight import inputs
 from medkit.records import MCQItem
-from medkit.runs import inputs, run_json, storage
+from medkit.runs import run_json, storage
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medkit import prompts
+from medkit import prompts, pubmedqa
 from medkit.records import ConsumerQuery, MCQItem
 
 ITEM = MCQItem("1", "medqa", "Which is it?", ("one", "two", "three", "four"), "C")
@@ -27,13 +27,19 @@ def test_the_exam_prompt():
 
 @pytest.mark.parametrize(("decision", "letter"), [("yes", "A"), ("no", "B"), ("maybe", "C")])
 def test_pubmedqa_both_ways(decision, letter):
-    assert prompts.pubmedqa_letter(decision) == letter
-    assert prompts.pubmedqa_decision(letter) == decision
+    assert pubmedqa.to_letter(decision) == letter
+    assert pubmedqa.to_decision(letter) == decision
     item = MCQItem("1", "pubmedqa", "Does it?", ("yes", "no", "maybe"), letter, context="It was.")
     assert f"{letter}) {decision}" in prompts.mcq_user(item)
 
 
 @pytest.mark.parametrize("letter", ["D", "", "yes"])
 def test_no_decision_but_three(letter):
-    with pytest.raises(prompts.PromptError, match="none of PubMedQA's answers"):
-        prompts.pubmedqa_decision(letter)
+    with pytest.raises(pubmedqa.PubMedQAError, match="is not one of PubMedQA's letters"):
+        pubmedqa.to_decision(letter)
+
+
+@pytest.mark.parametrize("decision", ["Yes", "", "unclear", "A"])
+def test_no_letter_for_another_decision(decision):
+    with pytest.raises(pubmedqa.PubMedQAError, match="is not one of PubMedQA's decisions"):
+        pubmedqa.to_letter(decision)

@@ -2,9 +2,7 @@
 options, by 13-grams, or nearly (MinHash)."""
 
 import hashlib
-import html
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from medkit.records import LETTERS, PUBMEDQA_OPTIONS, Dialogue, MCQItem
+from medkit.records import LETTERS, MCQItem
+from medkit.text_keys import content_key, digest, normalize, options_of, stem, text_of
 
 METHODS = ("exact", "same question", "short question", "13-gram", "near-duplicate")
 NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
@@ -22,78 +21,11 @@ QUESTION = 8  # words from which an exam question is its own ("All of the follow
 NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a near-duplicate
 PERMUTATIONS, BANDS = 128, 32  # bands of 4: a pair at similarity 0.7 becomes a candidate with p = 0.9998
 
-NOT_A_WORD = re.compile(r"[\W_]+")
-LINE_END_HYPHEN = re.compile(r"[-\u2010\u00ad](?<=[^\W\d_]{2}.)[^\S\n]*\n\s*(?=[^\W\d_])")  # not of X-ray
-INLINE_TAG = re.compile(r"</?(b|i|em|strong|sub|sup|span|u)\b[^<>]*>", re.IGNORECASE)
-TAG = re.compile(r"</?(p|br|div|li|ul|ol|td|tr|table|h\d)\b[^<>]*>", re.IGNORECASE)
-INVISIBLE = ("Cf", "Cc", "Mn", "Me")  # zero-width characters and soft hyphens; accents, once they are apart
-# An option's own label in its text: "a) ", "(2) ", "C. ", "iii: "; not 1.5.
-OPTION_LABEL = re.compile(r"^\W*([a-d]|[1-4]|i{1,3}|iv)\s*[).:\]](?!\d)\s*(?=\S)", re.IGNORECASE)
-LABELS = ("abcd", "1234", ("i", "ii", "iii", "iv"))
 # A correct answer that says nothing of its own, so that a short question may share it by chance.
 GENERIC = re.compile(
     r"(all|none|both|any|either|neither)( .*(above|these|them|options?))?|yes|no|true|false|"
     r"[a-d]|((both|all|only) )?[a-d1-4]( ((and|or) )?[a-d1-4])+( (is|are) (true|correct))?"
 )
-
-
-def normalize(text: str) -> str:
-    """The text's words in lower case, with a single space between them.
-
-    What does not change the words as they are read is taken away: case, punctuation, accents, HTML, invisible
-    characters, a word's hyphen at a line's end, and the forms that NFKC calls the same (ligatures, full-width
-    letters).
-    """
-    if "&" in text:
-        text = html.unescape(html.unescape(text))
-    if "<" in text:
-        text = TAG.sub(" ", INLINE_TAG.sub("", text))
-    text = LINE_END_HYPHEN.sub("", text)
-    if not text.isascii():
-        text = unicodedata.normalize("NFKD", text).casefold()
-        text = "".join(
-            character
-            for character in unicodedata.normalize("NFKD", text)
-            if character.isspace() or unicodedata.category(character) not in INVISIBLE
-        )
-    return NOT_A_WORD.sub(" ", text.lower()).strip()
-
-
-def text_of(record) -> str:
-    """A record's text: context, question and options; all turns; query and reference.
-
-    PubMedQA's options are the same in every item and left out.
-    """
-    if isinstance(record, MCQItem):
-        return "\n".join((_stem(record), *_options(record)))
-    if isinstance(record, Dialogue):
-        return "\n".join(turn.text for turn in record.turns)
-    return f"{record.query}\n{record.reference}"
-
-
-def _stem(item: MCQItem) -> str:
-    return f"{item.context}\n{item.question}"
-
-
-def _options(item: MCQItem) -> tuple[str, ...]:
-    """The options' texts, without labels of their own where all four have them."""
-    if item.options == PUBMEDQA_OPTIONS:
-        return ()
-    found = [OPTION_LABEL.match(option) for option in item.options]
-    labels = tuple(label[1].lower() for label in found if label)
-    if len(labels) == len(item.options) and any(labels == tuple(run)[: len(labels)] for run in LABELS):
-        return tuple(OPTION_LABEL.sub("", option) for option in item.options)
-    return item.options
-
-
-def content_key(record) -> bytes:
-    """16 bytes that two records share when their normalized text is the same."""
-    return _digest(normalize(text_of(record)))
-
-
-def note_key(dialogue: Dialogue) -> bytes:
-    """16 bytes shared by consultations written from one note; without notes, by equal consultations."""
-    return _digest(normalize(dialogue.note or text_of(dialogue)))
 
 
 def duplicates(records: Iterable) -> list[list[str]]:
@@ -192,10 +124,10 @@ class _Index:
             text, unordered, question, short = _texts(record)
             codes = self._encode(text)
             for same in {text, unordered} - {""}:
-                self.exact[_digest(same)].append(item)
+                self.exact[digest(same)].append(item)
             for places, key in ((self.questions, question), (self.short, short)):
                 if key:
-                    places[_digest(key)].append(item)
+                    places[digest(key)].append(item)
             grams.append(np.unique(_ngrams(codes, NGRAM)))
             self.shingles.append(np.unique(_ngrams(codes, min(SHINGLE, len(codes)))))
             if text:
@@ -211,14 +143,14 @@ class _Index:
         text, unordered, question, short = _texts(record)
         if not text:  # nothing but punctuation: equal to any other such text, and means nothing
             return
-        exact = {item for same in {text, unordered} for item in self.exact.get(_digest(same), ())}
+        exact = {item for same in {text, unordered} for item in self.exact.get(digest(same), ())}
         for item in exact:
             yield item, "exact", 1.0
         for method, places, key in (
             ("same question", self.questions, question),
             ("short question", self.short, short),
         ):
-            for item in places.get(_digest(key), ()) if key else ():
+            for item in places.get(digest(key), ()) if key else ():
                 if item not in exact:
                     yield item, method, 1.0
         codes = self._encode(text)
@@ -259,12 +191,13 @@ def _texts(record) -> tuple[str, str, str, str]:
     if not isinstance(record, MCQItem):
         text = normalize(text_of(record))
         return text, text, "", ""
-    stem, options = normalize(_stem(record)), [normalize(option) for option in _options(record)]
-    whole, unordered = (" ".join(filter(None, (stem, *part))) for part in (options, sorted(options)))
-    if len(stem.split(maxsplit=QUESTION)) >= QUESTION:
-        return whole, unordered, stem, ""
+    question, options = normalize(stem(record)), [normalize(option) for option in options_of(record)]
+    whole, unordered = (" ".join(filter(None, (question, *part))) for part in (options, sorted(options)))
+    if len(question.split(maxsplit=QUESTION)) >= QUESTION:
+        return whole, unordered, question, ""
     gold = options[LETTERS.index(record.answer)] if options else ""
-    return whole, unordered, "", f"{stem}\n{gold}" if stem and gold and not GENERIC.fullmatch(gold) else ""
+    own = question and gold and not GENERIC.fullmatch(gold)
+    return whole, unordered, "", f"{question}\n{gold}" if own else ""
 
 
 class _Codes(dict):
@@ -284,7 +217,3 @@ def _ngrams(codes: np.ndarray, n: int) -> np.ndarray:
     if n == 0 or len(codes) < n:
         return np.empty(0, np.uint64)
     return np.lib.stride_tricks.sliding_window_view(codes, n) @ _FACTORS[:n]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from medkit import pubmedqa
 from medkit.data import references
 from medkit.data.transcript import turns_of
-from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
-from medkit.records import LETTERS, PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem, RecordError
+from medkit.records import LETTERS, ConsumerQuery, Dialogue, MCQItem, RecordError
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def pubmedqa_original(row: dict, id: str, notes: Counter) -> MCQItem:
 def _pubmedqa_item(row: dict, id: str, question: str, contexts: object) -> MCQItem:
     """The conclusion (long_answer) stays out: it gives the decision away (reasoning-required setting)."""
     decision = text(row, "final_decision").lower()
-    if decision not in PUBMEDQA_OPTIONS:
+    if decision not in pubmedqa.OPTIONS:
         raise RecordError("decision is not yes, no or maybe", id)
     if contexts is not None and not isinstance(contexts, list):
         raise ValueError(f"expected contexts as a list of texts, found {contexts!r:.60}; write a list")
@@ -218,9 +218,9 @@ def _pubmedqa_item(row: dict, id: str, question: str, contexts: object) -> MCQIt
     context = "\n".join(part.strip() for part in parts)
     if not context.strip():
         raise RecordError("no context", id)
-    answer = LETTERS[PUBMEDQA_OPTIONS.index(decision)]
-    fold = "fold" if re.fullmatch("[0-9]{1,9}", id) and int(id) in OFFICIAL_TEST_PMIDS else ""
-    return MCQItem(id, "pubmedqa", question, PUBMEDQA_OPTIONS, answer, context, fold)
+    answer = pubmedqa.to_letter(decision)
+    fold = "fold" if re.fullmatch("[0-9]{1,9}", id) and int(id) in pubmedqa.OFFICIAL_TEST_PMIDS else ""
+    return MCQItem(id, "pubmedqa", question, pubmedqa.OPTIONS, answer, context, fold)
 
 
 def notechat(row: dict, id: str, notes: Counter) -> Dialogue:

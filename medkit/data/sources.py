@@ -11,10 +11,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from medkit.data import converters
-from medkit.data.contamination import content_key, text_of
 from medkit.data.formats import SourceError, listed
 from medkit.data.loading import ONLY_SPLIT, RawFile, from_folder, from_hub
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
+from medkit.text_keys import content_key, text_of
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,11 @@ import pandas as pd
 from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score
 
-from medkit import MedkitError
+from medkit import MedkitError, pubmedqa
 from medkit.evaluate import statistics
 from medkit.runs import storage
+from medkit.runs.arms import ARMS
 
-MODELS = {
-    "base": "base",
-    "med-mix": "Med-Mix",
-    "med-nirvana": "Med-Nirvana",
-    "control": "control (no replay)",
-}
 CHANCE = {"medqa": 1 / 4, "medmcqa": 1 / 4, "pubmedqa": 1 / 3}  # one of the options, drawn blindly
 # What is tested, and what a difference between the two would show.
 PAIRS = (
@@ -32,7 +27,7 @@ PAIRS = (
     ("med-mix", "control", "stage 2 without replay"),
     ("control", "med-nirvana", "the replay"),
 )
-PUBMEDQA_LABELS = {"A": "yes", "B": "no", "C": "maybe"}
+PUBMEDQA_LABELS = dict(zip(pubmedqa.LETTERS, pubmedqa.OPTIONS, strict=True))
 
 
 class OutcomeError(MedkitError):
@@ -60,7 +55,7 @@ def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
     (None without such rows). "groups": accuracy by subject or step.
     Raises OutcomeError where models cannot be paired.
     """
-    models = [model for model in MODELS if model in set(items["model"])]
+    models = [model for model in ARMS if model in set(items["model"])]
     models += sorted(set(items["model"]) - set(models))
     datasets = [name for name in CHANCE if name in set(items["dataset"])]
     pubmedqa = items[items["dataset"] == "pubmedqa"]

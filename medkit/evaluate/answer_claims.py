@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from medkit import pubmedqa
 from medkit.evaluate import answer_wording as wording
 from medkit.evaluate.answer_text import end_of, key
-from medkit.records import PUBMEDQA_OPTIONS, MCQItem
+from medkit.records import MCQItem
 
 _BLANKS = re.compile(r"[\s)\].:,(-]*")
 _MARKS = re.compile(r"[^\w\n?]*")
@@ -198,7 +199,7 @@ def _opening_option(text: str, item: MCQItem, cut: bool) -> Iterator[Claim]:
     end = max(end for _, end in found)
     if _refused(text, end, found[0][0], item):
         return
-    if item.options != PUBMEDQA_OPTIONS and (
+    if item.options != pubmedqa.OPTIONS and (
         wording.HEADING.match(text, end) or re.match(r",[^\n]*\band\b", text[end : end + 300])
     ):
         return  # "Age: 45 years"; "Aspirin, heparin and warfarin"
@@ -339,7 +340,7 @@ def _refused(text: str, at: int, letter: str, item: MCQItem) -> bool:
     """The same for a letter or option that only opens the answer, where any negation of it is a rejection."""
     if _withdrawn(text, at, letter, item):
         return True
-    if asks_for_the_wrong_one(item) or item.options == PUBMEDQA_OPTIONS:  # "No, it does not" is a no
+    if asks_for_the_wrong_one(item) or item.options == pubmedqa.OPTIONS:  # "No, it does not" is a no
         return False
     return bool(wording.REJECTED.match(text, _after_own_text(text, at, letter, item)))
 

@@ -7,8 +7,9 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from medkit import pubmedqa
 from medkit.evaluate.answer_text import plain, unmarked
-from medkit.records import LETTERS, PUBMEDQA_OPTIONS
+from medkit.records import LETTERS
 
 
 def _any_case(pattern: str) -> re.Pattern:
@@ -217,7 +218,7 @@ def patterns(options: tuple[str, ...]) -> Patterns:
     letters = LETTERS[: len(options)]
     between = r"[ ,/|()\"']+(?:(?:or|and)\b[ ,/|()\"']*)?"
     listing = rf"[(\[]?\b{between.join(letters)}\b[)\]]?|\bA ?(?:-|–|through|to) ?{letters[-1]}\b"
-    if options == PUBMEDQA_OPTIONS:
+    if options == pubmedqa.OPTIONS:
         listing += r"|(?i:\byes\b[ ,/|]+no\b[ ,/|]+(?:or |and )?maybe\b)"
     texts = dict(zip(letters, map(_spelled, options), strict=True))
     long = {letter for letter, option in zip(letters, options, strict=True) if len(option) > 2}

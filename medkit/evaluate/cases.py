@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pandas as pd
 
 from medkit import prompts
-from medkit.data import contamination
 from medkit.evaluate import consumer, generation, lineup
 from medkit.evaluate.consumer import ConsumerError
 from medkit.evaluate.generation import Answer
@@ -15,7 +14,9 @@ from medkit.evaluate.lineup import Active, Lineup
 from medkit.evaluate.scorer import Scorer
 from medkit.records import ConsumerQuery
 from medkit.runs import run_json, storage
+from medkit.runs.arms import needs as needs_of
 from medkit.runs.run_json import Run
+from medkit.text_keys import normalize
 from medkit.train import stages
 
 REPEATED = 8  # words in a row that an answer must share with a data set's row for its text to be withheld
@@ -32,12 +33,12 @@ class QueryAnswers:
 
 def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvana") -> tuple[Run, Lineup]:
     """Notebook 04's run, and the models that it compares; the first is the one the others are compared with.
-    Raises ResultsError where the run lacks one, LineupError for an arm that there is none of."""
+    Raises ResultsError where the run lacks one, ArmError for an arm that there is none of."""
     storage.check_text("arms", arms)
     names = [name.strip() for name in arms.split(",") if name.strip()]
     if not names:
         raise ConsumerError("arms is empty; name the models to ask, e.g. arms=base,med-nirvana")
-    run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=lineup.needs(*names))
+    run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=needs_of(*names))
     return run, lineup.of_run(run, names)
 
 
@@ -134,5 +135,5 @@ def _repeats(answer: str, row: str) -> bool:
 
 
 def _runs_of_words(text: str) -> set[tuple[str, ...]]:
-    words = contamination.normalize(text).split()
+    words = normalize(text).split()
     return {tuple(words[i : i + REPEATED]) for i in range(len(words) - REPEATED + 1)}

@@ -19,6 +19,7 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from medkit import MedkitError
 from medkit.chat_template import ChatFormat
 from medkit.evaluate import inference
+from medkit.prompts import shared_start
 from medkit.runs import storage
 from medkit.train.cpu import plainly_causal
 
@@ -102,7 +103,7 @@ def generate_answers(
     jobs = {job.key: job for row in rows for job in row if len(job.ids) <= room}
     queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
     missing = sum(job.key not in done for job in queue)
-    start = inference.shared_start([job.ids for job in queue]) if _resumable(model) else ()
+    start = shared_start([job.ids for job in queue]) if _resumable(model) else ()
     cache = None
     with (
         inference.evaluating(model),

@@ -2,12 +2,10 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from transformers import Cache, DynamicCache
-
-SHORTEST = 8  # tokens; sharing fewer costs more than it saves
 
 
 @contextlib.contextmanager
@@ -24,17 +22,6 @@ def evaluating(model) -> Iterator[None]:
 def context(model) -> int | None:
     """Positions that the model has for prompt and answer together; None where it does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest beginning that all prompts have, at least one token of each left over; () where it is
-    shorter than SHORTEST, or there are not two prompts."""
-    if len(prompts) < 2:
-        return ()
-    first, last = min(prompts), max(prompts)  # what these two share, all between them share
-    most = min(map(len, prompts)) - 1
-    length = next((i for i in range(most) if first[i] != last[i]), most)
-    return first[:length] if length >= SHORTEST else ()
 
 
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here

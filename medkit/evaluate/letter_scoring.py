@@ -120,7 +120,7 @@ def score(
     short = [question for question in questions if len(question.ids) <= places]
     done |= {q.key: Outcome("", (), too_long=True) for q in questions if len(q.ids) > places}
     to_compute = sum(question.key not in done for question in short)
-    start = inference.shared_start([question.ids for question in short] if prefix_cache else [])
+    start = prompts.shared_start([question.ids for question in short] if prefix_cache else [])
     head_note = prefix_note = ""
     # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.

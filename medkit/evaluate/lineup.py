@@ -17,29 +17,10 @@ import pandas as pd
 from medkit import MedkitError
 from medkit.evaluate import letter_scoring
 from medkit.recipes import ModelSpec
-from medkit.runs import storage
+from medkit.runs import arms, storage
 from medkit.runs.run_json import Run
 from medkit.train import adapters, identities
 from medkit.train import models as training
-
-ARMS = {"base": "", "med-mix": "stage1", "med-nirvana": "stage2", "control": "stage2_noreplay"}
-
-
-def has_control(run: Run) -> bool:
-    """Whether stage 2 has been trained without the replay too (notebook 02 with replay=False)."""
-    return (run.folder / ARMS["control"] / "adapter" / "adapter_model.safetensors").is_file()
-
-
-def needs(*models: str) -> list[str]:
-    """The files of a run that these of its models are loaded from; LineupError for a name no arm has."""
-    folders = filter(None, map(_folder, models))
-    return [f"{folder}/adapter/adapter_model.safetensors" for folder in folders]
-
-
-def _folder(name: str) -> str:
-    if name not in ARMS:
-        raise LineupError(f"a run has no arm {name!r}; its arms are {', '.join(ARMS)}")
-    return ARMS[name]
 
 
 class LineupError(MedkitError):
@@ -130,28 +111,27 @@ class Lineup:
 
 def of_run(run: Run, names: Sequence[str] | None = None) -> Lineup:
     """The base and the arms of a run that `names` has, in that order; ResultsError, naming the notebook to
-    run, where one has not been trained, LineupError for a name that is no arm's.
+    run, where one has not been trained, ArmError for a name that is no arm's.
 
     Without names all of them, the control arm where it has been trained: without it there is less to compare,
     not nothing.
     """
     if names is None:
-        names = [name for name in ARMS if name != "control" or has_control(run)]
-    arms = dict(zip(names, map(_folder, names), strict=True))
-    needed = needs(*arms)
+        names = [name for name in arms.ARMS if name not in arms.OPTIONAL or arms.trained(run.folder, name)]
+    needed = arms.needs(*names)
     merged = run.recipe.dmt.handover == "merge"
-    if merged and any(arm.startswith("stage2") for arm in arms.values()):
+    if merged and any(arms.ARMS[name].stage == "stage2" for name in names):
         needed.append("stage1/merged/config.json")
     storage.require(run.folder, needed)
-    return Lineup([_arm(run, name, arm, merged) for name, arm in arms.items()])
+    return Lineup([_member(run, arms.ARMS[name], merged) for name in names])
 
 
-def _arm(run: Run, name: str, arm: str, merged: bool) -> Member:
+def _member(run: Run, arm: arms.Arm, merged: bool) -> Member:
     spec, base = run.recipe.model, run.recipe.model.base
-    if arm.startswith("stage2") and merged:
+    if arm.stage == "stage2" and merged:
         spec, base = replace(spec, base=str(run.folder / "stage1" / "merged")), "stage1/merged"
-    adapter = run.folder / arm / "adapter" if arm else None
-    return Member(name, spec, adapter, (base, f"{arm}/adapter" if arm else ""))
+    adapter = run.folder / arm.folder / "adapter" if arm.folder else None
+    return Member(arm.id, spec, adapter, (base, f"{arm.folder}/adapter" if arm.folder else ""))
 
 
 def alone(run: Run, model: str, adapter: str = "") -> Lineup:

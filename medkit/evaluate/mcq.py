@@ -12,18 +12,16 @@ import pandas as pd
 from medkit import prompts
 from medkit.evaluate import accuracy, answer_parsing, generation, letter_scoring, lineup, statistics
 from medkit.evaluate.lineup import Active, Lineup
+from medkit.recipes import RELEASED
 from medkit.records import LETTERS, MCQItem
 from medkit.runs import run_json, storage
+from medkit.runs.arms import needs as needs_of
 from medkit.runs.run_json import Run
 from medkit.runs.storage import ResultsError
 from medkit.train import adapters, models, stages
 
 NOTEBOOK = "03_mcq_eval"
 ALONE = "recommended"  # the recipe of a model that is evaluated by itself
-# The released notebooks put `Answer:` behind the question and sample, unseeded, as the model's own
-# generation_config says, which for Llama 3.1 is this; here each answer has a seed, and Transformers' default
-# of looking at the fifty likeliest tokens alone is left out, as top_p keeps fewer at nearly every step.
-RELEASED: dict = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def begin_exams(
     """Notebook 03's run, and the models it compares: the run's base and trained arms, those of them that
     `arms` names ("base,med-mix"), or any one `model` with an `adapter` or without.
 
-    Raises ResultsError where the run lacks an arm, LineupError for an arm that there is none of.
+    Raises ResultsError where the run lacks an arm, ArmError for an arm that there is none of.
     """
     storage.check_text("arms", arms)
     names = [name.strip() for name in arms.split(",") if name.strip()] or None
@@ -72,7 +70,7 @@ def begin(
         adapters.read_config(Path(adapter).expanduser())
     if not model or info is None:
         recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
-        needs = () if model else lineup.needs(*(["med-mix", "med-nirvana"] if arms is None else arms))
+        needs = () if model else needs_of(*(["med-mix", "med-nirvana"] if arms is None else arms))
         return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:

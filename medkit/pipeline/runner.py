@@ -14,7 +14,9 @@ from medkit import MedkitError, recipes
 from medkit.data import hub, sources
 from medkit.pipeline import notebooks
 from medkit.pipeline.status import Status
-from medkit.runs import inputs, machine, run_json, storage
+from medkit.preflight import inputs
+from medkit.runs import arms, machine, run_json, storage
+from medkit.runs.inputs import check_data_dir
 from medkit.train import adapters, models
 
 NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
@@ -45,7 +47,7 @@ class Step:
 
 _TRAINING = ("recipe", "run_dir", "data_dir", "settings")
 _EVALUATION = ("run_dir", "data_dir")
-_ADAPTERS = ("stage1/adapter", "stage2/adapter", "stage2_noreplay/adapter")
+_ADAPTERS = tuple(f"{arms.ARMS[name].folder}/adapter" for name in ("med-mix", "med-nirvana", "control"))
 _EXAMS_TRAIN = tuple(f"{name} train" for name in sources.EXAMS)
 _EXAMS_EVAL = tuple(f"{name} eval" for name in sources.EXAMS)
 _CASES = ("icliniq eval", "healthcaremagic eval")
@@ -115,7 +117,7 @@ def run(
     storage.check_own(place)
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     steps = _chosen(steps, only)
-    inputs.check_data_dir(data_dir)
+    check_data_dir(data_dir)
     given = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
     parameters = [{key: given[key] for key in step.takes} | step.fixed for step in steps]
     for step, values in zip(steps, parameters, strict=True):

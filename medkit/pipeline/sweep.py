@@ -15,7 +15,8 @@ from medkit.pipeline import engines, notebooks, runner, sweep_costs, sweep_file,
 from medkit.pipeline.status import minutes
 from medkit.pipeline.sweep_file import Sweep, SweepError, Trial
 from medkit.pipeline.trial import Job
-from medkit.runs import inputs, machine, run_json, storage
+from medkit.preflight import inputs
+from medkit.runs import machine, run_json, storage
 
 
 class Plan:

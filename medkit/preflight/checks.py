@@ -21,9 +21,11 @@ from medkit import dmt as mixture
 from medkit.data import hub, sources
 from medkit.preflight import estimate, evaluation_costs
 from medkit.preflight.findings import Check, PreflightError, as_dict, failed, show, text
+from medkit.preflight.inputs import check_model
 from medkit.preflight.rows import model, rows
-from medkit.runs import inputs, storage
 from medkit.runs import machine as this_machine
+from medkit.runs import storage
+from medkit.runs.inputs import connect, is_local
 from medkit.train import merging, tokenization
 
 __all__ = [
@@ -52,7 +54,7 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     Raises HubError where something is on the hub and that does not answer, MachineError where results or
     caches cannot be written.
     """
-    inputs.connect(recipe, data_dir)
+    connect(recipe, data_dir)
     this_machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     this_machine.check_writable(this_machine.cache_dir(), "MEDKIT_CACHE")
     with tempfile.TemporaryDirectory() as scratch:
@@ -219,7 +221,7 @@ def _disk(recipe, shape) -> Check:
     tokens = rows * 320 + (recipe.dmt.notechat_train + recipe.dmt.notechat_validation) * 800
     parts = estimate.disk(shape, recipe, tokens)
     places = {this_machine.cache_dir(), storage.root()}
-    if not inputs.is_local(recipe.model.base):
+    if not is_local(recipe.model.base):
         places.add(Path(constants.HF_HUB_CACHE))
         small = recipe.model.base.endswith("bnb-4bit")
         weights = estimate.memory(shape, recipe, recipe.stage1, gpu=True)["weights"]
@@ -244,7 +246,7 @@ def _against(name, parts, free, where, mend) -> Check:
 def _model_there(recipe) -> Check:
     base = recipe.model.base
     try:
-        inputs.check_model(base, recipe.model.revision)
+        check_model(base, recipe.model.revision)
     except hub.HubError:
         raise
     except MedkitError as error:
@@ -318,8 +320,8 @@ def _stages(recipe, loaded: dict, data_dir: str):
     """(stage, sample of its training rows, training rows in all, validation rows) of both stages."""
     data, dmt = recipe.data, recipe.dmt
     exams = {name: loaded[name, "train"] for name in sources.EXAMS}
-    first = mixture.stage1(exams, data.validation_share, data.seed)
-    talks = mixture.dialogues(
+    first = mixture.mix_exams(exams, data.validation_share, data.seed)
+    talks = mixture.split_notechat(
         loaded["dialogues", "train"],
         dmt.notechat_train,
         dmt.notechat_validation,
@@ -335,7 +337,7 @@ def _stages(recipe, loaded: dict, data_dir: str):
         validation = round(total * data.validation_share)
         train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation
     else:
-        mixture.replay(first, dmt.replay_share, consultations, held_out)  # refuses a share too large
+        mixture.sample_replay(first, dmt.replay_share, consultations, held_out)  # refuses a share too large
     some = first.part("train")[:SAMPLE]
     yield "stage1", some, train, validation
     mixed = talks.train[:SAMPLE]

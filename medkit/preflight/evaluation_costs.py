@@ -13,7 +13,7 @@ from medkit import prompts
 from medkit.data.sources import EXAMS, SOURCES
 from medkit.preflight import estimate
 from medkit.preflight.estimate import GB, Shape
-from medkit.recipes import Recipe
+from medkit.recipes import RELEASED, Recipe
 
 MODELS = {"03_mcq_eval": 4, "04_consumer_eval": 2}  # base, Med-Mix, Med-Nirvana, control; base, Med-Nirvana
 BANDWIDTH = {"H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 1.9e12}  # B/s
@@ -51,9 +51,6 @@ class Pass:
 def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass]]:
     """The passes of notebooks 03 and 04. loaded: evaluation records by (source, "eval"), of which `whole`
     says whether they are all that there are; the first SAMPLE of each are tokenized."""
-    from medkit.evaluate.inference import shared_start
-    from medkit.evaluate.mcq import RELEASED
-
     chat, ids, there = prompts.ChatFormat.from_tokenizer(tokenizer), {}, {}
     for name in (*EXAMS, *QUERIES):
         records = loaded[name, "eval"]
@@ -61,7 +58,7 @@ def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass
         part = SOURCES[name].parts[recipe.data.reads(name, "eval")[1]]
         there[name] = len(records) if whole else part.rows
     lengths = {name: [len(one) for one in of] for name, of in ids.items()}
-    shared = len(shared_start([one for name in EXAMS for one in ids[name]]))
+    shared = len(prompts.shared_start([one for name in EXAMS for one in ids[name]]))
     counts = {name: there[name] for name in EXAMS}
     of_exams = {name: lengths[name] for name in EXAMS}
     return {

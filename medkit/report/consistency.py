@@ -11,12 +11,12 @@ from medkit import MedkitError
 from medkit.evaluate import accuracy
 from medkit.runs import loss as loss_file
 from medkit.runs import run_json, storage
+from medkit.runs.arms import ARMS
 from medkit.runs.run_json import Run
 
-STAGES = ("01_stage1", "02_stage2")
-CONTROL = "02_stage2_noreplay"
+STAGES = tuple(ARMS[name].notebook for name in ("med-mix", "med-nirvana"))
+CONTROL = ARMS["control"].notebook
 EVALUATIONS = ("03_mcq_eval", "04_consumer_eval")
-CURVES = {"med-mix": "stage1", "med-nirvana": "stage2", "control": "stage2_noreplay"}
 
 
 class ReportError(MedkitError):
@@ -175,7 +175,7 @@ def _but_seeds(info: dict) -> dict:
 
 def loss(run: Run, model: str) -> pd.DataFrame:
     """A trained model's loss.csv; ResultsError where the arm has not been trained."""
-    return loss_file.read(run.folder, CURVES[model])
+    return loss_file.read(run.folder, ARMS[model].folder)
 
 
 def curve_text(run: Run, models: tuple[str, ...]) -> str:
@@ -184,7 +184,7 @@ def curve_text(run: Run, models: tuple[str, ...]) -> str:
     for model in models:
         own = loss(run, model)
         trained, validated = own["train_loss"].dropna(), own["eval_loss"].dropna()
-        sentence = f"{accuracy.MODELS[model]}: {int(own['step'].max()):,} steps, training loss "
+        sentence = f"{ARMS[model].title}: {int(own['step'].max()):,} steps, training loss "
         sentence += f"{trained.iloc[0]:.3f} to {trained.iloc[-1]:.3f}"
         if len(validated):
             sentence += f", validation loss {validated.iloc[0]:.3f} to {validated.iloc[-1]:.3f}"

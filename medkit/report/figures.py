@@ -24,9 +24,8 @@ from matplotlib.ticker import (
 )
 
 from medkit.evaluate import statistics
-from medkit.evaluate.accuracy import MODELS
 from medkit.report import published
-from medkit.runs import storage
+from medkit.runs import arms, storage
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00".split()
 GREY = "#666666"
@@ -103,13 +102,13 @@ def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
     return _loss_axes(ax, title, empty=train.empty and evaluated.empty)
 
 
-def loss_arms(ax: Axes, arms: Mapping[str, pd.DataFrame], title: str = "") -> Axes:
+def loss_arms(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> Axes:
     """The arms of one stage over each other: training loss thin, validation loss (the one to compare) marked.
 
     Training loss is a dot a step, as steps of unlike rows have unlike losses; with more than 60 steps a line,
     its running mean over a twentieth of them.
     """
-    for i, (name, loss) in enumerate(arms.items()):
+    for i, (name, loss) in enumerate(curves.items()):
         look = _look(name, i)
         train, evaluated = loss.dropna(subset="train_loss"), loss.dropna(subset="eval_loss")
         drawn, line = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
@@ -120,13 +119,13 @@ def loss_arms(ax: Axes, arms: Mapping[str, pd.DataFrame], title: str = "") -> Ax
         if len(evaluated):
             look |= {"label": f"{look['label']}, validation", "linestyle": "--", "markersize": 6}
             ax.plot(evaluated["step"], evaluated["eval_loss"], **look)
-    return _loss_axes(ax, title, empty=not any(len(loss) for loss in arms.values()))
+    return _loss_axes(ax, title, empty=not any(len(loss) for loss in curves.values()))
 
 
 def _look(model: str, k: int) -> dict:
     """Colour, mark and name of a model, the k-th of a figure."""
     colour, mark = COLOURS.get(model, CYCLE[k % len(CYCLE)]), MARKS.get(model, "osD^v"[k % 5])
-    return {"color": colour, "marker": mark, "label": MODELS.get(model, model)}
+    return {"color": colour, "marker": mark, "label": arms.title(model)}
 
 
 def _whole_numbers(ax: Axes):
@@ -192,13 +191,13 @@ def forgetting(ax: Axes, summary: dict) -> Axes:
     if not rows:
         return _nothing(ax, "no model was compared with Med-Mix")
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    arms = list(dict.fromkeys(row["second"] for row in rows))
-    for k, arm in enumerate(arms):
+    compared = list(dict.fromkeys(row["second"] for row in rows))
+    for k, arm in enumerate(compared):
         own = [row for row in rows if row["second"] == arm]
-        at = [-datasets.index(row["dataset"]) + (0.5 - (k + 0.5) / len(arms)) * 0.5 for row in own]
+        at = [-datasets.index(row["dataset"]) + (0.5 - (k + 0.5) / len(compared)) * 0.5 for row in own]
         middle = np.array([row["difference"] for row in own]) * 100
         low, high = (np.array([row[end] for row in own], dtype=float) * 100 for end in ("low", "high"))
-        look = _look(arm, k) | {"label": f"{MODELS.get(arm, arm)} minus {MODELS['med-mix']}"}
+        look = _look(arm, k) | {"label": f"{arms.title(arm)} minus {arms.title('med-mix')}"}
         reach = np.abs([middle - low, high - middle])
         ax.errorbar(middle, at, xerr=reach, linestyle="none", capsize=3, markersize=6, **look)
     ax.axvline(0, color="black", linewidth=1)
@@ -219,7 +218,7 @@ def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: s
     """
     greedy = scores[scores["sample"] == 0]
     if not {first, second} <= set(greedy["model"]):
-        return _nothing(ax, f"no answers of both {MODELS.get(first, first)} and {MODELS.get(second, second)}")
+        return _nothing(ax, f"no answers of both {arms.title(first)} and {arms.title(second)}")
     f1 = greedy.pivot(index=["source", "case"], columns="model", values="f1")
     gains = (f1[second] - f1[first]).sort_values(ascending=False).to_numpy()
     ranks = np.arange(1, len(gains) + 1)
@@ -234,8 +233,8 @@ def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: s
     ax.axhline(mean.mean, color="black", linestyle="--", linewidth=1.2, label=label)
     ax.axhline(0, color="black", linewidth=0.8)
     better = int((gains > 0).sum())
-    names = f"{MODELS.get(second, second)} minus {MODELS.get(first, first)}"
-    ax.set_title(f"{MODELS.get(second, second)} nearer in {better} of {len(gains)} cases")
+    names = f"{arms.title(second)} minus {arms.title(first)}"
+    ax.set_title(f"{arms.title(second)} nearer in {better} of {len(gains)} cases")
     ax.set_xlabel("case, in order of the difference")
     ax.set_ylabel(f"BERTScore F1, {names}\n(above 0: nearer to the physician)")
     _whole_numbers(ax)
@@ -359,7 +358,7 @@ def option_order(ax: Axes, found: Mapping[str, dict]) -> Axes:
     ax.plot([], [], "|", color="black", markersize=12, markeredgewidth=2, label="vote over the orders")
     ax.plot([], [], "o", color=GREY, label="one order of the options")
     names = [
-        f"{MODELS.get(model, model)}, n = {own['n']:,}\n{own['consistency']:.0%} the same option"
+        f"{arms.title(model)}, n = {own['n']:,}\n{own['consistency']:.0%} the same option"
         for model, own in found.items()
     ]
     ax.set_yticks([-k for k in range(len(found))], names)

@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 from medkit import prompts
 from medkit.data import sources
 from medkit.evaluate import accuracy, statistics
-from medkit.evaluate.accuracy import MODELS
 from medkit.evaluate.style import MARKERS
 from medkit.records import MCQItem
 from medkit.report import figures
 from medkit.report.figures import TITLES
 from medkit.report.markdown import in_percent, percent, with_interval
-from medkit.runs import run_json, storage
+from medkit.runs import arms, run_json, storage
 from medkit.runs.run_json import Run
 
 
@@ -54,7 +53,7 @@ def accuracies(summary: dict) -> pd.DataFrame:
             f"{TITLES[name]}, n {dataset['n']:,}": percent(dataset["models"][model])
             for name, dataset in summary["datasets"].items()
         }
-        rows[MODELS.get(model, model)] = cells | {"average": percent(summary["average"][model])}
+        rows[arms.title(model)] = cells | {"average": percent(summary["average"][model])}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -62,7 +61,7 @@ def comparisons(summary: dict) -> pd.DataFrame:
     """Differences in points, second minus first, with the discordant questions behind them."""
     rows = []
     for row in summary["comparisons"]:
-        first, second = (MODELS.get(row[side], row[side]) for side in ("first", "second"))
+        first, second = (arms.title(row[side]) for side in ("first", "second"))
         points = in_percent(row["difference"], row["low"], row["high"])
         shown = {"benchmark": TITLES[row["dataset"]], "difference": f"{second} minus {first}"}
         shown |= {"shows": row["shows"], "points": points}
@@ -79,7 +78,7 @@ def groups(summary: dict, dataset: str) -> pd.DataFrame:
     rows["group"] = rows["group"].replace("", "not given")
     shown = rows.assign(percent=[percent(row) for row in rows.to_dict("records")])
     table = shown.pivot(index=["group", "n"], columns="model", values="percent")[summary["models"]]
-    table = table.rename(columns=MODELS).sort_index(level=["n", "group"], ascending=[False, True])
+    table = table.rename(columns=arms.title).sort_index(level=["n", "group"], ascending=[False, True])
     return table.reset_index().set_index("group").rename_axis(columns=None)
 
 
@@ -87,7 +86,7 @@ def confusions(summary: dict) -> Figure:
     """PubMedQA's answers, expected by predicted; a panel a model, on all rows and, where the official fold is
     among them, beside it on the fold."""
     found = [
-        (folds[fold], f"{MODELS.get(model, model)}{', official fold' if fold == 'fold' else ''}")
+        (folds[fold], f"{arms.title(model)}{', official fold' if fold == 'fold' else ''}")
         for model, folds in summary["pubmedqa"].items()
         for fold in ("all", "fold")
         if folds[fold]
@@ -104,7 +103,7 @@ def clean(summary: dict, without: dict) -> pd.DataFrame:
     for name, dataset in without["datasets"].items():
         for model, own in dataset["models"].items():
             everything = summary["datasets"][name]["models"][model]
-            row = {"benchmark": TITLES[name], "model": MODELS.get(model, model)}
+            row = {"benchmark": TITLES[name], "model": arms.title(model)}
             row |= {"n": everything["n"], "all": percent(everything), "n without": own["n"]}
             rows.append(row | {"without": percent(own)})
     return pd.DataFrame(rows)
@@ -132,7 +131,7 @@ def consumer_scores(summary: dict) -> pd.DataFrame:
         row = {title: _mean(own[part]) for part, title in _SCORES.items()}
         if own["rescaled"]:
             row["F1, rescaled"] = _mean(own["rescaled"]["f1"])
-        rows[MODELS.get(model, model)] = row
+        rows[arms.title(model)] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -148,7 +147,7 @@ def lengths(summary: dict) -> pd.DataFrame:
         row |= {"longest": own["words"]["max"], "cut at the limit": own.get("cut", "")}
         row |= {"too long to be asked": own.get("too_long", "")}
         row |= {"empty": own.get("empty", ""), "longer than the encoder reads": own["truncated"]}
-        rows[MODELS.get(model, model)] = row
+        rows[arms.title(model)] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -156,7 +155,7 @@ def differences(summary: dict) -> pd.DataFrame:
     """Paired differences over the cases; `same length`: both answers cut to the shorter one's words."""
     rows = {}
     for model, own in summary["differences"].items():
-        name = f"{MODELS.get(model, model)} minus {MODELS.get(own['minus'], own['minus'])}"
+        name = f"{arms.title(model)} minus {arms.title(own['minus'])}"
         row = {title: _mean(own[part]) for part, title in _SCORES.items()}
         row |= {"F1, same length": _mean(own["length_matched"]["f1"]), "words": _mean(own["words"], 0)}
         row |= {"cases": summary["n"], "cases with two answers": own["length_matched"]["n"]}
@@ -167,7 +166,7 @@ def differences(summary: dict) -> pd.DataFrame:
 def control(summary: dict) -> pd.DataFrame:
     """The same answers against another case's physician, and how much more their own physician gives."""
     rows = {
-        MODELS.get(model, model): {
+        arms.title(model): {
             "F1, own physician": _mean(summary["models"][model]["f1"]),
             "F1, another case's": _mean(own["f1"]),
             "difference": _mean(own["gap"]),
@@ -185,9 +184,9 @@ def sampling(summary: dict) -> pd.DataFrame:
     for model, own in found["models"].items():
         row = {title: _mean(own[kind]) for kind, title in titles.items()}
         row |= {"best minus mean": _mean(own["gain_of_best"])}
-        rows[MODELS.get(model, model)] = row | {"best minus greedy": _mean(own["best_minus_greedy"])}
+        rows[arms.title(model)] = row | {"best minus greedy": _mean(own["best_minus_greedy"])}
     for model, own in found["differences"].items():
-        rows[f"{MODELS.get(model, model)}, difference"] = {t: _mean(own[kind]) for kind, t in titles.items()}
+        rows[f"{arms.title(model)}, difference"] = {t: _mean(own[kind]) for kind, t in titles.items()}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
@@ -197,15 +196,15 @@ def styles(summary: dict) -> pd.DataFrame:
     sides = [*summary["models"].items(), ("physicians", summary["reference"])]
     rows = {
         name: {"means": meaning}
-        | {MODELS.get(model, model): _share(own["style"][name], summary["n"]) for model, own in sides}
+        | {arms.title(model): _share(own["style"][name], summary["n"]) for model, own in sides}
         for name, (meaning, _) in MARKERS.items()
     }
     for name, row in rows.items():
         for model, own in summary["differences"].items():
-            title = f"{MODELS.get(model, model)} minus {MODELS.get(own['minus'], own['minus'])}"
+            title = f"{arms.title(model)} minus {arms.title(own['minus'])}"
             row[title] = _points(own["style"][name])
         for model, own in summary["models"].items():
-            row[f"{MODELS.get(model, model)} minus physicians"] = _points(own["style_minus_physicians"][name])
+            row[f"{arms.title(model)} minus physicians"] = _points(own["style_minus_physicians"][name])
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

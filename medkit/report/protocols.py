@@ -6,11 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from medkit.evaluate import statistics
-from medkit.evaluate.accuracy import MODELS
 from medkit.report.markdown import Table, in_percent, origin_note, percent
 from medkit.report.published import TITLES
 from medkit.report.table3 import ALPHA
-from medkit.runs import storage
+from medkit.runs import arms, storage
 from medkit.runs.storage import load
 
 PROTOCOLS = {"scored": "most likely letter", "generated": "answer in words", "released": "as released"}
@@ -42,7 +41,7 @@ def page(found: Sequence[dict]) -> pd.DataFrame:
     """A row a model and benchmark; an answer that could not be read is a wrong one."""
     rows = []
     for one in found:
-        row = {"model": MODELS.get(one["model"], one["model"]), "benchmark": TITLES[one["dataset"]]}
+        row = {"model": arms.title(one["model"]), "benchmark": TITLES[one["dataset"]]}
         row |= {"n": one["n"]}
         for protocol, title in PROTOCOLS.items():
             row[title] = percent(storage.plain(statistics.wilson(one["correct"][protocol], one["n"])))
@@ -66,7 +65,7 @@ def told_apart(found: Sequence[dict]) -> str:
     for (one, protocol, own), p in zip(pairs, statistics.holm([own["p"] for *_, own in pairs]), strict=True):
         if p < ALPHA:
             points = 100 * own["difference"]
-            name = f"{MODELS.get(one['model'], one['model'])} on {TITLES[one['dataset']]}"
+            name = f"{arms.title(one['model'])} on {TITLES[one['dataset']]}"
             apart.append(f"{name}, {PROTOCOLS[protocol]} ({points:+.1f} points; corrected p = {p:.2g})")
     return (
         "Percent. Answers in words are greedy and read by tiers; `as released` puts `Answer:` behind the "

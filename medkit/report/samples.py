@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from medkit.evaluate.accuracy import MODELS
 from medkit.evaluate.generation import Answer
 from medkit.evaluate.style import words
 from medkit.records import ConsumerQuery
+from medkit.runs import arms
 
 SHOWN_CHARACTERS = 4_000  # of a text; a model that repeats itself can fill a page otherwise
 # Control characters, and those that turn the direction of the text that follows them
@@ -99,7 +99,7 @@ def _numbers(case: ConsumerQuery, own: dict[str, Answer], f1: dict[str, float]) 
 
 
 def _name(model: str) -> str:
-    return escape(MODELS.get(model, model))
+    return escape(arms.title(model))
 
 
 def _cut(answer: Answer) -> str:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit.evaluate.accuracy import CHANCE, MODELS
+from medkit.evaluate.accuracy import CHANCE
 from medkit.report import published
 from medkit.report.markdown import Table, in_percent, origin_note, percent, with_interval
-from medkit.runs import run_json
+from medkit.runs import arms, run_json
 from medkit.runs.storage import load
 
 ALPHA = 0.05
@@ -89,7 +89,7 @@ def _page3(figures: pd.DataFrame) -> pd.DataFrame:
     for (whose, model), rows in figures.groupby(["whose", "model"], sort=False):
         cells = {row.benchmark: _cell3(row) for row in rows.itertuples()}
         about = rows.iloc[0]
-        name = f"**{MODELS.get(model, model)}**" if whose == "this run" else model
+        name = f"**{arms.title(model)}**" if whose == "this run" else model
         read = "" if whose == "this run" else "first-hand" if about["first_hand"] else "transcribed"
         page.append(
             {
@@ -131,7 +131,7 @@ def template(summary: dict, info: dict | None) -> str:
     """What a difference to the base contains where it is asked in a template it was not instructed in."""
     if not info or info["recipe"]["model"]["chat_template"] != "chatml":
         return ""
-    trained = [MODELS[name] for name in summary["models"] if name != "base" and name in MODELS]
+    trained = [arms.title(name) for name in summary["models"] if name != "base" and name in arms.ARMS]
     if "base" not in summary["models"] or not trained:
         return ""
     return (
@@ -145,8 +145,8 @@ def ties(summary: dict) -> str:
     counts = {model: own["ties"] for model, own in summary.get("scoring", {}).items() if "ties" in own}
     if not counts:
         return ""
-    tied = "; ".join(f"{MODELS.get(model, model)} {count:,}" for model, count in counts.items() if count)
-    rounded = [MODELS.get(m, m) for m, own in summary["scoring"].items() if own.get("head_note")]
+    tied = "; ".join(f"{arms.title(model)} {count:,}" for model, count in counts.items() if count)
+    rounded = [arms.title(m) for m, own in summary["scoring"].items() if own.get("head_note")]
     note = f" Not in float32, but as the model rounds them: {', '.join(rounded)}." if rounded else ""
     return (
         f"Exact ties between the two best letters, which go to the first of them: {tied or 'none'}; the "
@@ -160,7 +160,7 @@ def one_letter(summary: dict) -> str:
     found = []
     for name, dataset in summary["datasets"].items():
         constant = [
-            f"{MODELS.get(model, model)} ({own['usual']['letter']}, {own['usual']['share']:.0%})"
+            f"{arms.title(model)} ({own['usual']['letter']}, {own['usual']['share']:.0%})"
             for model, own in dataset["models"].items()
             if (own.get("usual") or {}).get("share", 0) >= NEARLY_ALWAYS
         ]
@@ -174,7 +174,7 @@ def blind(summary: dict) -> str:
     found = []
     for name, dataset in summary["datasets"].items():
         blind = max(dataset["chance"], dataset["majority"]["share"])
-        below = [MODELS.get(model, model) for model, own in dataset["models"].items() if own["low"] <= blind]
+        below = [arms.title(model) for model, own in dataset["models"].items() if own["low"] <= blind]
         if below:
             found.append(f"{published.TITLES[name]} ({100 * blind:.1f}): {', '.join(below)}")
     if not found:
@@ -205,7 +205,7 @@ def told_apart(comparisons: list[dict]) -> str:
 
 
 def _compared(row: dict) -> str:
-    first, second = (MODELS.get(row[side], row[side]) for side in ("first", "second"))
+    first, second = (arms.title(row[side]) for side in ("first", "second"))
     return (
         f"{second} minus {first}, {row['shows']} ({_points(row)}; {row['second_only']:,} and "
         f"{row['first_only']:,} of {row['n']:,}; corrected p = {row['p_holm']:.2g})"
@@ -235,7 +235,7 @@ def pubmedqa_page(summary: dict) -> pd.DataFrame:
                 continue
             recall = (panel["recall_maybe"], panel["recall_maybe_low"], panel["recall_maybe_high"])
             majority = panel["majority"]
-            cells = {"model": MODELS.get(model, model), "rows": rows, "n": f"{panel['n']:,}"}
+            cells = {"model": arms.title(model), "rows": rows, "n": f"{panel['n']:,}"}
             cells |= {"accuracy": percent(panel), "macro-F1": in_percent(panel["macro_f1"])}
             cells |= {"recall of maybe": in_percent(*recall)}
             cells |= {"never saying maybe": in_percent(panel["ceiling_without_maybe"])}

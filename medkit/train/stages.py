@@ -47,7 +47,7 @@ def load_exams(run: Run, part: str) -> dict[str, sources.Loaded]:
 
 def stage1_mixture(run: Run, loaded: dict[str, sources.Loaded]) -> mixture.Stage1:
     data = run.recipe.data
-    return mixture.stage1({n: one.by_row() for n, one in loaded.items()}, data.validation_share, data.seed)
+    return mixture.mix_exams({n: one.by_row() for n, one in loaded.items()}, data.validation_share, data.seed)
 
 
 def describe_stage1(train: dict, evaluation: dict, mixed: mixture.Stage1, matches: list) -> dict:
@@ -98,7 +98,7 @@ def stage2_rows(run: Run, first: mixture.Stage1, loaded: sources.Loaded, with_re
     """(dmt.Dialogues, dmt.Replay) of one arm. The control arm replays nothing in training; both
     arms validate on the same rows, so that their loss curves can be compared."""
     dmt, data = run.recipe.dmt, run.recipe.data
-    split = mixture.dialogues(
+    split = mixture.split_notechat(
         loaded.by_row(),
         dmt.notechat_train,
         dmt.notechat_validation,
@@ -106,7 +106,7 @@ def stage2_rows(run: Run, first: mixture.Stage1, loaded: sources.Loaded, with_re
         by_note=data.notechat_split == "note",
         seed=data.seed,
     )
-    drawn = mixture.replay(first, dmt.replay_share, len(split.train), len(split.validation))
+    drawn = mixture.sample_replay(first, dmt.replay_share, len(split.train), len(split.validation))
     return split, drawn if with_replay else replace(drawn, train=[])
 
 

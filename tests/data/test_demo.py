@@ -17,6 +17,7 @@ from medkit import recipes
 from medkit.data import builtin, contamination, sources
 from medkit.data.builtin import abstracts, consultations, exams, queries
 from medkit.runs import run_json
+from medkit.text_keys import normalize
 from medkit.train import stages
 
 REPO = Path(__file__).resolve().parents[2]
@@ -197,7 +198,7 @@ def test_every_fact_has_its_own_answer_and_an_evaluation_asks_about_forty_of_tho
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_no_question_stands_twice_or_in_both_parts(corpus, benchmark):
     train, evaluation = (
-        [contamination.normalize(row["question"]) for row in corpus[name]] for name in BENCHMARKS[benchmark]
+        [normalize(row["question"]) for row in corpus[name]] for name in BENCHMARKS[benchmark]
     )
     assert len(set(train + evaluation)) == len(train) + len(evaluation)
 

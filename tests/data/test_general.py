@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from medkit.data import builtin, contamination
+from medkit.data import builtin
 from medkit.data.builtin import general
 from medkit.records import LETTERS, MCQItem
+from medkit.text_keys import normalize
 
 CARD = Path(__file__).resolve().parents[2] / "data_cards" / "demo.md"
 # Stems of words that a medical question or text would hardly do without.
@@ -101,8 +102,8 @@ def test_no_eight_words_in_a_row_are_shared_with_the_corpus(corpus_texts):
 
 
 def test_no_question_is_a_training_question(corpus_texts):
-    asked = {contamination.normalize(text) for text in corpus_texts}
-    assert not asked & {contamination.normalize(item.question) for item in general.questions()}
+    asked = {normalize(text) for text in corpus_texts}
+    assert not asked & {normalize(item.question) for item in general.questions()}
 
 
 def test_text_is_plain():

@@ -114,7 +114,7 @@ from medkit import recipes
 from medkit.data import hub
 from medkit.runs import inputs
 inputs.connect(recipes.get("recommended"), "")
-config = inputs._check_hub("org/model", "main", "")
+config = inputs.check_hub("org/model", "main", "")
 print(json.dumps([hub.offline(), hub.silent(), config.read_text()]))
 """
 
@@ -190,7 +190,7 @@ def test_a_private_run_and_one_told_to_stay_offline_ask_nobody(online, monkeypat
     hub.connect(True)
     assert hub.offline() and not hub.silent()
     with pytest.raises(MedkitError, match="HF_HUB_OFFLINE is set"):
-        inputs.check_model("org/model")
+        inputs.check_model_files("org/model")
 
 
 def test_what_is_in_the_cache_needs_no_hub(online, monkeypatch, tmp_path, tiny_llama_folder):

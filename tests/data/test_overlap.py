@@ -6,18 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medkit import pubmedqa
 from medkit.data import contamination
 from medkit.data.contamination import (
     METHODS,
     contaminated,
-    content_key,
     counts,
     duplicates,
     find,
-    normalize,
-    note_key,
 )
-from medkit.records import PUBMEDQA_OPTIONS, ConsumerQuery, Dialogue, MCQItem, Turn
+from medkit.records import ConsumerQuery, Dialogue, MCQItem, Turn
+from medkit.text_keys import content_key, normalize, note_key, text_of
 
 OPTIONS = ("w1", "w2", "w3", "w4")
 
@@ -273,15 +272,13 @@ def test_a_short_question_alone_or_with_a_generic_answer_is_nobodys_own(one, oth
 
 def test_decimals_are_no_labels():
     decimals = tuple(f"{n}.5 mm" for n in (1, 2, 3, 4))
-    assert contamination.text_of(short("e", decimals)).endswith("1.5 mm\n2.5 mm\n3.5 mm\n4.5 mm")
-    assert contamination.text_of(short("e", ("b. x", "a. y", "c. z", "d. w"))).endswith(
-        "b. x\na. y\nc. z\nd. w"
-    )
+    assert text_of(short("e", decimals)).endswith("1.5 mm\n2.5 mm\n3.5 mm\n4.5 mm")
+    assert text_of(short("e", ("b. x", "a. y", "c. z", "d. w"))).endswith("b. x\na. y\nc. z\nd. w")
 
 
 def test_pubmedqa_options_are_no_text():
-    same = [item(id, "Does it help?", PUBMEDQA_OPTIONS, "Ten adults.", "pubmedqa") for id in "ab"]
-    assert contamination.text_of(same[0]) == "Ten adults.\nDoes it help?"
+    same = [item(id, "Does it help?", pubmedqa.OPTIONS, "Ten adults.", "pubmedqa") for id in "ab"]
+    assert text_of(same[0]) == "Ten adults.\nDoes it help?"
     assert content_key(same[0]) == content_key(same[1])
 
 

@@ -12,12 +12,14 @@ from medkit.evaluate import lineup
 from medkit.evaluate.consumer import ConsumerError
 from medkit.evaluate.lineup import LineupError
 from medkit.runs import run_json, storage
+from medkit.runs.arms import ARMS, ArmError
 from medkit.runs.storage import ResultsError
 from medkit.train import adapters, models
 from medkit.train.adapters import AdapterError
 from medkit.train.models import TrainingError
 
 PROMPT = list(range(40, 60))
+FOLDERS = [arm.folder for arm in ARMS.values() if arm.folder]
 
 
 def save_adapter(model, tokenizer, folder, seed):
@@ -43,7 +45,7 @@ def run(tmp_path_factory, tiny_llama_folder):
         opened = run_json.begin("tiny", "03_mcq_eval")
         model, tokenizer = models.load(opened.recipe.model)
         model = models.attach_lora(model, opened.recipe.lora, seed=0)
-        for seed, arm in enumerate(filter(None, lineup.ARMS.values())):
+        for seed, arm in enumerate(FOLDERS):
             save_adapter(model, tokenizer, opened.folder / arm / "adapter", seed)
         yield opened
 
@@ -67,7 +69,7 @@ def test_each_model_answers_as_its_own_weights_say(run, tiny_llama_folder):
         seen[active.name] = logits(active.model)
         assert active.model.config.use_cache and not active.model.training
     assert list(seen) == ["base", "med-mix", "med-nirvana", "control"]
-    for name, arm in lineup.ARMS.items():
+    for name, arm in ((arm.id, arm.folder) for arm in ARMS.values()):
         own = expected(tiny_llama_folder, run.folder / arm / "adapter" if arm else None)
         torch.testing.assert_close(seen[name], own, atol=2e-2, rtol=2e-2)
         for other, theirs in seen.items():
@@ -271,7 +273,7 @@ def test_a_missing_arm_names_the_notebook(run, tmp_path, monkeypatch):
         ResultsError, match=r"stage2_noreplay.* is missing; run notebook 02_stage2 with replay"
     ):
         lineup.of_run(empty, ["control"])  # asked for by name
-    with pytest.raises(LineupError, match=r"no arm 'med_mix'; its arms are base, med-mix"):
+    with pytest.raises(ArmError, match=r"no arm 'med_mix'; its arms are base, med-mix"):
         lineup.of_run(empty, ["med_mix"])
 
 
@@ -285,7 +287,7 @@ def test_any_of_a_runs_arms_alone(run, tmp_path, monkeypatch):
         assert list(begin("one", arms=" med-nirvana, base ")[1].members) == ["med-nirvana", "base"]
         with pytest.raises(ResultsError, match=r"stage1/adapter.* is missing; run notebook 01_stage1 first"):
             begin("one", arms="base,med-mix")
-        with pytest.raises(LineupError, match="no arm 'mixed'"):
+        with pytest.raises(ArmError, match="no arm 'mixed'"):
             begin("one", arms="mixed")
     with pytest.raises(ResultsError, match="stage1/adapter"):
         evaluate.begin_exams("one")
@@ -306,7 +308,7 @@ def test_merged_arms_stand_on_a_base_of_their_own(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
     storage.write_json(tmp_path / "merged" / "run.json", run_json.describe("cpu", "dmt.handover=merge"))
     merged = run_json.begin("merged", "03_mcq_eval")
-    for arm in filter(None, lineup.ARMS.values()):
+    for arm in FOLDERS:
         storage.write_text(merged.folder / arm / "adapter" / "adapter_model.safetensors", "")
     with pytest.raises(ResultsError, match=r"stage1/merged/config\.json is missing; run notebook 01_stage1"):
         lineup.of_run(merged)

@@ -106,7 +106,7 @@ def test_prompts_that_are_equal_or_one_within_the_other(tiny_llama):
 def test_shared_prefix(sequences, data):
     common = data.draw(st.lists(st.integers(0, 2), max_size=12).map(tuple))
     sequences = [common + sequence for sequence in sequences]
-    start = inference.shared_start(sequences)
+    start = prompts.shared_start(sequences)
     assert all(sequence[: len(start)] == start and len(sequence) > len(start) for sequence in sequences)
     if len(sequences) > 1 and len(common) >= inference.SHORTEST:
         assert len(start) >= len(common)

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from medkit import recipes
+from medkit import pubmedqa, recipes
 from medkit.evaluate import generation, mcq
 from medkit.preflight import estimate, evaluation_costs
 from medkit.preflight.evaluation_costs import Pass
-from medkit.records import PUBMEDQA_OPTIONS, ConsumerQuery, MCQItem
+from medkit.records import ConsumerQuery, MCQItem
 
 LAPTOP = {"system": "", "processor": "", "cores": 2, "memory_gb": 16.0, "gpus": []}
 H100 = {**LAPTOP, "gpus": [{"name": "NVIDIA H100 80GB HBM3", "memory_gb": 79.6, "driver": "580.1"}]}
@@ -113,7 +113,7 @@ def test_the_released_protocol_is_counted_as_it_is_asked(tiny_llama, monkeypatch
     recipe = recipes.get("cpu", {"mcq.generated_rows": "2", "mcq.max_new_tokens": "3"})
     items = {
         name: [
-            MCQItem(str(i), name, f"Is {i} odd?" + " Why?" * i, PUBMEDQA_OPTIONS, "A", "Abstract.")
+            MCQItem(str(i), name, f"Is {i} odd?" + " Why?" * i, pubmedqa.OPTIONS, "A", "Abstract.")
             for i in range(4)
         ]
         for name in COUNTS

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from medkit import MedkitError, recipes
-from medkit.runs import inputs
+from medkit.preflight import inputs
+from medkit.runs import inputs as run_inputs
 
 QUESTION = {
     "question": "Which?",
@@ -45,10 +46,10 @@ def test_rows_that_are_not_there(tmp_path, parts, said):
 
 
 def test_a_data_folder_that_is_none(tmp_path):
-    inputs.check_data_dir("")
-    inputs.check_data_dir(str(tmp_path))
+    run_inputs.check_data_dir("")
+    run_inputs.check_data_dir(str(tmp_path))
     with pytest.raises(MedkitError, match="no folder; name one that holds a folder per source"):
-        inputs.check_data_dir(str(tmp_path / "nowhere"))
+        run_inputs.check_data_dir(str(tmp_path / "nowhere"))
 
 
 def test_rows_that_are_not_what_they_should_be(tmp_path):
@@ -152,12 +153,12 @@ def test_an_encoder_that_a_private_run_does_not_have(tmp_path):
 
 def test_private_runs_are_those_without_a_hub(tmp_path):
     here = str(tmp_path)
-    assert inputs.private(recipes.get("cpu"), "")
-    assert inputs.private(recipes.get("cpu"), here)
-    assert inputs.private(recipes.get("recommended", {"model.base": here}), here)
-    assert not inputs.private(recipes.get("cpu", {"data.origin": "hub"}), "")
-    assert not inputs.private(recipes.get("recommended"), here)
-    assert not inputs.private(recipes.get("recommended", {"model.base": here}), "")
+    assert run_inputs.private(recipes.get("cpu"), "")
+    assert run_inputs.private(recipes.get("cpu"), here)
+    assert run_inputs.private(recipes.get("recommended", {"model.base": here}), here)
+    assert not run_inputs.private(recipes.get("cpu", {"data.origin": "hub"}), "")
+    assert not run_inputs.private(recipes.get("recommended"), here)
+    assert not run_inputs.private(recipes.get("recommended", {"model.base": here}), "")
 
 
 def test_a_cloned_model_without_its_large_files(tmp_path, tiny_llama_folder):

@@ -12,8 +12,9 @@ from medkit.evaluate import accuracy
 from medkit.report import consistency, markdown
 from medkit.report.consistency import ReportError
 from medkit.runs import run_json, storage
+from medkit.runs.arms import ARMS
 
-MODELS = tuple(accuracy.MODELS)
+MODELS = tuple(ARMS)
 
 
 def items():
@@ -48,7 +49,7 @@ def run(tmp_path, monkeypatch):
         info["notebooks"][name]["models"] = {model: f"weights of {model}" for model in models}
     place = tmp_path / "tiny"
     storage.write_json(place / "run.json", info)
-    for arm in consistency.CURVES.values():
+    for arm in filter(None, (arm.folder for arm in ARMS.values())):
         storage.write_csv(place / arm / "loss.csv", loss())
     replay = pd.DataFrame({"part": ["train", "train", "validation"], "source": "medqa", "id": list("abc")})
     storage.write_csv(place / "stage2" / "replay.csv", replay)

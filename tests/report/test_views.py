@@ -86,7 +86,7 @@ def test_conversations_are_counted_as_read_dropped_and_kept():
     ]
     for note in ("", "A note."):
         rows = [replace(talks[0], note=note), None, *talks[1:]]
-        split = dmt.dialogues(rows, 2, 2, deduplicate=False, by_note=False, seed=0)
+        split = dmt.split_notechat(rows, 2, 2, deduplicate=False, by_note=False, seed=0)
         shown = display.conversations(Loaded(dropped=Counter({"no patient turn": 1})), split)
         assert shown[["read", "dropped: no patient turn", "kept", "different ones"]].tolist() == [4, 1, 3, 2]
         assert shown["rows with a clinical note"] == bool(note)

@@ -19,9 +19,10 @@ from medkit import recipes
 from medkit.data import builtin
 from medkit.evaluate import mcq
 from medkit.pipeline import runner
+from medkit.preflight import inputs
 from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
 from medkit.report import ledger, tables
-from medkit.runs import inputs, loss, run_json, storage
+from medkit.runs import loss, run_json, storage
 from medkit.train import adapters, checkpoints, stages
 
 SETTINGS = {

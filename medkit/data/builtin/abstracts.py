@@ -5,7 +5,9 @@ import tomllib
 from itertools import product
 from pathlib import Path
 
-ANSWERS = ("yes", "no", "maybe")
+from medkit import pubmedqa
+
+ANSWERS = pubmedqa.OPTIONS
 ROWS = {"train": 400, "tune": 150, "report": 300}
 FIRST_ID = {"train": 99_100_000, "tune": 99_200_000, "report": 99_300_000}
 

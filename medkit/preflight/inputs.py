@@ -1,0 +1,83 @@
+"""What a run reads is there and whole: found out before anything is written."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from huggingface_hub import try_to_load_from_cache
+
+from medkit import prompts, recipes
+from medkit.data import sources
+from medkit.records import Dialogue, Turn
+from medkit.runs import inputs, machine
+from medkit.runs.inputs import InputError
+from medkit.train import smollm2
+
+SCORER = "scorer"  # among the parts that a run reads
+
+
+def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
+    """Refuse, in one line, a model or a source that the run could not read.
+
+    parts: "NAME train" or "NAME eval", each of which is read as the run will read it (from the hub it is
+    downloaded now, into the hub's cache), and SCORER for BERTScore's encoder; the built-in corpus is not
+    read, as it is written from the package.
+    Raises InputError, the SourceError of the source, or HubError where the hub does not answer.
+    """
+    inputs.connect(recipe, data_dir)
+    if any(part.endswith(" train") for part in parts):  # prepared rows are kept
+        machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
+    parts = list(dict.fromkeys(parts))
+    check_model(recipe.model.base, recipe.model.revision)
+    check_chat(recipe, trains="dialogues train" in parts)
+    if SCORER in parts:
+        check_scorer(recipe.consumer.scorer, offline=inputs.private(recipe, data_dir))
+    if not data_dir and recipe.data.origin == "builtin":
+        if recipe.data != replace(recipe.data, dialogues="notechat", pubmedqa_train="artificial"):
+            raise InputError(
+                "the built-in corpus has neither MTS-Dialog nor PubMedQA's official test fold; give "
+                "--data-dir, or leave data.dialogues and data.pubmedqa_train as they are"
+            )
+        return
+    for name, which in (part.split() for part in parts if part != SCORER):
+        limit = getattr(recipe.data, f"rows_{name}", 0) if which == "train" else 0
+        # From the hub one row tells that the split is there; of a folder's files all rows are checked.
+        sources.load(*recipe.data.reads(name, which), data_dir or None, limit=limit if data_dir else 1)
+
+
+def check_model(base: str, revision: str = "main") -> None:
+    """InputError where the base is neither a model folder, nor on the hub, nor the model from PyPI;
+    HubError where the hub does not answer."""
+    if base == "smollm2":
+        smollm2.gguf_file()
+        if not smollm2.place().is_dir():  # it will be converted
+            machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
+    else:
+        inputs.check_model_files(base, revision)
+
+
+def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
+    """PromptError where the base's tokenizer or chat template cannot carry exam questions or, for training,
+    conversations; TrainingError where they cannot be read."""
+    from medkit.train import models
+
+    tokenizer = models.load_tokenizer(recipe.model)
+    prompts.letter_place(tokenizer, recipe.data.mcq_target)
+    if trains:
+        turns = (Turn("assistant", "Hello."), Turn("user", "It hurts."), Turn("assistant", "Where?"))
+        chat = prompts.ChatFormat.from_tokenizer(tokenizer)
+        chat.pieces(prompts.messages(Dialogue("probe", "notechat", turns)))
+
+
+def check_scorer(scorer: str, offline: bool) -> None:
+    """The same for BERTScore's encoder, which a private run may take from the hub's cache only."""
+    if scorer == "minilm":
+        smollm2.minilm_folder()
+    elif inputs.is_path(scorer):
+        inputs.check_folder(scorer)
+    elif not offline:
+        inputs.check_hub(scorer, "main", "--set consumer.scorer=DIR")
+    elif not isinstance(try_to_load_from_cache(scorer, "config.json"), str):
+        raise InputError(
+            f"BERTScore's encoder {scorer} is not in the hub's cache, and a run of local rows and model "
+            "stays offline; take --set consumer.scorer=minilm --set consumer.scorer_layers=6, or a folder"
+        )
