@@ -17,6 +17,7 @@ from medkit.pipeline.sweep_file import Sweep, SweepError, Trial
 from medkit.pipeline.trial import Job
 from medkit.preflight import inputs
 from medkit.runs import machine, run_json, storage
+from medkit.runs.inputs import check_data_dir
 
 
 class Plan:
@@ -121,7 +122,7 @@ def check(plan: Plan, resume: bool) -> None:
     """Everything that can be refused before the first trial starts."""
     storage.check_own(plan.folder)
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
-    inputs.check_data_dir(plan.data_dir)
+    check_data_dir(plan.data_dir)
     begun = any(
         place.is_dir() and any(place.iterdir())
         for place in (plan.folder / "outcomes", trial.trials_folder(plan.folder))
