@@ -1,1 +1,1 @@
-"""The notebooks, executed in order into one run's folder."""
+"""The notebooks, executed in order into one run's folder; a sweep of such runs, here or on a cluster."""

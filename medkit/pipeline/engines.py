@@ -77,10 +77,8 @@ class Ray:
     def __enter__(self):
         ray = self._ray
         if not ray.is_initialized():
-            settings = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-            if os.environ.get("RAY_ADDRESS"):
-                settings = {"log_to_driver": False, "logging_level": "ERROR"}
-            ray.init(**settings)
+            # Of a cluster that runs already (RAY_ADDRESS, or one on this machine) it is for its owner to say.
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         found = ray.cluster_resources()
         if found.get("CPU", 0) < self._cpus:
             raise MedkitError(

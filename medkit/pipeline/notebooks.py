@@ -123,16 +123,23 @@ def execute(
         shutil.rmtree(sockets, ignore_errors=True)
     if signals:
         failure = Failure(at["cell"], f"stopped by {signals[0].name}")
-    if running.exists():
-        try:
-            executed = nbformat.read(running, as_version=4)
-        except nbformat.reader.NotJSONError:  # the disk was full
-            return failure or Failure(at["cell"], f"{running.name} was not written whole")
-        failure = failure or unfinished(executed)
-        _mark(executed, failure, notebook, output)
-        storage.write_text(output, _scrub(nbformat.writes(executed)) + "\n")
-        running.unlink()
+    failure = _publish(running, output, notebook, failure, at["cell"])
     return failure and failure._replace(error=_scrub(failure.error))  # it goes into run.json
+
+
+def _publish(running: Path, output: Path, notebook: Path, failure: Failure | None, cell: int):
+    """Put what papermill has written at `output`; the Failure, which may only be seen there."""
+    if not running.exists():
+        return failure
+    try:
+        executed = nbformat.read(running, as_version=4)
+    except nbformat.reader.NotJSONError:  # the disk was full
+        return failure or Failure(cell, f"{running.name} was not written whole")
+    failure = failure or unfinished(executed)
+    _mark(executed, failure, notebook, output)
+    storage.write_text(output, _scrub(nbformat.writes(executed)) + "\n")
+    running.unlink()
+    return failure
 
 
 def unfinished(executed) -> Failure | None:

@@ -119,9 +119,7 @@ def run(
     steps = _chosen(steps, only)
     check_data_dir(data_dir)
     given = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
-    parameters = [{key: given[key] for key in step.takes} | step.fixed for step in steps]
-    for step, values in zip(steps, parameters, strict=True):
-        notebooks.check_parameters(folder / f"{step.notebook}.ipynb", values)
+    parameters = step_parameters(steps, folder, given)
     parts = [part for step in steps for part in step.reads]
     inputs.check(resolved, data_dir, parts)
     adapter = steps[0].fixed.get("adapter", "")
@@ -151,6 +149,15 @@ def run(
                 except (MedkitError, OSError) as error:  # a full disk, say: too late for a refusal
                     raise RunFailed(f"{step.name}: {error}") from None
     return place
+
+
+def step_parameters(steps: Sequence[Step], folder: Path, given: dict[str, str]) -> list[dict]:
+    """Of each step its notebook's parameters, from those `given` for the run; NotebookError where it does not
+    take them."""
+    parameters = [{key: given[key] for key in step.takes} | step.fixed for step in steps]
+    for step, values in zip(steps, parameters, strict=True):
+        notebooks.check_parameters(folder / f"{step.notebook}.ipynb", values)
+    return parameters
 
 
 def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, status) -> None:

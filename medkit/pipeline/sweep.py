@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from medkit import recipes
-from medkit.pipeline import engines, notebooks, runner, sweep_costs, sweep_file, trial
+from medkit.pipeline import engines, runner, sweep_costs, sweep_file, trial
 from medkit.pipeline.status import minutes
 from medkit.pipeline.sweep_file import Sweep, SweepError, Trial
 from medkit.pipeline.trial import Job
@@ -134,10 +134,8 @@ def check(plan: Plan, resume: bool) -> None:
     reads: dict[tuple, tuple] = {}
     for one in plan.sweep.trials:
         steps = trial.steps(plan.job(one))
-        given = {"recipe": "", "run_dir": "", "data_dir": "", "settings": ""}
-        for step in steps:
-            values = {key: given[key] for key in step.takes} | step.fixed
-            notebooks.check_parameters(plan.notebook_folder / f"{step.notebook}.ipynb", values)
+        given = dict.fromkeys(("recipe", "run_dir", "data_dir", "settings"), "")
+        runner.step_parameters(steps, plan.notebook_folder, given)
         parts = tuple(part for step in steps for part in step.reads)
         reads[one.recipe.model, one.recipe.data, one.recipe.consumer.scorer, parts] = (one.recipe, parts)
     for recipe, parts in reads.values():
@@ -226,7 +224,7 @@ class _Execution:
             known = self.seconds[name in self.plan.stages]
             if not known:
                 return progress
-            seconds += fmean(known) / self.engine.at_once
+            seconds += fmean(known) / min(self.engine.at_once, len(self.left))
         return f"{progress}, about {minutes(seconds).strip()} left"
 
 
