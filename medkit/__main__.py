@@ -138,6 +138,12 @@ def _card(options) -> None:
     print(f"{storage.shown(hub)}: README.md, .eval_results and the adapter, to be uploaded as they are")
 
 
+def _chat(options) -> None:
+    from medkit.deliver import chat
+
+    chat.talk(options.run, options.question)
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         """One line, as for every other refusal; argparse would print the usage before it."""
@@ -206,6 +212,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("card", _card, "Med-Nirvana's adapter with a model card, as the hub has them, in RUN/hub")
     sub.add_argument("run", metavar="RUN")
+
+    sub = command("chat", _chat, "ask a run's base, Med-Mix and Med-Nirvana side by side")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("question", nargs="?", default="", help="else every line that is typed")
     return parser
 
 

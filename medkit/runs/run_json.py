@@ -129,6 +129,18 @@ def begin(
     return run
 
 
+def for_reading(run_dir: str) -> Run:
+    """The run as whoever only reads it sees it: no lock, and nothing is written; ResultsError for none."""
+    place = folder(run_dir)
+    info = read(place)
+    if info is None:
+        raise ResultsError(f"{shown(place)} holds no run; name one that was trained")
+    run = Run(place, info, recipes.from_dict(info["recipe"]))
+    chat_template.use_date(info["date"])
+    inputs.connect(run.recipe, data_dir=str(place))  # no rows are read: the model alone may be elsewhere
+    return run
+
+
 def _continue(run: Run) -> None:
     """Note that a run goes on under other code, libraries or another machine than it has come to."""
     here = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}

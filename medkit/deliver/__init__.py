@@ -1,0 +1,1 @@
+"""What is done with a finished run: its models asked side by side, and taken elsewhere."""
