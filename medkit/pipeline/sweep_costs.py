@@ -1,9 +1,13 @@
 """What a sweep's missing trials may take: hours, and room on the disk."""
 
+import tempfile
+from pathlib import Path
 from statistics import fmean
 
 from medkit.pipeline.sweep_file import Trial
 from medkit.preflight import checks, estimate
+from medkit.runs import machine
+from medkit.train import models, tokenization
 
 NOTEBOOKS_GB = 0.005  # a run's executed notebooks, figures and items
 
@@ -26,7 +30,8 @@ def disk(one: Trial, is_stage1: bool) -> float:
 
 
 def hours(plan, missing: list[Trial]) -> str:
-    """Mean hours of the sweep's finished runs of the same kind; else the training's, by arithmetic."""
+    """Of all missing runs one after another: by the sweep's finished runs of the same kind; without any, of
+    the training alone, by arithmetic on a sample of the rows (preflight.estimate)."""
     known: dict[bool, list[float]] = {True: [], False: []}
     for name, info in plan.outcomes.items():
         if info:
@@ -35,8 +40,43 @@ def hours(plan, missing: list[Trial]) -> str:
         return "nothing to run"
     if all(known[one.name in plan.stages] for one in missing):
         total = sum(fmean(known[one.name in plan.stages]) for one in missing)
-        return f"about {total / 3600:.2g} h one after another (as the finished ones took)"
-    return "hours unknown until a stage 1 and a trial are finished"
+        return f"about {total / 3600:.2g} h one after another, as the finished ones took"
+    found: dict[str, list[estimate.Plan]] = {}  # seeds do not change the arithmetic: once an arm
+    total, basis = 0.0, ""
+    for one in missing:
+        is_stage1 = one.name in plan.stages
+        arm = one.name.removesuffix(f"-s{one.seed}")
+        if arm not in found:
+            found[arm] = _training(one, is_stage1, plan.data_dir)
+        for made in found[arm]:
+            if made.hours is None:
+                return f"hours unknown ({made.basis})"
+            total, basis = total + made.hours, made.basis
+    return f"about {total:.2g} h one after another in training alone ({basis}); evaluation comes on top"
+
+
+def _training(one: Trial, is_stage1: bool, data_dir: str) -> list[estimate.Plan]:
+    """The stages that the run trains: its stage 1 or its stage 2; a joint arm has the rows of both."""
+    wanted = ("stage1",) if is_stage1 else ("stage2",) if one.stage1 else ("stage1", "stage2")
+    shape = checks.base_shape(one.recipe.model.base) or estimate.LLAMA_8B
+    hardware, plans = machine.hardware(), []
+    with tempfile.TemporaryDirectory() as scratch:
+        _, loaded = checks.read_sources(one.recipe, data_dir, Path(scratch))
+        tokenizer = models.load_tokenizer(one.recipe.model)
+        for stage, records, total, validation in checks.stage_samples(one.recipe, loaded, data_dir):
+            if stage in wanted:
+                prepared = tokenization.prepare(
+                    records,
+                    tokenizer,
+                    target=one.recipe.data.mcq_target,
+                    loss_on=getattr(one.recipe, stage).loss_on,
+                    max_length=one.recipe.model.max_length,
+                    cache=Path(scratch),
+                    progress=False,
+                )
+                tokens = total * fmean(prepared["length"])
+                plans.append(estimate.plan(one.recipe, stage, shape, total, tokens, validation, hardware))
+    return plans
 
 
 def seconds(info: dict, is_stage1: bool) -> float:

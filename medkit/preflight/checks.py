@@ -58,7 +58,7 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     this_machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     this_machine.check_writable(this_machine.cache_dir(), "MEDKIT_CACHE")
     with tempfile.TemporaryDirectory() as scratch:
-        found, loaded = _data(recipe, data_dir, Path(scratch))
+        found, loaded = read_sources(recipe, data_dir, Path(scratch))
         shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
         checks = machine(recipe, shape) + found
         if failed([*(one for one in checks if one.name == "model"), *found]):
@@ -75,7 +75,7 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
     tokenizer, prepared = models.load_tokenizer(recipe.model), None
     asked = [record for name in sources.EXAMS for record in loaded[name, "eval"][:SAMPLE]]
     checks = [_context(recipe, tokenizer, asked)]
-    for stage, records, total, validation in _stages(recipe, loaded, data_dir):
+    for stage, records, total, validation in stage_samples(recipe, loaded, data_dir):
         prepared = tokenization.prepare(
             records,
             tokenizer,
@@ -282,7 +282,7 @@ def _halves(error: MedkitError) -> tuple[str, str]:
     return (thing, mend) if thing else (mend, "")
 
 
-def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
+def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
     """Every source read as a run would: (a check each, records of the training parts). A folder is read
     whole; of the hub, the first rows."""
     where = data_dir or None
@@ -316,7 +316,7 @@ def _data(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
     return checks, loaded
 
 
-def _stages(recipe, loaded: dict, data_dir: str):
+def stage_samples(recipe, loaded: dict, data_dir: str):
     """(stage, sample of its training rows, training rows in all, validation rows) of both stages."""
     data, dmt = recipe.data, recipe.dmt
     exams = {name: loaded[name, "train"] for name in sources.EXAMS}

@@ -285,7 +285,8 @@ def test_a_dry_run_lists_trials_hours_and_disk_and_runs_nothing(
     write_sweep(place, tiny_llama_folder, [0, 1])
     said = sweep.dry_run("s.toml", notebook_folder=notebook_folder)
     assert re.search(r"  k1-s0 +to do  from stage1-s0  .*dmt\.replay_share=1\n", said)
-    assert "to do: 2 stage 1, 4 trials; hours unknown" in said
+    hours = re.search(r"to do: 2 stage 1, 4 trials; about (\S+) h one after another in training alone", said)
+    assert float(hours[1]) > 0
     assert not (place / "results").exists() or not any((place / "results").iterdir())
     write_sweep(place, tiny_llama_folder, [0], seeds=[0])
     sweep_here()
