@@ -119,6 +119,18 @@ def mean_of_means(samples: Sequence[ArrayLike], seed: int = 0) -> Mean:
     return Mean(n, mean, *_bootstrap(tuple(arrays), statistic, seed))
 
 
+def bootstrap(columns: Sequence[ArrayLike], statistic, seed: int = 0) -> Mean:
+    """`statistic(*columns, axis)` of items that have a value in each column, the items resampled whole."""
+    arrays = tuple(np.asarray(column) for column in columns)
+    n = len(arrays[0])
+    value = float(statistic(*arrays, axis=-1)) if n else math.nan
+    if n < 2:
+        return Mean(n, value, math.nan, math.nan)
+    if all((column == column[0]).all() for column in arrays):
+        return Mean(n, value, value, value)
+    return Mean(n, value, *_bootstrap(arrays, statistic, seed, paired=True))
+
+
 def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Mean:
     """Mean of second - first over the same cases, with a bootstrap over the cases."""
     first, second = _paired(first, second)
@@ -196,13 +208,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
-def _bootstrap(samples: tuple, statistic, seed: int) -> tuple[float, float]:
+def _bootstrap(samples: tuple, statistic, seed: int, paired: bool = False) -> tuple[float, float]:
     interval = stats.bootstrap(
         samples,
         statistic,
         n_resamples=RESAMPLES,
         batch=BATCH,
         vectorized=True,
+        paired=paired,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
