@@ -109,6 +109,7 @@ CHOICES = {
     "stage1.report_to": "tensorboard",
     "dmt.handover": "merge",
     "dmt.optimizer_state": "carried",
+    "mcq.lm_eval_tasks": "hellaswag,piqa",
     "consumer.scorer": "minilm",
 }
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from medkit import MedkitError
 from medkit.chat_template import ChatFormat
 from medkit.evaluate import inference
+from medkit.evaluate.store import Store
 from medkit.prompts import shared_start
-from medkit.runs import storage
 from medkit.train.cpu import plainly_causal
 
 ROUND = 16  # tokens after which, on a CPU, the answers that have ended leave their batch
@@ -88,14 +88,15 @@ def generate_answers(
     decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": stops}
     if temperature:
         decoding |= {"seed": seed, "noise": "murmur3"}
+    kept = Store(store, Answer, key)
     rows = [
         [
-            _Job(i, s, tuple(ids), _hash(key, ids, decoding, s), int(_hash(seed, ids, s)[:15], 16))
+            _Job(i, s, tuple(ids), kept.key(ids, decoding, s), int(_hash(seed, ids, s)[:15], 16))
             for s in range(samples)
         ]
         for i, ids in enumerate(prompts)
     ]
-    done = read_store(store) if store else {}
+    done = kept.read()
     # Batches are formed from all answers, those in the store too: a resumed run computes the same batches.
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
     room = (inference.context(model) or math.inf) - max_new_tokens
@@ -118,8 +119,7 @@ def generate_answers(
             answers = _answer_batch(model, tokenizer, batch, begun, stops, max_new_tokens, temperature, top_p)
             found = dict(zip((job.key for job in batch), answers, strict=True))
             done.update((key, found[key]) for key in new)
-            if store:
-                storage.append_jsonl(store, *({"key": key, **asdict(done[key])} for key in new))
+            kept.add({key: found[key] for key in new})
             bar.update(len(new))
     return [[done[job.key] for job in row] for row in rows]
 
@@ -139,22 +139,6 @@ def stop_ids(model, tokenizer) -> list[int]:
     if not found:
         raise GenerationError("the tokenizer names no end token: set its eos_token to the end of a turn")
     return sorted(found)
-
-
-def read_store(store: Path) -> dict[str, Answer]:
-    """The answers in a store by their key; a line that is none, or half written, is passed over."""
-    if not Path(store).exists():
-        return {}
-    text = Path(store).read_bytes()
-    answers = {}
-    for line in text[: text.rfind(b"\n") + 1].splitlines():
-        try:
-            row = json.loads(line)
-            key = row.pop("key")
-            answers[key] = Answer(**row)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-    return answers
 
 
 def _resumable(model) -> bool:

@@ -12,8 +12,6 @@ that counts; how often it changed the letter is reported.
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +25,8 @@ from tqdm.auto import tqdm
 from medkit import MedkitError, prompts
 from medkit.evaluate import inference
 from medkit.evaluate.letter_head import LetterHead
+from medkit.evaluate.store import Store
 from medkit.records import LETTERS, MCQItem
-from medkit.runs import storage
 
 # Logit differences (nats) that a batch, padding or the shared prefix can make, by the dtype computed in.
 # Measured on SmolLM2-135M in bfloat16 (DECISIONS.md): with logits in bfloat16 too, leads below 1 moved by at
@@ -104,17 +102,13 @@ def score(
         tolerance, dtype, head_note (why the letters' logits are the model's own, in its dtype; "" where they
         are float32), prefix_tokens, prefix_note, from_store, seconds, items_per_s (of those computed now).
 
-    Raises McqError for an empty prompt, or a store without key;
+    Raises McqError for an empty prompt; StoreError for a store without a key;
     PromptError for a model without a chat template, or letters that are not one token.
     """
-    if store and not key:
-        raise McqError(
-            "a store without a key could read one model's answers for another; give identities.of_model(...)"
-        )
     started = time.monotonic()
-    dtype = compute_dtype(model)
-    questions = _questions(tokenizer, items, encode, letter_tokens, f"{key} {dtype} float32 letters")
-    done = _read_store(store) if store else {}
+    dtype, kept = compute_dtype(model), Store(store, Outcome, key)
+    questions = _questions(tokenizer, items, encode, letter_tokens, f"{dtype} float32 letters", kept)
+    done = kept.read()
     from_store = sum(question.key in done for question in questions)
     places = inference.context(model) or math.inf
     short = [question for question in questions if len(question.ids) <= places]
@@ -128,7 +122,7 @@ def score(
     batches = _batches(short, len(start), max_batch_tokens)
     with (
         inference.evaluating(model),
-        tqdm(total=to_compute, desc="questions", unit="item", disable=not progress) as bar,
+        tqdm(total=to_compute, desc="questions", unit="item", disable=not progress or not to_compute) as bar,
     ):
         letters = max((question.letters for question in questions), key=len, default=())
         scorer = _Scorer(model, letters, dtype)
@@ -141,8 +135,7 @@ def score(
             if new:
                 outcomes = dict(zip([q.key for q in batch], scorer.outcomes(batch), strict=True))
                 done.update(outcomes)
-                if store:
-                    storage.append_jsonl(store, *({"key": q.key, **asdict(outcomes[q.key])} for q in new))
+                kept.add({q.key: outcomes[q.key] for q in new})
                 bar.update(len(new))
     seconds = time.monotonic() - started
     outcomes = [done[question.key] for question in questions]
@@ -341,7 +334,7 @@ def _outcome(logits: torch.Tensor) -> tuple[Outcome, float]:
     return Outcome(LETTERS[int(logits.argmax())], tuple(logprobs.tolist()), tied=lead == 0), lead
 
 
-def _questions(tokenizer, items, encode, letter_tokens, key: str) -> list[_Question]:
+def _questions(tokenizer, items, encode, letter_tokens, how: str, store: Store) -> list[_Question]:
     if encode is None or letter_tokens is None:
         place = prompts.letter_place(tokenizer, "letter")
         encode, letter_tokens = encode or place["encode"], letter_tokens or place["letter_tokens"]
@@ -353,10 +346,8 @@ def _questions(tokenizer, items, encode, letter_tokens, key: str) -> list[_Quest
                 f"{item.source} {item.id}: its prompt is empty; encode must give one token at least"
             )
         letters = tuple(letter_tokens[: len(item.letters)])
-        stored_under = [key, tokenizer.chat_template, ids, letters, asdict(item)]
-        questions.append(
-            _Question(ids, letters, hashlib.sha256(json.dumps(stored_under).encode()).hexdigest())
-        )
+        key = store.key(how, tokenizer.chat_template, ids, letters, asdict(item))
+        questions.append(_Question(ids, letters, key))
     return questions
 
 
@@ -370,16 +361,3 @@ def _batches(questions: list[_Question], skip: int, max_tokens: int) -> Iterator
         batch.append(question)
     if batch:
         yield batch
-
-
-def _read_store(store: str | Path) -> dict[str, Outcome]:
-    """The outcomes in a store by key; a line that is none, or half written, is computed again."""
-    path, found = Path(store), {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            key, logprobs = row.pop("key"), tuple(row.pop("logprobs"))
-            found[key] = Outcome(logprobs=logprobs, **row)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-    return found

@@ -10,10 +10,22 @@ import numpy as np
 import pandas as pd
 
 from medkit import prompts
-from medkit.evaluate import accuracy, answer_parsing, generation, letter_scoring, lineup, statistics
+from medkit.data.builtin import general as written
+from medkit.evaluate import (
+    accuracy,
+    answer_parsing,
+    calibration,
+    general,
+    generation,
+    harness,
+    letter_scoring,
+    lineup,
+    option_order,
+    statistics,
+)
 from medkit.evaluate.lineup import Active, Lineup
 from medkit.recipes import RELEASED
-from medkit.records import LETTERS, MCQItem
+from medkit.records import MCQItem
 from medkit.runs import run_json, storage
 from medkit.runs.arms import needs as needs_of
 from medkit.runs.run_json import Run
@@ -29,14 +41,19 @@ class ExamAnswers:
     """What the models of a lineup answered to the exam questions.
 
     letters: the rows of mcq/items.csv, a model and question each, models in the lineup's order. words: those
-    of mcq/answers.jsonl, with their texts; empty where mcq.generated_rows is 0. scoring: per model what
-    letter_scoring.score reports. identities: per model the hash of its weights.
+    of mcq/answers.jsonl, with their texts; empty where mcq.generated_rows is 0. orders: those of
+    mcq/permutations.csv; empty where mcq.permutations is 0. general: those of mcq/general.csv; empty without
+    mcq.general. scoring: per model what letter_scoring.score reports. identities: per model the hash of its
+    weights. lm_eval: per model and task of mcq.lm_eval_tasks what lm-evaluation-harness measured.
     """
 
     letters: pd.DataFrame
     words: pd.DataFrame
+    orders: pd.DataFrame
+    general: pd.DataFrame
     scoring: dict[str, dict]
     identities: dict[str, str]
+    lm_eval: dict[str, dict[str, dict]]
 
 
 def begin_exams(
@@ -52,6 +69,7 @@ def begin_exams(
     if model and names:
         raise ResultsError(f"model={model} is evaluated alone; leave arms={arms} out, or the model")
     run = begin(run_dir, data_dir, model, adapter, names)
+    harness.check(run.recipe.mcq.lm_eval_tasks)
     return run, lineup.alone(run, model, adapter) if model else lineup.of_run(run, names)
 
 
@@ -103,25 +121,55 @@ def exam_items(run: Run) -> list[MCQItem]:
 
 
 def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnswers:
-    """Every model's answers to `items`, by letter and in words, kept as they come: a killed evaluation goes
-    on where it was. Frees the models at the end."""
-    letters, words, scoring, identities = [], [], {}, {}
+    """Every model's answers, kept as they come: a killed evaluation goes on where it was.
+
+    To `items` by letter and in words; by letter to the recipe's number of them in every order of their
+    options, and to the general questions; and lm-evaluation-harness's tasks. Frees the models at the end.
+    """
+    frames, scoring, identities, others = [], {}, {}, {}
     for active in models:
         scored = score(run, active, items)
-        letters.append(letter_scoring.frame(active.name, items, scored.outcomes))
-        words.append(answer_in_words(run, active, items))
+        letters = letter_scoring.frame(active.name, items, scored.outcomes)
+        words, orders = answer_in_words(run, active, items), in_every_order(run, active, items, letters)
+        frames.append((letters, words, orders, answer_general(run, active)))
         scoring[active.name], identities[active.name] = scored.report, active.identity
+        others[active.name] = harness.measure(active, run.recipe.mcq.lm_eval_tasks, run.folder / ".cache")
     models.close()
-    letters, words = (pd.concat(frames, ignore_index=True) for frames in (letters, words))
-    return ExamAnswers(letters, words, scoring, identities)
+    together = (pd.concat(own, ignore_index=True) for own in zip(*frames, strict=True))
+    return ExamAnswers(*together, scoring, identities, others)
+
+
+def in_every_order(run: Run, active: Active, items: Sequence[MCQItem], letters: pd.DataFrame) -> pd.DataFrame:
+    """One model's letters to the first questions of each benchmark in every cyclic order of their options.
+    Order 0 is the questions' own, as in `letters`. Columns: option_order.COLUMNS."""
+    asked = first_of_each(items, run.recipe.mcq.permutations) if run.recipe.mcq.permutations else []
+    turned = option_order.rotations(asked)
+    scored = score(run, active, [item for _, item in turned])
+    others = letter_scoring.frame(active.name, [item for _, item in turned], scored.outcomes)
+    keys = pd.MultiIndex.from_tuples([(one.source, one.id) for one in asked], names=["dataset", "item_id"])
+    own = letters.set_index(["dataset", "item_id"]).loc[keys].reset_index().assign(rotation=0)
+    others = others.assign(rotation=[k for k, _ in turned])
+    return pd.concat([own, others], ignore_index=True)[option_order.COLUMNS]
+
+
+def answer_general(run: Run, active: Active) -> pd.DataFrame:
+    """One model's letters to the built-in general questions and its loss on the texts, as general.frame."""
+    items, texts = (written.questions(), written.texts()) if run.recipe.mcq.general else ([], [])
+    losses = general.losses(
+        active.model, active.tokenizer, texts, run.folder / ".cache" / "losses.jsonl", active.identity
+    )
+    return general.frame(active.name, items, score(run, active, items).outcomes, losses)
 
 
 def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_text: bool = False) -> dict:
-    """mcq/items.csv, mcq/answers.jsonl and mcq/summary.json; returns the summary.
+    """mcq/items.csv, answers.jsonl, permutations.csv, general.csv and summary.json; returns the summary.
 
     It is accuracy.mcq_summary's with "protocols" (per model and benchmark, the three ways of reading an
-    answer), "without_contaminated" (accuracies over the questions that stand in no training row, and
-    "left_out"), "contamination_known" and "scoring" (per model, letter_scoring's report).
+    answer), "without_contaminated" (accuracies over the questions that are in no training row, and
+    "left_out"), "contamination_known", "calibration" (calibration.summary's), "overconfidence" (of
+    Med-Nirvana beside Med-Mix, calibration.overconfidence's), "option_order" (option_order.summary's),
+    "general" (general.summary's), "lm_eval" (per model, harness.measure's) and "scoring" (per model,
+    letter_scoring's report).
     Raises OutcomeError where the file does not hold what was answered.
     """
     contaminated_questions = contaminated(run)
@@ -129,12 +177,20 @@ def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_t
         "protocols": protocols(items, answers.letters, answers.words),
         "without_contaminated": without(answers.letters, contaminated_questions or set()),
         "contamination_known": contaminated_questions is not None,
+        "calibration": calibration.summary(answers.letters),
+        "overconfidence": calibration.overconfidence(answers.letters, "med-mix", "med-nirvana"),
+        "option_order": option_order.summary(answers.orders),
+        "general": general.summary(answers.general),
+        "lm_eval": answers.lm_eval if run.recipe.mcq.lm_eval_tasks else {},
         "scoring": answers.scoring,
     }
     write_mcq(run, answers.letters, answers.words, summary, show_text)
-    written = accuracy.read_items(run.folder)
+    for name, frame in (("permutations", answers.orders), ("general", answers.general)):
+        if len(frame):
+            storage.write_csv(run.folder / "mcq" / f"{name}.csv", _rounded(frame))
+    read = accuracy.read_items(run.folder)
     correct = accuracy.is_correct(answers.letters).sum()
-    if len(written) != len(answers.letters) or accuracy.is_correct(written).sum() != correct:
+    if len(read) != len(answers.letters) or accuracy.is_correct(read).sum() != correct:
         raise accuracy.OutcomeError("mcq/items.csv is not what the models answered; run notebook 03 again")
     return summary
 
@@ -270,9 +326,12 @@ def write_mcq(run: Run, letters: pd.DataFrame, words: pd.DataFrame, summary: dic
     A model's answer repeats options, so its text is a data set's: it is kept with the built-in corpus only.
     """
     folder = run.folder / "mcq"
-    rounded = {f"logprob_{letter}": letters[f"logprob_{letter}"].round(5) for letter in LETTERS}
-    storage.write_csv(folder / "items.csv", letters.assign(**rounded))
+    storage.write_csv(folder / "items.csv", _rounded(letters))
     texts = [] if run_json.may_show(run, show_text) else ["text", "released_text"]
     kept = words.drop(columns=texts, errors="ignore")
     storage.write_jsonl(folder / "answers.jsonl", kept.to_dict("records"))
     storage.write_json(folder / "summary.json", summary)
+
+
+def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(**{name: frame[name].round(5) for name in calibration.LOGPROBS})

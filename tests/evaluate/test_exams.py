@@ -17,7 +17,7 @@ from medkit.report import panels, protocols
 from medkit.runs import run_json, storage
 from medkit.runs.storage import ResultsError
 
-SETTINGS = "mcq.rows=5;mcq.generated_rows=2;mcq.max_new_tokens=4"
+SETTINGS = "mcq.rows=5;mcq.generated_rows=2;mcq.max_new_tokens=4;mcq.permutations=20"
 
 
 def opened(monkeypatch, tmp_path, name="tiny", settings=SETTINGS, data_dir=""):
@@ -88,10 +88,40 @@ def test_a_call_answers_and_a_call_writes(run, tiny_llama):
     assert [one["difference"] for one in summary["comparisons"]] == [0, 0, 0]
     assert len(summary["protocols"]) == 6 and summary["contamination_known"] is False
     assert summary["without_contaminated"]["left_out"] == {}
+    calibration = summary["calibration"]["pubmedqa"]["base"]
+    assert calibration["n"] == 5 == sum(one["n"] for one in calibration["bins"])
+    # 5 questions of each benchmark in 4, 4 and 3 orders, and the general set
+    assert len(answers.orders) == 2 * 5 * (4 + 4 + 3) and len(answers.general) == 2 * (128 + 40)
+    asked = pd.read_csv(run.folder / "mcq" / "permutations.csv")
+    original = asked[(asked["rotation"] == 0) & (asked["model"] == "base")]
+    own = answers.letters[answers.letters["model"] == "base"]
+    assert original["predicted"].tolist() == own["predicted"].tolist()
+    assert summary["option_order"]["medqa"]["base"]["accuracies"][0] == own["correct"][:5].mean()
+    assert summary["option_order"]["all"]["med-mix"]["n"] == 15
+    general = summary["general"]
+    assert general["models"]["base"]["n"] == 128 and general["models"]["base"]["texts"] == 40
+    assert general["comparisons"][0]["loss_difference"] == 0 == general["comparisons"][0]["difference"]
+    assert len(pd.read_csv(run.folder / "mcq" / "general.csv")) == len(answers.general)
+    assert summary["lm_eval"] == {} and answers.lm_eval == {"base": {}, "med-mix": {}}
     written = accuracy.read_items(run.folder)
     assert written["item_id"].tolist() == [one.id for one in items] * 2
     again = evaluate.answer_exams(run, two_models(tiny_llama), items)
     assert again.letters.equals(answers.letters) and again.scoring["base"]["from_store"] == 15
+
+
+def test_neither_other_orders_nor_general_questions(monkeypatch, tmp_path, tiny_llama):
+    settings = "mcq.rows=2;mcq.generated_rows=0;mcq.permutations=0;mcq.general=false"
+    run = opened(monkeypatch, tmp_path, settings=settings)
+    items = evaluate.exam_items(run)
+    answers = evaluate.answer_exams(run, two_models(tiny_llama), items)
+    assert answers.orders.empty and answers.general.empty
+    summary = evaluate.write_exams(run, items, answers)
+    assert summary["option_order"] == summary["general"] == {} and summary["calibration"]
+    assert {path.name for path in (run.folder / "mcq").iterdir()} == {
+        "items.csv",
+        "answers.jsonl",
+        "summary.json",
+    }
 
 
 def test_what_was_written_is_read_again(run, tiny_llama, monkeypatch):

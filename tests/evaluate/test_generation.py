@@ -19,9 +19,9 @@ from medkit.evaluate.generation import (
     GenerationError,
     generate,
     generate_answers,
-    read_store,
     stop_ids,
 )
+from medkit.evaluate.store import Store
 from medkit.runs import storage
 
 PROMPT_TEXTS = ["a", "Why does my knee hurt?", "fever " * 12, "x y", "Is it safe to fly?", "tired " * 5]
@@ -373,11 +373,11 @@ def test_every_cut_of_the_file_is_survived(tiny_llama, prompts, tmp_path, calls)
     start = content.rstrip(b"\n").rindex(b"\n") + 1
     for cut in (start, start + 1, start + 20, len(content) - 2, len(content) - 1):
         store.write_bytes(content[:cut])
-        assert len(read_store(store)) == 5
+        assert len(Store(store, Answer, "m").read()) == 5
         calls.clear()
         assert ask(tiny_llama, prompts, store=store) == whole
         assert calls == [2]  # its batch of two, as at first
-        assert len(read_store(store)) == 6, "the new line was glued to the half-written one"
+        assert len(Store(store, Answer, "m").read()) == 6, "the new line was glued to the half-written one"
 
 
 @pytest.mark.parametrize("junk", [b"\xff\xfe\n", b"[1]\n", b"{}\n", b'{"key": "a", "text": 1}\n', b"7\n"])
@@ -385,14 +385,14 @@ def test_foreign_lines_are_passed_over(tmp_path, junk):
     store = tmp_path / "s.jsonl"
     good = json.dumps({"key": "k", "text": "t", "finish": "cut", "tokens": 1}).encode() + b"\n"
     store.write_bytes(junk + good)
-    assert read_store(store) == {"k": Answer("t", "cut", 1)}
+    assert Store(store, Answer, "m").read() == {"k": Answer("t", "cut", 1)}
 
 
 def test_a_line_separator_in_an_answer_does_not_split_it(tmp_path):
     store = tmp_path / "s.jsonl"
     answer = Answer("one\u2028two\x85three\nfour", "stopped", 9)
     storage.append_jsonl(store, {"key": "k", **asdict(answer)})
-    assert read_store(store) == {"k": answer}
+    assert Store(store, Answer, "m").read() == {"k": answer}
 
 
 def test_equal_prompts_are_answered_once(tiny_llama, prompts, calls):
