@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from medkit.evaluate import statistics
-from medkit.evaluate.accuracy import CHANCE, MODELS, OutcomeError
+from medkit.evaluate.accuracy import CHANCE, OutcomeError
 from medkit.records import LETTERS
 from medkit.runs import storage
+from medkit.runs.arms import ARMS
 
 BINS = 10  # of equal mass
 IN_A_BIN = 10  # answers at least: below 100 answers there are fewer bins
@@ -38,7 +39,7 @@ def summary(items: pd.DataFrame, seed: int = 0) -> dict:
     found = {}
     for dataset in [name for name in CHANCE if name in set(items["dataset"])]:
         rows = items[items["dataset"] == dataset]
-        models = [model for model in MODELS if model in set(rows["model"])]
+        models = [model for model in ARMS if model in set(rows["model"])]
         models += sorted(set(rows["model"]) - set(models))
         own = {model: _of_model(rows[rows["model"] == model], seed) for model in models}
         found[dataset] = {model: one for model, one in own.items() if one["n"]}
