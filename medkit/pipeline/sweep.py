@@ -80,6 +80,14 @@ class Plan:
             return info is not None
         return info["trial"]["stage1_adapter"] == self.stage1_hash(one.stage1)
 
+    def described(self) -> dict:
+        """outcomes/sweep.json: by which the study knows what is missing."""
+        trials = [
+            {"name": one.name, "arm": one.arm, "seed": one.seed, "is_stage1": one.name in self.stages}
+            for one in self.sweep.trials
+        ]
+        return {"name": self.sweep.name, "recipe": self.sweep.recipe, "trials": trials}
+
     def missing(self) -> list[Trial]:
         """In order; a stage 1 only where a trial that goes on from it is missing, or its outcome is."""
         lacking = [one for one in self.sweep.trials if one.name not in self.stages and not self.done(one)]
@@ -108,6 +116,7 @@ def run(
     check(plan, resume)
     with engines.choose(engine, plan.sweep.cpus) as executor, storage.lock(plan.folder):
         missing = plan.missing()
+        storage.write_json(plan.folder / "outcomes" / "sweep.json", plan.described())
         print(f"{storage.shown(plan.folder)}: {len(plan.sweep.trials)} runs, {len(missing)} to do", file=out)
         failed = _Execution(plan, executor, out).run(missing)
     if failed is None:

@@ -55,11 +55,14 @@ class _Shown(Figure):
         return _png(self, dpi=100)
 
 
-def new(width: float = 7.0, height: float = 4.0, columns: int = 1) -> tuple[Figure, Axes | np.ndarray]:
-    """An empty figure of `width` x `height` inches (7 is a notebook's column) with its ax or axes."""
+def new(
+    width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int = 1
+) -> tuple[Figure, Axes | np.ndarray]:
+    """An empty figure of `width` x `height` inches (7 is a notebook's column) with its ax or axes. Those of a
+    column have one x axis."""
     with matplotlib.rc_context(STYLE):
         figure = _Shown(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns)
+        axes = figure.subplots(rows, columns, sharex="col")
     return figure, axes
 
 
