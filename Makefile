@@ -49,7 +49,8 @@ lock:
 	printf '%s\n' $(NO_DEPS) > .venv/no-deps.txt
 	$(COMPILE) pyproject.toml --extra cpu --extra test --extra dev --output-file requirements.lock
 	$(COMPILE) --no-deps --no-header .venv/no-deps.txt >> requirements.lock
-	$(COMPILE) pyproject.toml --extra cpu --extra bench --extra cluster --constraint requirements.lock \
+	$(COMPILE) pyproject.toml --extra cpu --extra bench --extra cluster --extra energy --extra trackers \
+	  --constraint requirements.lock \
 	  $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements.lock) \
 	  --output-file requirements-extras.lock
 

@@ -26,6 +26,8 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
     inputs.connect(recipe, data_dir)
     if any(part.endswith(" train") for part in parts):  # prepared rows are kept
         machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
+        for stage in (recipe.stage1, recipe.stage2):
+            inputs.check_tracker(stage.report_to)
     parts = list(dict.fromkeys(parts))
     check_model(recipe.model.base, recipe.model.revision)
     check_chat(recipe, trains="dialogues train" in parts)

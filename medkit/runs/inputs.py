@@ -1,5 +1,6 @@
 """Whether a run may ask the hub, and what its parameters, its data folder and its model's files must be."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,14 @@ def private(recipe: recipes.Recipe, data_dir: str) -> bool:
     """True where rows and model are local, so that the libraries may be told to stay offline."""
     rows_here = bool(data_dir) or recipe.data.origin == "builtin"
     return rows_here and is_local(recipe.model.base)
+
+
+def check_tracker(tracker: str) -> None:
+    """InputError where the package of an experiment tracker (TrainSpec.report_to) is missing."""
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise InputError(
+            f"report_to={tracker} needs the package {tracker}; pip install {tracker}, or set report_to=none"
+        )
 
 
 def check_data_dir(data_dir: str) -> None:

@@ -38,7 +38,15 @@ FIXED = {
 }
 # What a checkpoint may differ in from the run that resumes from it.
 _OUTSIDE_TRAINING = ("output_dir", "eval_", "per_device_eval_", "save_", "logging_", "log_", "report_to")
-_OUTSIDE_TRAINING += ("run_name", "project", "hub_", "dataloader_", "disable_tqdm", "prediction_loss_only")
+_OUTSIDE_TRAINING += (
+    "run_name",
+    "project",
+    "trackio_",
+    "hub_",
+    "dataloader_",
+    "disable_tqdm",
+    "prediction_loss_only",
+)
 
 
 def processes() -> int:
@@ -90,7 +98,8 @@ def sft_config(spec: TrainSpec, *, max_length: int, folder: Path | None = None):
         save_steps=spec.save_every,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=spec.report_to,
+        **({"trackio_static_space_id": False} if spec.report_to == "trackio" else {}),
         disable_tqdm=True,
         log_level="error",
         dataloader_num_workers=0,
@@ -111,6 +120,7 @@ def for_fit(config, spec: TrainSpec, *, max_length: int, folder: Path):
             raise TrainerError(f"config.{name} was changed from {before!r} to {now!r}: {FIXED[name]}")
     config = copy.copy(config)
     config.output_dir = str(folder / "checkpoints" / WRITING)
+    config.run_name = config.run_name or f"{folder.parent.name}-{folder.name}"  # in a tracker
     if config.world_size != processes():
         raise TrainerError(f"WORLD_SIZE is {processes()} and {config.world_size} processes train; unset it")
     return config

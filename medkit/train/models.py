@@ -305,7 +305,7 @@ def fit(
     SIGTERM.
     """
     unsloth()
-    from medkit.train import checkpoints, trainer
+    from medkit.train import checkpoints, trackers, trainer
     from medkit.train import config as configuration
 
     config = configuration.for_fit(config, stage, max_length=max_length, folder=folder)
@@ -315,7 +315,11 @@ def fit(
     say = print if first_process() else lambda line: None
     start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
     began = time.perf_counter()
-    with trainer.Stop() as stop, cpu.training(model, stage.micro_batch_tokens) as engine:
+    with (
+        trainer.Stop() as stop,
+        trackers.local(stage.report_to, folder),
+        cpu.training(model, stage.micro_batch_tokens) as engine,
+    ):
         training = trainer.StageTrainer(
             model,
             config,

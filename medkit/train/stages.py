@@ -212,6 +212,7 @@ def load_for_stage(run: Run, stage: str):
     """(model, tokenizer) as the stage begins: stage 1 with a fresh adapter on the base; stage 2 with
     stage 1's adapter ("continue"), or with a fresh one on the merged and re-quantized model ("merge")."""
     recipe, spec = run.recipe, getattr(run.recipe, stage)
+    inputs.check_tracker(spec.report_to)
     merged = stage == "stage2" and recipe.dmt.handover == "merge"
     wanted = recipe.model
     if merged:
