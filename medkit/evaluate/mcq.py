@@ -26,7 +26,7 @@ from medkit.evaluate import (
 from medkit.evaluate.lineup import Active, Lineup
 from medkit.recipes import RELEASED
 from medkit.records import MCQItem
-from medkit.runs import run_json, storage
+from medkit.runs import lm_eval_tasks, run_json, storage
 from medkit.runs.arms import needs as needs_of
 from medkit.runs.run_json import Run
 from medkit.runs.storage import ResultsError
@@ -69,7 +69,7 @@ def begin_exams(
     if model and names:
         raise ResultsError(f"model={model} is evaluated alone; leave arms={arms} out, or the model")
     run = begin(run_dir, data_dir, model, adapter, names)
-    harness.check(run.recipe.mcq.lm_eval_tasks)
+    lm_eval_tasks.check(run.recipe.mcq.lm_eval_tasks)
     return run, lineup.alone(run, model, adapter) if model else lineup.of_run(run, names)
 
 

@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medkit import prompts
+from medkit import prompts, pubmedqa
+from medkit.data.builtin import general as written
 from medkit.data.sources import EXAMS, SOURCES
 from medkit.preflight import estimate
 from medkit.preflight.estimate import GB, Shape
 from medkit.recipes import RELEASED, Recipe
+from medkit.records import LETTERS
 
 MODELS = {"03_mcq_eval": 4, "04_consumer_eval": 2}  # base, Med-Mix, Med-Nirvana, control; base, Med-Nirvana
 BANDWIDTH = {"H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 1.9e12}  # B/s
@@ -59,10 +61,14 @@ def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass
         there[name] = len(records) if whole else part.rows
     lengths = {name: [len(one) for one in of] for name, of in ids.items()}
     shared = len(prompts.shared_start([one for name in EXAMS for one in ids[name]]))
+    general = [len(prompts.prompt_ids(tokenizer, chat, one)) for one in written.questions()]
     counts = {name: there[name] for name in EXAMS}
     of_exams = {name: lengths[name] for name in EXAMS}
     return {
-        "03_mcq_eval": exam_passes(recipe, counts, of_exams, shared, RELEASED["max_new_tokens"]),
+        "03_mcq_eval": [
+            *exam_passes(recipe, counts, of_exams, shared, RELEASED["max_new_tokens"]),
+            *further_passes(recipe, counts, of_exams, shared, general),
+        ],
         "04_consumer_eval": consumer_passes(
             recipe, sum(there[name] for name in QUERIES), [n for name in QUERIES for n in lengths[name]]
         ),
@@ -93,6 +99,31 @@ def exam_passes(
         spoken, batch = asked(spec.generated_rows), spec.answers_at_once(longest)
         for name, new in (("answers in words", spec.max_new_tokens), ("answers as released", released)):
             found.append(Pass(name, models, sum(spoken.values()), tokens(spoken), longest, batch, new))
+    return found
+
+
+def further_passes(
+    recipe: Recipe,
+    counts: dict[str, int],
+    lengths: Mapping[str, Sequence[int]],
+    shared: int,
+    general: Sequence[int],
+) -> list[Pass]:
+    """Notebook 03's beside the protocols: questions in the other cyclic orders of their options, and the
+    general ones, `general` tokens long; the texts for perplexity are shorter and fewer, and left out."""
+    spec, models, found = recipe.mcq, MODELS["03_mcq_eval"], []
+    spared = shared if spec.prefix_cache else 0
+    orders = {name: len(pubmedqa.OPTIONS if name == "pubmedqa" else LETTERS) - 1 for name in counts}
+    asked = {name: orders[name] * min(spec.permutations, count) for name, count in counts.items()}
+    if spec.permutations:
+        tokens = sum(n * (sum(lengths[name]) / len(lengths[name]) - spared) for name, n in asked.items())
+        longest = max(max(of) for of in lengths.values())
+        at_once = max(1, spec.max_batch_tokens // longest)
+        found.append(Pass("in other orders", models, sum(asked.values()), tokens, longest, at_once))
+    if spec.general:
+        at_once = max(1, spec.max_batch_tokens // max(general))
+        tokens = sum(general) - spared * len(general)
+        found.append(Pass("general questions", models, len(general), tokens, max(general), at_once))
     return found
 
 

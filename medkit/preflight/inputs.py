@@ -8,7 +8,7 @@ from huggingface_hub import try_to_load_from_cache
 from medkit import prompts, recipes
 from medkit.data import sources
 from medkit.records import Dialogue, Turn
-from medkit.runs import inputs, machine
+from medkit.runs import inputs, lm_eval_tasks, machine
 from medkit.runs.inputs import InputError
 from medkit.train import smollm2
 
@@ -21,7 +21,8 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
     parts: "NAME train" or "NAME eval", each of which is read as the run will read it (from the hub it is
     downloaded now, into the hub's cache), and SCORER for BERTScore's encoder; the built-in corpus is not
     read, as it is written from the package.
-    Raises InputError, the SourceError of the source, or HubError where the hub does not answer.
+    Raises InputError, the SourceError of the source, HarnessError for a task of mcq.lm_eval_tasks, or
+    HubError where the hub does not answer.
     """
     inputs.connect(recipe, data_dir)
     if any(part.endswith(" train") for part in parts):  # prepared rows are kept
@@ -29,6 +30,7 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
         for stage in (recipe.stage1, recipe.stage2):
             inputs.check_tracker(stage.report_to)
     parts = list(dict.fromkeys(parts))
+    lm_eval_tasks.check(recipe.mcq.lm_eval_tasks)
     check_model(recipe.model.base, recipe.model.revision)
     check_chat(recipe, trains="dialogues train" in parts)
     if SCORER in parts:

@@ -6,23 +6,38 @@ import json
 import pytest
 from conftest import make_tiny_llama
 
-from medkit import MedkitError
+from medkit import MedkitError, evaluate, recipes
 from medkit.evaluate import harness
 from medkit.evaluate.lineup import Active
+from medkit.preflight import inputs
+from medkit.runs import lm_eval_tasks, run_json, storage
 
 
 def refused(tasks, match):
     with pytest.raises(MedkitError, match=match) as error:
-        harness.check(tasks)
+        lm_eval_tasks.check(tasks)
     assert "\n" not in str(error.value)
 
 
 def test_no_task_needs_no_harness(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for none in ("", " , "):
-        harness.check(none)
+        lm_eval_tasks.check(none)
         assert harness.measure(Active("base", None, None, "x"), none, tmp_path) == {}
     refused("piqa", r"needs lm-evaluation-harness, which is not installed; pip install 'medkit\[bench\]'")
+
+
+def test_a_run_and_notebook_03_are_refused_before_they_start(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    monkeypatch.setenv("MEDKIT_RUNNER", "1")
+    settings = "mcq.lm_eval_tasks=piqa"
+    with pytest.raises(MedkitError, match="which is not installed"):
+        inputs.check(recipes.get("cpu", recipes.parse_settings(settings)), "", [])
+    storage.write_json(tmp_path / "one" / "run.json", run_json.describe("cpu", settings, ""))
+    storage.write_text(tmp_path / "one" / "stage1" / "adapter" / "adapter_model.safetensors", "")
+    with pytest.raises(MedkitError, match="which is not installed"):
+        evaluate.begin_exams("one", arms="med-mix")
 
 
 def test_results_are_kept_by_model_task_and_version(monkeypatch, tmp_path):
@@ -70,7 +85,7 @@ metric_list:
 def test_a_task_of_a_file_on_a_model_in_memory(task, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    harness.check(str(task))
+    lm_eval_tasks.check(str(task))
     active = Active("base", *make_tiny_llama(), "x")
     found = harness.measure(active, str(task), tmp_path)["tiny_medkit"]
     assert found["n"] == 6 and 0 <= found["acc,none"] <= 1 and found["acc_stderr,none"] > 0

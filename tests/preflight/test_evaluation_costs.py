@@ -44,6 +44,17 @@ def test_some_questions_in_words_and_rows_cut_by_the_recipe():
     assert [one.prompts for one in few] == [7, 7, 7]
 
 
+def test_other_orders_and_general_questions():
+    recipe = recipes.get("recommended")
+    orders, general = evaluation_costs.further_passes(recipe, COUNTS, LENGTHS, 60, [100, 140])
+    # 200 of each: 3 x 200 x (310 - 60) + 3 x 200 x (160 - 60) + 2 x 200 x (470 - 60)
+    assert orders.prompts == 1600 and orders.prompt_tokens == 150_000 + 60_000 + 164_000
+    assert general.prompts == 2 and general.prompt_tokens == 240 - 2 * 60 and general.batch == 8192 // 140
+    few = evaluation_costs.further_passes(recipe, {"pubmedqa": 7}, {"pubmedqa": [9]}, 0, [9])
+    assert few[0].prompts == 14  # no more are there
+    assert evaluation_costs.further_passes(recipes.get("paper"), COUNTS, LENGTHS, 60, [9]) == []
+
+
 def test_patients_queries():
     greedy, sampled = evaluation_costs.consumer_passes(recipes.get("recommended"), 10_000, [100, 300])
     assert (greedy.models, greedy.prompts, greedy.prompt_tokens, greedy.batch) == (2, 50, 10_000, 8)
@@ -120,7 +131,12 @@ def test_the_released_protocol_is_counted_as_it_is_asked(tiny_llama, monkeypatch
     }
     queries = {name: [ConsumerQuery("1", name, "It hurts.", "Rest.")] for name in evaluation_costs.QUERIES}
     loaded = {(name, "eval"): records for name, records in (items | queries).items()}
-    letters, words, released = evaluation_costs.asked(recipe, tokenizer, loaded, True)["03_mcq_eval"]
+    letters, words, released, orders, general = evaluation_costs.asked(recipe, tokenizer, loaded, True)[
+        "03_mcq_eval"
+    ]
+    # four questions of each benchmark in 3, 3 and 2 further orders; each as long as in its own
+    assert orders.prompts == 4 * (3 + 3 + 2) and general.prompts == 128
+    assert orders.prompt_tokens / orders.prompts == pytest.approx(letters.prompt_tokens / 12, rel=0.01)
     seen = []
 
     def watched(model, tokenizer, ids, *, max_new_tokens, batch_size, **settings):
