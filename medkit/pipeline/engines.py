@@ -100,13 +100,14 @@ class Ray:
     def next(self) -> tuple[Job, str]:
         try:
             (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
-            job = self._running.pop(done)
-            return job, failure(job, self._ray.get(done))
         except KeyboardInterrupt:
             for one in self._running:
                 self._ray.cancel(one)  # KeyboardInterrupt in the task, which ends its trial and waits
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=120)
             raise Stopped from None
+        job = self._running.pop(done)
+        try:
+            return job, failure(job, self._ray.get(done))
         except self._ray.exceptions.RayError as error:  # lost more often than it may be
             return job, " ".join(str(error).split())[:300]
 
