@@ -186,8 +186,19 @@ def full(_: Path) -> str:
     return f"{grid(pd.DataFrame(rows))}\n\n{basis}"
 
 
+def replay(folder: Path) -> str:
+    """Figure 13 and the three sentences of the replay study, as notebook 06 wrote them."""
+    page = folder / "replay-cpu" / "tables" / "replay_study.md"
+    if not page.is_file():
+        return "Not run yet: `medkit sweep sweeps/replay_cpu.toml`, then notebook 06."
+    lines = page.read_text(encoding="utf-8").splitlines()
+    sentences = [line for line in lines if line.startswith(("**Found**", "**Not found**", "**Scope**"))]
+    figure = "![Retention and gain against replay's share](results/replay-cpu/figures/figure13.png)"
+    return "\n\n".join([figure, *sentences])
+
+
 BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}
-BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, "")}
+BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, ""), "replay": (replay, "")}
 
 
 def rendered(pages: Mapping[Path, str], folder: Path) -> dict[Path, str]:

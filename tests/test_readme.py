@@ -63,3 +63,12 @@ def test_the_full_runs_rest_on_lengths_of_each_recipes_own_rows():
     assert 1 <= tokens["as_released", "1"] - tokens["paper", "1"] <= 4
     assert tokens["as_released", "2"] >= tokens["paper", "2"]
     assert re.search(r"of 1,424 real exam\s+rows and, for stage 2, of 11 NoteChat rows", block)
+
+
+def test_the_replay_study_is_shown_as_notebook_06_wrote_it(tmp_path):
+    assert readme.replay(tmp_path).startswith("Not run yet")
+    page = "# Replay study\n\n**Found**: a.\n\n**Not found**: b.\n\n**Scope**: c.\n\nIntervals are so.\n"
+    storage.write_text(tmp_path / "replay-cpu" / "tables" / "replay_study.md", page)
+    shown = readme.replay(tmp_path)
+    assert shown.split("\n\n")[1:] == ["**Found**: a.", "**Not found**: b.", "**Scope**: c."]
+    assert "(results/replay-cpu/figures/figure13.png)" in shown
