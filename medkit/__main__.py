@@ -69,7 +69,7 @@ def _check(options) -> int:
     from medkit import recipes
     from medkit.runs import inputs
 
-    recipe = recipes.get(options.recipe, recipes.parse_settings("\n".join(options.set)))
+    recipe = recipes.get(options.recipe, "\n".join(options.set))
     inputs.check_data_dir(options.data_dir)
     from medkit.preflight import checks
 

@@ -14,7 +14,6 @@ import tempfile
 
 from medkit import MedkitError, recipes
 from medkit.__main__ import Parser
-from medkit.data import contamination
 from medkit.evaluate import cases
 from medkit.pipeline import runner
 from medkit.preflight import inputs
@@ -43,7 +42,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
     from transformers import TrainingArguments
 
     stage, step = arm.partition("_")[0], STEPS[arm]
-    resolved = recipes.get(recipe, recipes.parse_settings(settings))
+    resolved = recipes.get(recipe, settings)
     connect(resolved, data_dir)
     with tempfile.TemporaryDirectory() as scratch:
         processes = TrainingArguments(scratch, report_to="none")
@@ -56,41 +55,14 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
             place = storage.folder(run_dir)
             run = _Follower(place, run_json.read(place) or {}, resolved, data_dir)
         model, tokenizer = stages.load_for_stage(run, stage)
-        rows = _rows(run, arm, tokenizer, writes=processes.process_index == 0)
+        records = stages.read_records(run, arm)
+        queries = cases.draw_queries(run)[0] if arm == "stage2" and processes.process_index == 0 else []
+        rows = stages.prepare(run, records, tokenizer, queries)
     done = stages.fit(run, stage, arm, model, tokenizer, *rows)
+    stages.relearn(run, records, model, tokenizer)
     if processes.process_index == 0:
         stages.finish(run, arm, done)
     return done
-
-
-def _rows(run: run_json.Run, arm: str, tokenizer, writes: bool):
-    """(training rows, validation rows); and the manifest, as notebooks 01 and 02 write it."""
-    loaded = stages.load_exams(run, "train")
-    mixed = stages.stage1_mixture(run, loaded)
-    if arm == "stage1":
-        train, validation = (
-            stages.tokenize(run, arm, tokenizer, mixed.part(part)) for part in ("train", "validation")
-        )
-        if writes:
-            evaluation = stages.load_exams(run, "eval")
-            items = [record for one in evaluation.values() for record in one.records]
-            matches = contamination.find(mixed.records, items)
-            stages.write_overlap(run, arm, matches)
-            stages.update_manifest(run, stages.describe_stage1(loaded, evaluation, mixed, matches))
-        return train, validation
-    conversations = stages.load(run, "dialogues", "train")
-    split, drawn = stages.stage2_rows(run, mixed, conversations, arm == "stage2")
-    train = stages.tokenize(run, "stage2", tokenizer, split.train + drawn.train)
-    validation = stages.tokenize(run, "stage2", tokenizer, split.validation + drawn.validation)
-    if writes:
-        if arm == "stage2":
-            questions = [record for one in stages.load_exams(run, "eval").values() for record in one.records]
-            found = stages.evaluated_in_training(split, mixed, questions, cases.draw_queries(run)[0])
-            stages.write_overlap(run, arm, found[0])
-            described = stages.describe_stage2(conversations, split, drawn, mixed, train, *found)
-            stages.update_manifest(run, {"stage2": described})
-        stages.write_replay(run, arm, drawn)
-    return train, validation
 
 
 def main() -> int:

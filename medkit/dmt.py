@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from medkit import MedkitError
+from medkit.recipes import DmtSpec
 from medkit.records import Dialogue
 from medkit.text_keys import content_key, note_key
 
@@ -72,6 +73,7 @@ class Dialogues:
 
     train: list[Dialogue]
     validation: list[Dialogue]
+    further: list[Dialogue]  # what the draw would go on with in training
     rows: int  # conversations read
     kept: int  # usable ones among them
     distinct: int  # different conversations among those
@@ -108,7 +110,7 @@ def split_notechat(
     want_train, want_validation = math.floor(train * scale), max(1, math.floor(validation * scale))
     group = note_key if by_note else None
     sides = _draw(pool, want_validation, want_train, group, seed)
-    right, left = ([row for row in side if row is not None] for side in sides)
+    right, left, further = ([row for row in side if row is not None] for side in sides)
     if not left or not right:
         raise MixtureError(
             f"{len(records)} conversations give {len(left)} for training and {len(right)} for validation; "
@@ -119,6 +121,7 @@ def split_notechat(
     return Dialogues(
         train=left,
         validation=right,
+        further=further,
         rows=len(rows),
         kept=len(records),
         distinct=len(first),
@@ -130,13 +133,14 @@ def split_notechat(
 
 
 def _draw(pool, want_validation: int, want_train: int, group: Callable | None, seed: int):
-    """(validation, training). Without `group` training comes first, as in the released notebooks:
-    rows 1 to 100,000 of the shuffle train and the next 10,000 validate."""
+    """(validation, training, what is left for training). Without `group` training comes first, as in the
+    released notebooks: rows 1 to 100,000 of the shuffle train and the next 10,000 validate."""
     order = shuffled(len(pool), seed)
     if group is None:
         return (
             [pool[i] for i in order[want_train : want_train + want_validation]],
             [pool[i] for i in order[:want_train]],
+            [pool[i] for i in order[want_train + want_validation :]],
         )
     members: dict[bytes, list] = {}
     for i in order:
@@ -145,7 +149,7 @@ def _draw(pool, want_validation: int, want_train: int, group: Callable | None, s
     left: list = []
     for rows in members.values():
         (right if len(right) < want_validation else left).extend(rows)
-    return right[:want_validation], left[:want_train]
+    return right[:want_validation], left[:want_train], left[want_train:]
 
 
 @dataclass(frozen=True)
@@ -176,3 +180,64 @@ def sample_replay(first: Stage1, share: float, train: int, validation: int) -> R
         chosen = drawn[shuffled(have, first.seed)[:count]]
         replayed[name] = [first.records[i] for i in chosen if i >= 0]
     return Replay(**replayed)
+
+
+@dataclass(frozen=True)
+class Stage2:
+    """What one arm of stage 2 trains and validates on: consultations first, exam rows after them."""
+
+    split: Dialogues
+    further: list[Dialogue]  # consultations instead of replayed rows (dmt.fill)
+    replay: Replay
+
+    @property
+    def dialogues(self) -> list[Dialogue]:
+        return self.split.train + self.further
+
+    @property
+    def train(self) -> list:
+        return self.dialogues + self.replay.train
+
+    @property
+    def validation(self) -> list:
+        return self.split.validation + self.replay.validation
+
+
+def mix_stage2(first: Stage1, split: Dialogues, spec: DmtSpec, with_replay: bool = True) -> Stage2:
+    """The consultations and what the recipe puts beside them: replayed rows; as many further consultations
+    (`fill`); or, in one stage for everything (`handover` joint), all of stage 1's training rows.
+
+    Without the replay nothing is beside them. All arms validate on the same rows, so that their loss curves
+    can be compared. Raises MixtureError where there are too few rows of either kind.
+    """
+    drawn = sample_replay(first, spec.replay_share, len(split.train), len(split.validation))
+    if not with_replay:
+        return Stage2(split, [], replace(drawn, train=[]))
+    if spec.handover == "joint":
+        return Stage2(split, [], replace(drawn, train=first.part("train")))
+    if spec.fill == "stage1":
+        return Stage2(split, [], drawn)
+    count = len(drawn.train)
+    if count > len(split.further):
+        raise MixtureError(
+            f"dmt.fill=dialogues asks for {count:,} further consultations of {len(split.further):,} left; "
+            "lower dmt.notechat_train or dmt.replay_share"
+        )
+    return Stage2(split, split.further[:count], replace(drawn, train=[]))
+
+
+def replay_shares(first: Stage1, second: Stage2, rows) -> dict[str, float]:
+    """What share of what the replay is. `rows`: the tokenized training rows of `second.train`.
+
+    With the loss on answers a replayed exam row brings two supervised tokens and a consultation some
+    hundreds, so that a quarter of the rows can be a hundredth of what is learned from.
+    """
+    replayed, start = len(second.replay.train), len(second.dialogues)
+    tokens, supervised = rows["length"], rows["supervised"]
+    return {
+        "rows_per_stage2_row": replayed / start,
+        "share_of_stage1": replayed / len(first.train),
+        "share_of_rows": replayed / len(rows),
+        "share_of_tokens": sum(tokens[start:]) / sum(tokens),
+        "share_of_supervised_tokens": sum(supervised[start:]) / sum(supervised),
+    }

@@ -166,13 +166,23 @@ class DmtSpec:
     notechat_train: int = 100_000  # consultations
     notechat_validation: int = 10_000
     replay_share: float = 1 / 3  # stage-1 rows per NoteChat row (the paper's 33,333 per 100,000)
-    handover: str = "continue"  # "continue": the same adapter; "merge": into 16 bit, quantized, new adapter
+    # What stage 2 has beside the consultations asked for. "stage1": the replayed rows; "dialogues": as many
+    # further consultations, which is the same number of rows and steps without a replay
+    fill: str = "stage1"
+    # "continue": the same adapter; "merge": into 16 bit, quantized, new adapter; "joint": one stage, in which
+    # a fresh adapter on the base learns all of stage 1's training rows beside the consultations
+    handover: str = "continue"
+    relearn_steps: int = 0  # optimizer steps on stage 1's rows after stage 2, as an arm of its own; 0: none
     optimizer_state: str = "fresh"  # "carried": stage 2 goes on with the moments of stage 1's optimizer
     # What replayed exam rows weigh of stage 2's supervised tokens; 0 = as many as there are, unweighted
     replay_token_share: float = 0.0
 
     def __post_init__(self):
-        _one_of("dmt.handover", self.handover, ("continue", "merge"))
+        _one_of("dmt.fill", self.fill, ("stage1", "dialogues"))
+        _one_of("dmt.handover", self.handover, ("continue", "merge", "joint"))
+        _at_least("dmt.relearn_steps", self.relearn_steps, 0)
+        if self.handover == "joint" and self.fill != "stage1":
+            raise RecipeError("dmt.handover=joint trains on all of stage 1's rows; set dmt.fill=stage1")
         _one_of("dmt.optimizer_state", self.optimizer_state, ("fresh", "carried"))
         if self.optimizer_state == "carried" and self.handover != "continue":
             raise RecipeError(
@@ -322,14 +332,17 @@ PRESETS = {
 }
 
 
-def get(name: str, overrides: dict[str, str] | None = None) -> Recipe:
-    """The preset `name`, with `overrides` such as {"stage2.learning_rate": "1e-4"} applied.
+def get(name: str, overrides: dict[str, str] | str | None = None) -> Recipe:
+    """The preset `name`, with `overrides` such as {"stage2.learning_rate": "1e-4"} applied; or the same as
+    text (parse_settings).
 
     Raises RecipeError, in one line, for an unknown recipe or field and for a value of the wrong type.
     """
     if name not in PRESETS:
         raise RecipeError(f"unknown recipe {name!r}; the recipes are {', '.join(PRESETS)}")
-    return _overridden(PRESETS[name], overrides or {})
+    return _overridden(
+        PRESETS[name], parse_settings(overrides) if isinstance(overrides, str) else overrides or {}
+    )
 
 
 def from_dict(fields: dict) -> Recipe:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medkit import dmt
+from medkit.recipes import DmtSpec
 from medkit.records import Dialogue, Turn
 from medkit.text_keys import content_key
 
@@ -91,8 +93,6 @@ def test_another_seed_is_another_split_and_replay():
 
 @pytest.mark.parametrize("count", [1, 7, 1000])
 def test_the_shuffle_is_that_of_datasets(count):
-    from datasets import Dataset
-
     theirs = Dataset.from_dict({"row": list(range(count))}).shuffle(seed=42)["row"][:]
     assert dmt.shuffled(count, 42).tolist() == theirs
 
@@ -225,8 +225,6 @@ def test_as_released_the_duplicates_cross_and_are_counted():
 
 
 def test_as_released_rows_are_the_first_of_the_shuffle():
-    from datasets import Dataset
-
     records = [talk(i) for i in range(50)]
     made = split(records, 30, 10, deduplicate=False, by_note=False)
     theirs = Dataset.from_dict({"row": list(range(50))}).shuffle(seed=42)["row"][:]
@@ -253,3 +251,77 @@ def test_replay_shares_of_k(paper):
     # 33,333 / 100,000 is a third of stage 2's consultations and 0.0916 of stage 1's training rows.
     drawn = dmt.sample_replay(paper, 1 / 3, 100_000, 10_000)
     assert np.round(len(drawn.train) / len(paper.train), 4) == 0.0916
+
+
+def small_study(consultations=20, notes=False):
+    """Stage 1 of 40 rows (36 + 4) and a draw of 8 consultations for training and 4 for validation."""
+    talks = [talk(i, note=f"note {i}" if notes else "") for i in range(consultations)]
+    return dmt.mix_exams(exams(a=40), 0.1, 42), split(talks, 8, 4, by_note=notes)
+
+
+def mixed(fill="stage1", handover="continue", share=0.5, with_replay=True, study=None):
+    first, talks = study or small_study()
+    spec = DmtSpec(notechat_train=8, notechat_validation=4, replay_share=share, fill=fill, handover=handover)
+    return dmt.mix_stage2(first, talks, spec, with_replay)
+
+
+@pytest.mark.parametrize("notes", [False, True])
+def test_pad_has_the_replay_arms_rows_with_further_consultations_in_their_place(notes):
+    study = small_study(notes=notes)
+    replayed, padded, control = (
+        mixed(study=study),
+        mixed("dialogues", study=study),
+        mixed(with_replay=False, study=study),
+    )
+    assert len(replayed.train) == len(padded.train) == 8 + 4  # 0.5 x 8 = 4
+    assert (len(replayed.replay.train), len(padded.replay.train), len(padded.further)) == (4, 0, 4)
+    assert padded.train[:8] == replayed.train[:8] == control.train
+    assert len(set(padded.train)) == 12 and all(isinstance(row, Dialogue) for row in padded.train)
+    assert not set(padded.train) & set(padded.split.validation)
+    assert replayed.validation == padded.validation == control.validation
+    assert len(replayed.validation) == 4 + 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(share=st.sampled_from([0.0, 0.25, 0.5, 1.0]), consultations=st.integers(13, 30))
+def test_pad_is_the_draw_of_more_consultations(share, consultations):
+    """As if notechat_train had asked for them all, with the same ones held out."""
+    first, talks = small_study(consultations)
+    extra = int(share * 8)
+    if extra > consultations - 12:
+        with pytest.raises(dmt.MixtureError, match=rf"asks for {extra} further .* {consultations - 12} left"):
+            mixed("dialogues", share=share, study=(first, talks))
+        return
+    padded = mixed("dialogues", share=share, study=(first, talks))
+    order = [talk(i) for i in dmt.shuffled(consultations, 42)]
+    assert padded.train == order[:8] + order[12 : 12 + extra]
+    assert padded.split.validation == order[8:12]
+
+
+def test_joint_has_all_of_stage_1_beside_the_consultations():
+    study = small_study()
+    joint = mixed(handover="joint", study=study)
+    assert joint.train == study[1].train + study[0].part("train")  # 8 + 36
+    assert joint.validation == mixed(study=study).validation
+    assert mixed(handover="joint", with_replay=False, study=study).train == study[1].train
+
+
+def test_shares_of_each_arm():
+    study = small_study()
+    for arm, replayed, beside in (
+        (mixed(study=study), 4, 0),
+        (mixed("dialogues", study=study), 0, 4),
+        (mixed(handover="joint", study=study), 36, 0),
+    ):
+        rows = Dataset.from_dict(
+            {
+                "length": [30] * (8 + beside) + [10] * replayed,
+                "supervised": [9] * (8 + beside) + [2] * replayed,
+            }
+        )
+        shares = dmt.replay_shares(study[0], arm, rows)
+        assert shares["rows_per_stage2_row"] == replayed / (8 + beside)
+        assert shares["share_of_stage1"] == replayed / 36
+        assert shares["share_of_rows"] == replayed / (8 + beside + replayed)
+        assert shares["share_of_tokens"] == 10 * replayed / (30 * (8 + beside) + 10 * replayed)
+        assert shares["share_of_supervised_tokens"] == 2 * replayed / (9 * (8 + beside) + 2 * replayed)

@@ -93,6 +93,7 @@ SAMPLES = {
     tuple: ("q_proj", ("q_proj",)),
 }
 CHOICES = {
+    "dmt.fill": "dialogues",
     "model.base": "some/model",
     "model.revision": "v1",
     "model.chat_template": "chatml",
@@ -239,3 +240,24 @@ def test_an_adapter_from_elsewhere_may_sit_on_other_modules():
     from medkit.recipes import LoraSpec
 
     assert LoraSpec(target_modules=("qkv_proj",)).target_modules == ("qkv_proj",)
+
+
+def test_settings_are_read_as_text_or_as_a_dictionary():
+    text = recipes.get("cpu", "dmt.fill=dialogues; dmt.relearn_steps=10")
+    assert text == recipes.get("cpu", {"dmt.fill": "dialogues", "dmt.relearn_steps": "10"})
+    assert (text.dmt.fill, text.dmt.relearn_steps, text.dmt.handover) == ("dialogues", 10, "continue")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("dmt.fill=padding", "dmt.fill is 'padding'"),
+        ("dmt.handover=mixed", "dmt.handover is 'mixed'; it must be one of continue, merge, joint"),
+        ("dmt.relearn_steps=-1", "dmt.relearn_steps is -1"),
+        ("dmt.fill=dialogues;dmt.handover=joint", "set dmt.fill=stage1"),
+        ("dmt.handover=joint;dmt.optimizer_state=carried", "set dmt.handover=continue"),
+    ],
+)
+def test_arms_that_cannot_be(settings, said):
+    with pytest.raises(recipes.RecipeError, match=said):
+        recipes.get("cpu", settings)

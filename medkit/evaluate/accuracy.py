@@ -26,6 +26,7 @@ PAIRS = (
     ("med-mix", "med-nirvana", "stage 2 with replay"),
     ("med-mix", "control", "stage 2 without replay"),
     ("control", "med-nirvana", "the replay"),
+    ("med-nirvana", "relearned", "relearning steps"),
 )
 PUBMEDQA_LABELS = dict(zip(pubmedqa.LETTERS, pubmedqa.OPTIONS, strict=True))
 

@@ -117,7 +117,7 @@ def of_run(run: Run, names: Sequence[str] | None = None) -> Lineup:
     not nothing.
     """
     if names is None:
-        names = [name for name in arms.ARMS if name not in arms.OPTIONAL or arms.trained(run.folder, name)]
+        names = arms.present(run.folder, run.recipe)
     needed = arms.needs(*names)
     merged = run.recipe.dmt.handover == "merge"
     if merged and any(arms.ARMS[name].stage == "stage2" for name in names):

@@ -112,7 +112,7 @@ def run(
     Raises MedkitError before anything is written, RunFailed where a notebook failed.
     """
     settings = "\n".join(settings)
-    resolved = recipes.get(recipe, recipes.parse_settings(settings))
+    resolved = recipes.get(recipe, settings)
     place = storage.folder(name or DEFAULT_NAMES.get(recipe, recipe))
     storage.check_own(place)
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
@@ -130,7 +130,7 @@ def run(
         _refuse_others_files(place)
         info = None if fresh else _earlier(place, described, resume, bool(only))
         done = _finished(place, info) if resume else set()
-        _refuse_missing(place, steps, fresh, done)
+        _refuse_missing(place, steps, fresh, done, joint=resolved.dmt.handover == "joint")
         if fresh:
             _remove(place)
         opened = run_json.Run(place, info or described, resolved, data_dir)
@@ -239,13 +239,15 @@ def _finished(place: Path, info: dict | None) -> set[str]:
     }
 
 
-def _refuse_missing(place: Path, steps: Sequence[Step], fresh: bool, done: set[str]) -> None:
+def _refuse_missing(place: Path, steps: Sequence[Step], fresh: bool, done: set[str], joint: bool) -> None:
     """Before a kernel starts: what a step needs is there, or an earlier step of this call writes it."""
     coming: set[str] = set()
     for step in steps:
         if step.name in done:
             continue
         needed = [name for name in step.needs if name not in coming]
+        if joint:  # one stage learns everything: there may be no other
+            needed = [name for name in needed if not name.startswith("stage1/")]
         if fresh and needed:
             raise MedkitError(
                 f"{step.name} needs {needed[0]}, and --fresh starts with nothing; leave one of them out"

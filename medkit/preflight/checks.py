@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from medkit import MedkitError, prompts, recipes
-from medkit import dmt as mixture
 from medkit.data import hub, sources
 from medkit.preflight import estimate, evaluation_costs
 from medkit.preflight.findings import Check, PreflightError, as_dict, failed, show, text
@@ -26,7 +26,7 @@ from medkit.preflight.rows import model, rows
 from medkit.runs import machine as this_machine
 from medkit.runs import storage
 from medkit.runs.inputs import connect, is_local
-from medkit.train import merging, tokenization
+from medkit.train import merging, stages, tokenization
 
 __all__ = [
     "Check",
@@ -87,7 +87,11 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
         )
         checks += rows(recipe, tokenizer, records, prepared)
         tokens = total * float(np.mean(prepared["length"]))
-        checks += _course(recipe, stage, shape, total, tokens, validation, max(prepared["length"]))
+        of_rows = (shape, total, tokens, validation, max(prepared["length"]))
+        checks += _course(recipe, stage, *of_rows)
+        if stage == "stage1" and recipe.dmt.relearn_steps:
+            probe = _course(replace(recipe, stage1=stages.relearning(recipe)), stage, *of_rows)[0]
+            checks.append(replace(probe, name="relearned: course"))
     checks += _evaluation(recipe, tokenizer, shape, loaded, data_dir or recipe.data.origin == "builtin")
     return checks + base_runs(recipe, tokenizer, prepared)
 
@@ -319,30 +323,28 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
 def stage_samples(recipe, loaded: dict, data_dir: str):
     """(stage, sample of its training rows, training rows in all, validation rows) of both stages."""
     data, dmt = recipe.data, recipe.dmt
-    exams = {name: loaded[name, "train"] for name in sources.EXAMS}
-    first = mixture.mix_exams(exams, data.validation_share, data.seed)
-    talks = mixture.split_notechat(
-        loaded["dialogues", "train"],
-        dmt.notechat_train,
-        dmt.notechat_validation,
-        deduplicate=data.deduplicate,
-        by_note=data.notechat_split == "note",
-        seed=data.seed,
-    )
-    train, validation = len(first.train), len(first.validation)
-    consultations, held_out = len(talks.train), len(talks.validation)
+    first = stages.mix(recipe, {name: loaded[name, "train"] for name in sources.EXAMS})
+    some, share = first.part("train")[:SAMPLE], dmt.replay_share
     if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
         sizes = {n: sources.SOURCES[n].parts[data.reads(n, "train")[1]].rows for n in sources.EXAMS}
         total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
-        validation = round(total * data.validation_share)
-        train, consultations, held_out = total - validation, dmt.notechat_train, dmt.notechat_validation
+        held_out = round(total * data.validation_share)
+        yield "stage1", some, total - held_out, held_out
+        asked = replace(recipe, dmt=replace(dmt, fill="stage1", replay_share=0.0))
+        talks = stages.mix_second(asked, first, loaded["dialogues", "train"]).split.train[:SAMPLE]
+        beside = total - held_out if dmt.handover == "joint" else round(dmt.notechat_train * share)
+        train, validation = dmt.notechat_train + beside, round(dmt.notechat_validation * (1 + share))
     else:
-        mixture.sample_replay(first, dmt.replay_share, consultations, held_out)  # refuses a share too large
-    some = first.part("train")[:SAMPLE]
-    yield "stage1", some, train, validation
-    mixed = talks.train[:SAMPLE]
-    mixed += some[: round(len(mixed) * dmt.replay_share)]
-    yield "stage2", mixed, *(round(n * (1 + dmt.replay_share)) for n in (consultations, held_out))
+        yield "stage1", some, len(first.train), len(first.validation)
+        second = stages.mix_second(recipe, first, loaded["dialogues", "train"])  # refuses too large a share
+        talks, train, validation = second.dialogues[:SAMPLE], len(second.train), len(second.validation)
+        beside = len(second.replay.train)
+    replayed = 0 if dmt.fill == "dialogues" else beside
+    # The sample has the stage's own share of exam rows.
+    per_talk = replayed / (train - replayed)
+    if per_talk * len(talks) > len(some):
+        talks = talks[: max(1, round(len(some) / per_talk))]
+    yield "stage2", talks + some[: round(len(talks) * per_talk)], train, validation
 
 
 def _course(recipe, stage, shape, total, tokens, validation, longest) -> list[Check]:

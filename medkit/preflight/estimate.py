@@ -126,7 +126,7 @@ def disk(shape: Shape, recipe: Recipe, tokens: float) -> dict[str, float]:
         "prepared rows": tokens * 8,  # ids and labels
         "packed rows": tokens * 8 if recipe.stage1.packing != "off" else 0,
         "checkpoints": 3 * state,  # two kept, one being written
-        "adapters": 3 * lora * 4,
+        "adapters": (3 + bool(recipe.dmt.relearn_steps)) * lora * 4,
         "merged model": 2 * shape.parameters if recipe.dmt.handover == "merge" else 0,
     }
     return {name: size / GB for name, size in parts.items()}
@@ -180,8 +180,15 @@ def full_rows(recipe: Recipe, name: str, part: str = "train") -> dict[str, float
         share = held_out if part == "validation" else 1 - held_out
         return {source: share * rows for source, rows in exams.items()}
     talks = dmt.notechat_validation if part == "validation" else dmt.notechat_train
-    replayed = dmt.replay_share * talks / sum(exams.values())
-    return {"notechat": talks, **{source: replayed * rows for source, rows in exams.items()}}
+    beside = dmt.replay_share * talks
+    if part == "train" and dmt.handover == "joint":
+        beside = (1 - held_out) * sum(exams.values())
+    elif part == "train" and dmt.fill == "dialogues":
+        talks, beside = talks + beside, 0.0
+    return {
+        "notechat": talks,
+        **{source: beside * rows / sum(exams.values()) for source, rows in exams.items()},
+    }
 
 
 def full_plan(recipe: Recipe, name: str, mean: dict[str, float], hardware: dict) -> Plan:

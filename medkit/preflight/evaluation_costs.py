@@ -16,8 +16,9 @@ from medkit.preflight import estimate
 from medkit.preflight.estimate import GB, Shape
 from medkit.recipes import RELEASED, Recipe
 from medkit.records import LETTERS
+from medkit.runs.arms import required
 
-MODELS = {"03_mcq_eval": 4, "04_consumer_eval": 2}  # base, Med-Mix, Med-Nirvana, control; base, Med-Nirvana
+CONSUMER_MODELS = 2  # base, Med-Nirvana
 BANDWIDTH = {"H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 1.9e12}  # B/s
 QUERIES = ("icliniq", "healthcaremagic")
 SAMPLE = 400  # prompts of each source
@@ -80,7 +81,7 @@ def exam_passes(
 ) -> list[Pass]:
     """Notebook 03's. counts: evaluation questions there are, by benchmark; lengths: tokens of the prompts of
     some of each; shared: tokens that all begin with; released: new tokens of the released protocol."""
-    spec, models = recipe.mcq, MODELS["03_mcq_eval"]
+    spec, models = recipe.mcq, _exam_models(recipe)
     longest = max(max(of) for of in lengths.values())
 
     def asked(rows: int) -> dict[str, int]:
@@ -102,6 +103,11 @@ def exam_passes(
     return found
 
 
+def _exam_models(recipe: Recipe) -> int:
+    """Models that notebook 03 compares at most: base, Med-Mix, Med-Nirvana, control; and the probe."""
+    return len({*required(recipe), "med-mix", "control"})
+
+
 def further_passes(
     recipe: Recipe,
     counts: dict[str, int],
@@ -111,7 +117,7 @@ def further_passes(
 ) -> list[Pass]:
     """Notebook 03's beside the protocols: questions in the other cyclic orders of their options, and the
     general ones, `general` tokens long; the texts for perplexity are shorter and fewer, and left out."""
-    spec, models, found = recipe.mcq, MODELS["03_mcq_eval"], []
+    spec, models, found = recipe.mcq, _exam_models(recipe), []
     spared = shared if spec.prefix_cache else 0
     orders = {name: len(pubmedqa.OPTIONS if name == "pubmedqa" else LETTERS) - 1 for name in counts}
     asked = {name: orders[name] * min(spec.permutations, count) for name, count in counts.items()}
@@ -129,7 +135,7 @@ def further_passes(
 
 def consumer_passes(recipe: Recipe, count: int, lengths: Sequence[int]) -> list[Pass]:
     """Notebook 04's. count: undamaged queries there are; lengths: tokens of the prompts of some of them."""
-    spec, models = recipe.consumer, MODELS["04_consumer_eval"]
+    spec, models = recipe.consumer, CONSUMER_MODELS
     cases, mean = min(spec.cases, count), sum(lengths) / len(lengths)
     ways = {"greedy answers": 1, "sampled answers": spec.samples}
     return [

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 _HOMES = {
+    "before_and_after": "display",
     "details": "display",
     "settings": "display",
 }

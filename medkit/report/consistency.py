@@ -11,7 +11,7 @@ from medkit import MedkitError
 from medkit.evaluate import accuracy
 from medkit.runs import loss as loss_file
 from medkit.runs import run_json, storage
-from medkit.runs.arms import ARMS
+from medkit.runs.arms import ARMS, required
 from medkit.runs.run_json import Run
 
 STAGES = tuple(ARMS[name].notebook for name in ("med-mix", "med-nirvana"))
@@ -42,7 +42,8 @@ def _has_control(run: Run) -> bool:
 
 def _stages(run: Run) -> tuple[str, ...]:
     """The training notebooks of the run, the control arm's where it has one."""
-    return (*STAGES, CONTROL) if _has_control(run) else STAGES
+    trained = [ARMS[name].notebook for name in required(run.recipe)] + [CONTROL] * _has_control(run)
+    return tuple(name for name in (*STAGES, CONTROL) if name in trained)
 
 
 def arms(run: Run) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def _same_outcomes(run: Run) -> str:
     """The summary is that of the outcomes beside it, and of all of this run's models."""
     summary = storage.load(run.folder, "mcq/summary.json", ("models", "datasets"))
     items = accuracy.read_items(run.folder)
-    if missing := {"base", "med-mix", *arms(run)} - set(summary["models"]):
+    if missing := {*required(run.recipe), *arms(run)} - set(summary["models"]):
         raise ReportError(f"mcq/summary.json lacks {', '.join(sorted(missing))}; run 03_mcq_eval again")
     for (dataset, model), rows in items.groupby(["dataset", "model"]):
         own = summary["datasets"].get(dataset, {}).get("models", {}).get(model, {})

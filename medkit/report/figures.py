@@ -125,6 +125,24 @@ def loss_arms(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> 
     return _loss_axes(ax, title, empty=not any(len(loss) for loss in curves.values()))
 
 
+def loss_by_source(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> Axes:
+    """Validation loss of stage 2 by source (loss.BY_SOURCE), an arm a colour: solid lines for the
+    consultations, dashed ones for stage 1's questions, whose rise is the forgetting as it happens."""
+    empty = True
+    kinds = {"eval_loss_dialogues": ("consultations", "-"), "eval_loss_stage1": ("exam questions", "--")}
+    for i, (name, loss) in enumerate(curves.items()):
+        for column, (kind, line) in kinds.items():
+            rows = loss.dropna(subset=column) if column in loss else loss.iloc[:0]
+            if len(rows):
+                look = _look(name, i)
+                look |= {"label": f"{look['label']}, {kind}", "linestyle": line, "markersize": 5}
+                ax.plot(rows["step"], rows[column], **look)
+                empty = False
+    _loss_axes(ax, title, empty=empty)
+    ax.set_ylabel("validation loss")
+    return ax
+
+
 def _look(model: str, k: int) -> dict:
     """Colour, mark and name of a model, the k-th of a figure."""
     colour, mark = COLOURS.get(model, CYCLE[k % len(CYCLE)]), MARKS.get(model, "osD^v"[k % 5])

@@ -136,6 +136,7 @@ KNOBS = (
         words="33,333 stage-1 rows to 100,000",
         small="chosen so that the arms with and without replay can be told apart (DECISIONS.md)",
     ),
+    _both("dmt.fill", "stage1", words="rows of stage 1"),
     Knob(
         "dmt.handover",
         release="merge",
@@ -162,6 +163,7 @@ OURS = {
     **dict.fromkeys(("stage1.report_to", "stage2.report_to"), "who is told the losses; none unless asked"),
     "dmt.optimizer_state": "whether stage 2 begins with the moments of stage 1's optimizer",
     "dmt.replay_token_share": "what replayed rows weigh in stage 2's loss; 0 is unweighted",
+    "dmt.relearn_steps": "a few steps on stage 1's rows after stage 2: is its skill gone, or hidden",
     "mcq.generated_rows": "questions answered in words too, to compare the protocols",
     "mcq.permutations": "questions asked in every order of their options, to see what the order is worth",
     "mcq.general": "the built-in general questions and texts, to see what medicine has cost",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkit import MedkitError
+from medkit.recipes import Recipe
 
 ADAPTER = "adapter/adapter_model.safetensors"
 
@@ -37,6 +38,7 @@ ARMS = {
         Arm("med-mix", "Med-Mix", "stage1", "01_stage1"),
         Arm("med-nirvana", "Med-Nirvana", "stage2", "02_stage2"),
         Arm("control", "control (no replay)", "stage2_noreplay", "02_stage2_noreplay"),
+        Arm("relearned", "Med-Nirvana, relearned", "stage2_relearned", "02_stage2"),
     )
 }
 
@@ -51,7 +53,24 @@ def of_folder(folder: str) -> Arm:
     return {arm.folder: arm for arm in ARMS.values()}[folder]
 
 
-OPTIONAL = ("control",)  # compared where they have been trained; without the others there is no comparison
+def required(recipe: Recipe) -> list[str]:
+    """The arms without which there is nothing to compare in a run of the recipe. The control arm is compared
+    where it has been trained, and so is Med-Mix where one stage learns everything at once."""
+    optional = {"control": True, "med-mix": recipe.dmt.handover == "joint"}
+    optional["relearned"] = not recipe.dmt.relearn_steps
+    return [name for name in ARMS if not optional.get(name)]
+
+
+def present(place: Path, recipe: Recipe) -> list[str]:
+    """The arms that a run compares: those it must have, and those of the others that it has trained."""
+    return [name for name in ARMS if name in required(recipe) or trained(place, name)]
+
+
+def begins_with(notebook: str, recipe: Recipe) -> list[str]:
+    """The files of a run that a training notebook goes on from: stage 1's adapter in stage 2, unless one
+    stage learns everything."""
+    later = [arm.notebook for arm in ARMS.values() if arm.stage == "stage2"]
+    return needs("med-mix") if notebook in later and recipe.dmt.handover != "joint" else []
 
 
 def trained(place: Path, name: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medkit import chat_template, recipes
-from medkit.runs import energy, inputs, machine, storage
+from medkit.runs import arms, energy, inputs, machine, storage
 from medkit.runs.storage import (
     ResultsError,
     check_text,
@@ -113,8 +113,9 @@ def begin(
         check_same(place, info, describe(recipe, settings, data_dir or "", adapter))
     elif data_dir is not None:
         _check_origin(place, info, data_dir)
-    require(place, needs)
-    run = Run(place, info, recipes.from_dict(info["recipe"]), data_dir or "", notebook)
+    resolved = recipes.from_dict(info["recipe"])
+    require(place, [*arms.begins_with(notebook, resolved), *needs])
+    run = Run(place, info, resolved, data_dir or "", notebook)
     run._energy = energy.Meter()
     chat_template.use_date(info["date"])
     if data_dir is not None:
@@ -243,6 +244,12 @@ def may_show(run: Run, show_text: bool) -> bool:
     """Whether rows may be printed: the built-in corpus's always, a data set's where the reader asks."""
     inputs.check_truth("show_text", show_text)
     return show_text or run.info["data"]["origin"] == "builtin"
+
+
+def stage2_arm(replay: bool) -> str:
+    """The folder of stage 2's arm with the replay or, for False, without; InputError for another value."""
+    inputs.check_truth("replay", replay)
+    return "stage2" if replay else "stage2_noreplay"
 
 
 def under_runner() -> bool:

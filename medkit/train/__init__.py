@@ -4,13 +4,14 @@ import importlib
 
 # What notebooks call, by the module that has it; loaded on first use, so that importing this loads no torch.
 _OFFERED = {
-    "load_for_stage": "stages",
-    "tokenize": "stages",
+    "read_records": "stages",
+    "load_base": "stages",
+    "begin_adapter": "stages",
+    "prepare": "stages",
     "sft_config": "config",
     "fit": "stages",
+    "relearn": "stages",
     "finish": "stages",
-    "for_inference": "models",
-    "trainable_parameters": "models",
 }
 __all__ = list(_OFFERED)
 

@@ -4,6 +4,7 @@ The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
 """
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -36,6 +37,8 @@ def unsloth():
         atexit.register(shutil.rmtree, compiled, ignore_errors=True)
         os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled
     os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.abspath(os.environ["UNSLOTH_COMPILE_LOCATION"])
+    # It warns of a faster kernel for 4-bit weights, which is only on the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import unsloth
 
     return unsloth

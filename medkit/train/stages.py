@@ -4,15 +4,15 @@ import functools
 import json
 import tempfile
 from collections import Counter
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
 
-from medkit import dmt as mixture
-from medkit import recipes
+from medkit import dmt, recipes
 from medkit.data import builtin, contamination, sources
-from medkit.runs import inputs, run_json, storage
+from medkit.runs import arms, inputs, run_json, storage
 from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run
 from medkit.train import checkpoints, models, tokenization
@@ -45,12 +45,90 @@ def load_exams(run: Run, part: str) -> dict[str, sources.Loaded]:
     return {name: load(run, name, part) for name in sources.EXAMS}
 
 
-def stage1_mixture(run: Run, loaded: dict[str, sources.Loaded]) -> mixture.Stage1:
-    data = run.recipe.data
-    return mixture.mix_exams({n: one.by_row() for n, one in loaded.items()}, data.validation_share, data.seed)
+@dataclass(frozen=True)
+class Records:
+    """What one arm trains and validates on, and where it was read."""
+
+    arm: str  # its folder: "stage1", "stage2" or "stage2_noreplay"
+    sources: dict[str, sources.Loaded]  # training parts; stage 2's consultations as "dialogues"
+    first: dmt.Stage1
+    second: dmt.Stage2 | None = None  # of the arms of stage 2
+
+    @property
+    def stage(self) -> str:
+        """The part of the recipe that trains it."""
+        return self.arm.partition("_")[0]
+
+    @property
+    def train(self) -> list:
+        return self.second.train if self.second else self.first.part("train")
+
+    @property
+    def validation(self) -> list:
+        return self.second.validation if self.second else self.first.part("validation")
 
 
-def describe_stage1(train: dict, evaluation: dict, mixed: mixture.Stage1, matches: list) -> dict:
+def mix(recipe: recipes.Recipe, exams: dict[str, Sequence]) -> dmt.Stage1:
+    """Stage 1's mixture of a recipe. exams: rows by source, None for a dropped one (Loaded.by_row)."""
+    return dmt.mix_exams(exams, recipe.data.validation_share, recipe.data.seed)
+
+
+def mix_second(
+    recipe: recipes.Recipe, first: dmt.Stage1, dialogues: Sequence, with_replay: bool = True
+) -> dmt.Stage2:
+    """Stage 2's rows of a recipe, of the arm with or without the replay. dialogues: as `mix` takes rows."""
+    split = dmt.split_notechat(
+        dialogues,
+        recipe.dmt.notechat_train,
+        recipe.dmt.notechat_validation,
+        deduplicate=recipe.data.deduplicate,
+        by_note=recipe.data.notechat_split == "note",
+        seed=recipe.data.seed,
+    )
+    return dmt.mix_stage2(first, split, recipe.dmt, with_replay)
+
+
+def read_records(run: Run, arm: str) -> Records:
+    """The records of one arm ("stage1", "stage2", "stage2_noreplay"), read from where the run takes its rows.
+
+    Raises SourceError, MixtureError, and ResultsError where a file is not the one the run began with.
+    """
+    loaded = load_exams(run, "train")
+    first = mix(run.recipe, {name: one.by_row() for name, one in loaded.items()})
+    if arm == "stage1":
+        return Records(arm, loaded, first)
+    loaded["dialogues"] = load(run, "dialogues", "train")
+    return Records(
+        arm, loaded, first, mix_second(run.recipe, first, loaded["dialogues"].by_row(), arm == "stage2")
+    )
+
+
+def write_manifest(run: Run, records: Records, rows, queries: Sequence = ()) -> dict:
+    """The arm's part of data/manifest.json, returned too, with data/overlap_STAGE.csv and, of stage 2,
+    ARM/replay.csv.
+
+    rows: the tokenized training rows. queries: the patients' queries that stage 2 is evaluated on. The arm
+    without the replay adds nothing to the manifest: it reads the consultations of the arm with it.
+    """
+    if records.second:
+        write_replay(run, records.arm, records.second.replay)
+    if records.arm not in ("stage1", "stage2"):
+        return {}
+    evaluation = load_exams(run, "eval")
+    items = [record for one in evaluation.values() for record in one.records]
+    if records.second:
+        matches, validation = evaluated_in_training(records.second, records.first, items, list(queries))
+        described = describe_stage2(records, rows, matches, validation)
+        update_manifest(run, {"stage2": described})
+    else:
+        matches = contamination.find(records.first.records, items)
+        described = describe_stage1(records.sources, evaluation, records.first, matches)
+        update_manifest(run, described)
+    write_overlap(run, records.stage, matches)
+    return described
+
+
+def describe_stage1(train: dict, evaluation: dict, mixed: dmt.Stage1, matches: list) -> dict:
     """data/manifest.json as notebook 01 writes it."""
     described = {
         name: {"train": _described(train[name]), "eval": _described(evaluation[name])} for name in train
@@ -94,22 +172,6 @@ def _described(loaded: sources.Loaded) -> dict:
     }
 
 
-def stage2_rows(run: Run, first: mixture.Stage1, loaded: sources.Loaded, with_replay: bool):
-    """(dmt.Dialogues, dmt.Replay) of one arm. The control arm replays nothing in training; both
-    arms validate on the same rows, so that their loss curves can be compared."""
-    dmt, data = run.recipe.dmt, run.recipe.data
-    split = mixture.split_notechat(
-        loaded.by_row(),
-        dmt.notechat_train,
-        dmt.notechat_validation,
-        deduplicate=data.deduplicate,
-        by_note=data.notechat_split == "note",
-        seed=data.seed,
-    )
-    drawn = mixture.sample_replay(first, dmt.replay_share, len(split.train), len(split.validation))
-    return split, drawn if with_replay else replace(drawn, train=[])
-
-
 def tokenize(run: Run, stage: str, tokenizer, records: list):
     """The records as the stage's training rows (tokenization.prepare), which tell exam questions apart."""
     rows = tokenization.prepare(
@@ -122,34 +184,42 @@ def tokenize(run: Run, stage: str, tokenizer, records: list):
     return tokenization.with_exams(rows, records)
 
 
+def prepare(run: Run, records: Records, tokenizer, queries: Sequence = ()):
+    """(training rows, validation rows) of an arm, tokenized; its part of the manifest is written.
+
+    queries: the patients' queries that stage 2 is evaluated on, which are looked for in its rows.
+    """
+    train, validation = (
+        tokenize(run, records.stage, tokenizer, part) for part in (records.train, records.validation)
+    )
+    if models.first_process():
+        write_manifest(run, records, train, queries)
+    return train, validation
+
+
 def evaluated_in_training(
-    split: mixture.Dialogues, first: mixture.Stage1, questions: list, queries: list
+    second: dmt.Stage2, first: dmt.Stage1, questions: list, queries: list
 ) -> tuple[list, list]:
     """Matches (contamination.find) of what evaluates stage 2 in what it has been trained on, besides those of
     notebook 01: exam questions and patients' queries in the consultations, and the queries in stage 1's rows;
     and, apart, of the consultations that validate in those that train."""
-    found = contamination.find(split.train, [*questions, *queries, *split.validation])
-    talks = {record.source for record in split.validation}
+    held_out = second.split.validation
+    found = contamination.find(second.dialogues, [*questions, *queries, *held_out])
+    talks = {record.source for record in held_out}
     validation = [match for match in found if match.eval_source in talks]
     others = [match for match in found if match.eval_source not in talks]
     return others + contamination.find(first.records, queries), validation
 
 
-def describe_stage2(
-    loaded: sources.Loaded,
-    split: mixture.Dialogues,
-    drawn: mixture.Replay,
-    first: mixture.Stage1,
-    rows,
-    matches: list,
-    validation_matches: list,
-) -> dict:
+def describe_stage2(records: Records, rows, matches: list, validation_matches: list) -> dict:
     """The manifest's stage2: counts, duplicates, every replayed row's id, and replay's share three ways; with
     the two lists of `evaluated_in_training`.
 
     Duplicates three ways: files of the same bytes, conversations of the same text, and validation
     conversations found in training ones as evaluation items are (contamination.find).
     """
+    loaded, second = records.sources["dialogues"], records.second
+    split, drawn = second.split, second.replay
     groups = contamination.duplicates(loaded.records)
     same_bytes = Counter(loaded.files.values())
     return {
@@ -160,6 +230,7 @@ def describe_stage2(
             "kept": split.kept,
             "distinct": split.distinct,
             "train": len(split.train),
+            "further": len(second.further),
             "validation": len(split.validation),
             "asked": list(split.asked),
             "validation_verbatim_in_train": split.validation_verbatim_in_train,
@@ -175,27 +246,11 @@ def describe_stage2(
         "replay": {
             "train": len(drawn.train),
             "validation": len(drawn.validation),
-            **replay_shares(split, drawn, first, rows),
+            **dmt.replay_shares(records.first, second, rows),
             "train_ids": drawn.ids(drawn.train),
             "validation_ids": drawn.ids(drawn.validation),
         },
         "overlap": _found(matches),
-    }
-
-
-def replay_shares(split: mixture.Dialogues, drawn: mixture.Replay, first: mixture.Stage1, rows) -> dict:
-    """What share of what the replay is. `rows`: the tokenized training rows, conversations first.
-
-    With the loss on answers a replayed exam row brings two supervised tokens and a conversation some
-    hundreds, so that a quarter of the rows can be a hundredth of what is learned from.
-    """
-    start, tokens, supervised = len(split.train), rows["length"], rows["supervised"]
-    return {
-        "rows_per_stage2_row": len(drawn.train) / start,
-        "share_of_stage1": len(drawn.train) / len(first.train),
-        "share_of_rows": len(drawn.train) / len(rows),
-        "share_of_tokens": sum(tokens[start:]) / sum(tokens),
-        "share_of_supervised_tokens": sum(supervised[start:]) / sum(supervised),
     }
 
 
@@ -208,9 +263,9 @@ def update_manifest(run: Run, part: dict) -> dict:
     return manifest
 
 
-def load_for_stage(run: Run, stage: str):
-    """(model, tokenizer) as the stage begins: stage 1 with a fresh adapter on the base; stage 2 with
-    stage 1's adapter ("continue"), or with a fresh one on the merged and re-quantized model ("merge")."""
+def load_base(run: Run, stage: str):
+    """(model, tokenizer) that the stage's adapter is put on: the base, or, for a stage 2 that is handed over
+    by `merge`, the merged model, quantized again."""
     recipe, spec = run.recipe, getattr(run.recipe, stage)
     inputs.check_tracker(spec.report_to)
     merged = stage == "stage2" and recipe.dmt.handover == "merge"
@@ -220,15 +275,29 @@ def load_for_stage(run: Run, stage: str):
         wanted = replace(wanted, base=str(run.folder / "stage1" / "merged"))
     model, tokenizer = models.load(wanted, gradient_checkpointing=spec.gradient_checkpointing)
     run.use_data({"base model": models.base_identity(recipe.model)})
-    model = models.attach_lora(
-        model, recipe.lora, seed=spec.seed, gradient_checkpointing=spec.gradient_checkpointing
-    )
-    if stage == "stage2" and not merged:
-        storage.require(run.folder, ["stage1/adapter/adapter_model.safetensors"])
+    return model, tokenizer
+
+
+def begin_adapter(run: Run, stage: str, model) -> None:
+    """The model's fresh adapter as the stage begins: stage 1's weights go into stage 2's by `continue`. Where
+    stage 1 is handed over by `merge`, refuses now, not after hours of training, what cannot be merged."""
+    recipe = run.recipe
+    if stage == "stage2" and recipe.dmt.handover == "continue":
+        storage.require(run.folder, arms.needs("med-mix"))
         _stage1s_optimizer(run)
         models.use_adapter(model, run.folder / "stage1" / "adapter")
-    if stage == "stage1" and recipe.dmt.handover == "merge":  # not after hours of training
+    if stage == "stage1" and recipe.dmt.handover == "merge":
         check_merge(model, run.folder / "stage1" / "merged")
+
+
+def load_for_stage(run: Run, stage: str):
+    """(model, tokenizer) as the stage begins, with its adapter (load_base, begin_adapter)."""
+    spec = getattr(run.recipe, stage)
+    model, tokenizer = load_base(run, stage)
+    model = models.attach_lora(
+        model, run.recipe.lora, seed=spec.seed, gradient_checkpointing=spec.gradient_checkpointing
+    )
+    begin_adapter(run, stage, model)
     return model, tokenizer
 
 
@@ -265,18 +334,40 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, con
     return done
 
 
+def relearning(recipe: recipes.Recipe) -> recipes.TrainSpec:
+    """How the relearning probe trains: as stage 1, but at its full learning rate from the first step to the
+    last, since ten steps of its warmup would hardly move a weight."""
+    steps = recipe.dmt.relearn_steps
+    return replace(recipe.stage1, max_steps=steps, warmup_steps=0, scheduler="constant")
+
+
+def relearn(run: Run, records: Records, model, tokenizer) -> models.Fit | None:
+    """Train the model, which has just been trained as the arm "stage2", for dmt.relearn_steps optimizer steps
+    on stage 1's rows, and leave stage2_relearned/adapter and its loss.csv: whether stage 1's skill is gone or
+    only hidden. None, and nothing is done, where the recipe does not ask for it.
+    """
+    if not run.recipe.dmt.relearn_steps or records.arm != "stage2":
+        return None
+    spec = relearning(run.recipe)
+    train, validation = (
+        tokenize(run, "stage1", tokenizer, records.first.part(part)) for part in ("train", "validation")
+    )
+    folder = run.folder / arms.ARMS["relearned"].folder
+    done = models.fit(
+        model, tokenizer, train, validation, spec, folder=folder, max_length=run.recipe.model.max_length
+    )
+    if models.first_process():
+        models.save_adapter(model, tokenizer, folder / "adapter")
+        models.remove_checkpoints(folder)  # a few steps, from an adapter that is saved
+    return done
+
+
 def _stage1s_optimizer(run: Run) -> Path | None:
     """The file of its state, where stage 2 begins with it; ResultsError where it is missing."""
     if run.recipe.dmt.optimizer_state != "carried":
         return None
     storage.require(run.folder, [f"stage1/{checkpoints.OPTIMIZER}"])
     return run.folder / "stage1" / checkpoints.OPTIMIZER
-
-
-def arm_of(replay: bool) -> str:
-    """The arm of stage 2: with the replay or, for False, without."""
-    inputs.check_truth("replay", replay)
-    return "stage2" if replay else "stage2_noreplay"
 
 
 def finish(run: Run, arm: str, done: models.Fit) -> None:
@@ -296,11 +387,10 @@ def _identity(run: Run, stage: str, train, validation) -> dict:
         "validation rows": tokenization.key(validation),
         "base weights": models.base_identity(run.recipe.model),
     }
-    if stage == "stage2":
-        begins = run.folder / "stage1" / "adapter" / "adapter_model.safetensors"
-        identity["stage 1's adapter"] = storage.sha256(begins)[:16]
-        if moments := _stage1s_optimizer(run):
-            identity["stage 1's optimizer"] = storage.sha256(moments)[:16]
+    for begins in arms.begins_with("02_stage2", run.recipe) if stage == "stage2" else ():
+        identity["stage 1's adapter"] = storage.sha256(run.folder / begins)[:16]
+    if stage == "stage2" and (moments := _stage1s_optimizer(run)):
+        identity["stage 1's optimizer"] = storage.sha256(moments)[:16]
     return identity
 
 
@@ -309,7 +399,7 @@ def loss(run: Run, arm: str) -> pd.DataFrame:
     return loss_file.read(run.folder, arm)
 
 
-def write_replay(run: Run, arm: str, drawn: mixture.Replay) -> None:
+def write_replay(run: Run, arm: str, drawn: dmt.Replay) -> None:
     """ARM/replay.csv: every replayed row, by part."""
     rows = [
         {"part": part, "source": record.source, "id": record.id}

@@ -13,11 +13,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from medkit import recipes
 from medkit.data import builtin
-from medkit.evaluate import mcq
+from medkit.evaluate import lineup, mcq
 from medkit.pipeline import runner
 from medkit.preflight import inputs
 from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
@@ -53,7 +53,7 @@ def place(tmp_path, monkeypatch):
 def stage1(settings: str):
     """(run, fit) of a first stage, up to where notebook 01 has yet to draw and to finish."""
     run = run_json.begin("try", "01_stage1", "cpu", settings)
-    mixed = stages.stage1_mixture(run, stages.load_exams(run, "train"))
+    mixed = stages.read_records(run, "stage1").first
     model, tokenizer = stages.load_for_stage(run, "stage1")
     rows = [stages.tokenize(run, "stage1", tokenizer, mixed.part(part)) for part in ("train", "validation")]
     return run, stages.fit(run, "stage1", "stage1", model, tokenizer, *rows)
@@ -84,8 +84,9 @@ def test_stage_1_keeps_its_optimizer_for_stage_2_where_the_recipe_says_so(place,
     state = torch.load(place / "stage1" / "optimizer.pt", weights_only=True)["state"]
     assert {int(one["step"]) for one in state.values()} == {2}
     run = run_json.begin("try", "02_stage2", "cpu", carried)
-    mixed = stages.stage1_mixture(run, stages.load_exams(run, "train"))
-    split, drawn = stages.stage2_rows(run, mixed, stages.load(run, "dialogues", "train"), True)
+    mixed = stages.read_records(run, "stage1").first
+    second = stages.mix_second(run.recipe, mixed, stages.load(run, "dialogues", "train").by_row())
+    split, drawn = second.split, second.replay
     model, tokenizer = stages.load_for_stage(run, "stage2")
     sides = (split.train + drawn.train, split.validation + drawn.validation)
     rows = [stages.tokenize(run, "stage2", tokenizer, records) for records in sides]
@@ -129,9 +130,9 @@ def test_a_checkpoint_of_several_processes_is_not_taken_up_by_one(place, tiny_ll
 
 
 def test_arms_are_told_by_a_truth_value():
-    assert [stages.arm_of(replay) for replay in (True, False)] == ["stage2", "stage2_noreplay"]
+    assert [run_json.stage2_arm(replay) for replay in (True, False)] == ["stage2", "stage2_noreplay"]
     with pytest.raises(ValueError, match="replay='no' is neither true nor false"):
-        stages.arm_of("no")  # what papermill makes of `-p replay no`
+        run_json.stage2_arm("no")  # what papermill makes of `-p replay no`
 
 
 @pytest.fixture
@@ -170,19 +171,20 @@ def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_fol
     train, evaluation = (stages.load_exams(run, part) for part in ("train", "eval"))
     assert [item.id for item in train["pubmedqa"].records] == ["1", "2", "3"]
     assert {item.group for item in evaluation["pubmedqa"].records} == {"fold"}
-    mixed = stages.stage1_mixture(run, train)
+    mixed = stages.mix(run.recipe, {name: one.by_row() for name, one in train.items()})
     talks = stages.load(run, "dialogues", "train")
-    split, drawn = stages.stage2_rows(run, mixed, talks, True)
+    second = stages.mix_second(run.recipe, mixed, talks.by_row())
+    split, drawn = second.split, second.replay
     assert {record.source for record in split.train + split.validation} == {"mts_dialog"}
     assert (len(split.train), len(split.validation)) == (6, 2)
     # the same consultation on both sides would be found as such, whatever its source
     twice = replace(split, validation=[*split.validation, split.train[0]])
-    found, of_validation = stages.evaluated_in_training(twice, mixed, evaluation["pubmedqa"].records, [])
+    second = replace(second, split=twice, replay=replace(drawn, train=drawn.train[:2]))
+    found, of_validation = stages.evaluated_in_training(second, mixed, evaluation["pubmedqa"].records, [])
     assert {match.eval_source for match in of_validation} == {"mts_dialog"} and not found
     rows = {"length": [9] * 8, "supervised": [2] * 8}
-    described = stages.describe_stage2(
-        talks, twice, replace(drawn, train=drawn.train[:2]), mixed, rows, found, of_validation
-    )
+    records = stages.Records("stage2", {"dialogues": talks}, mixed, second)
+    described = stages.describe_stage2(records, rows, found, of_validation)
     assert described["notechat"]["source"] == "mts_dialog"
     assert described["notechat"]["validation_found_in_train"]["exact"] == 1
     stages.update_manifest(run, {"stage2": described})
@@ -258,8 +260,9 @@ def test_rows_are_drawn_as_released_and_dropped_afterwards(place, tmp_path):
     run = run_json.begin("try", "01_stage1", "cpu", settings, str(folder))
     loaded = stages.load_exams(run, "train")
     assert sum(loaded["medqa"].dropped.values()) == 1
-    mixed = stages.stage1_mixture(run, loaded)
-    split, drawn = stages.stage2_rows(run, mixed, stages.load(run, "dialogues", "train"), True)
+    mixed = stages.mix(run.recipe, {name: one.by_row() for name, one in loaded.items()})
+    second = stages.mix_second(run.recipe, mixed, stages.load(run, "dialogues", "train").by_row())
+    split, drawn = second.split, second.replay
     order = Dataset.from_dict({"row": list(range(20))}).shuffle(seed=42)["row"][:]
     for side, wanted in ((split.train, order[:10]), (split.validation, order[10:15])):
         assert [int(d.id[-6:]) for d in side] == [i for i in wanted if i not in (3, 7)]
@@ -277,3 +280,61 @@ def test_rows_are_drawn_as_released_and_dropped_afterwards(place, tmp_path):
         count = len(split.train if part == "train" else split.validation)
         chosen = Dataset.from_dict({"row": list(range(len(places)))}).shuffle(seed=42)["row"][:count]
         assert replayed == [kept[places[i]] for i in chosen if places[i] in kept]
+
+
+def train_arm(arm: str, settings: str):
+    """(run, records) of an arm of stage 2, trained and written as notebook 02 does."""
+    run = run_json.begin("try", f"02_{arm}", "cpu", settings)
+    records = stages.read_records(run, arm)
+    model, tokenizer = stages.load_for_stage(run, "stage2")
+    rows = [stages.tokenize(run, "stage2", tokenizer, part) for part in (records.train, records.validation)]
+    stages.write_manifest(run, records, rows[0])
+    done = stages.fit(run, "stage2", arm, model, tokenizer, *rows)
+    stages.relearn(run, records, model, tokenizer)
+    stages.finish(run, arm, done)
+    return run, records
+
+
+STAGE2 = {"stage2__max_steps": 1, "stage2__eval_rows": 2, "stage2__eval_every": 1}
+
+
+def test_joint_needs_no_stage_1_and_relearning_is_an_arm_of_its_own(place, tiny_llama_folder):
+    more = STAGE2 | {"dmt__handover": "joint", "dmt__relearn_steps": 2}
+    run, records = train_arm("stage2", settings_of(tiny_llama_folder, **more))
+    assert not (place / "stage1").exists()
+    assert len(records.train) == 6 + len(records.first.train)
+    manifest = json.loads((place / "data" / "manifest.json").read_text())["stage2"]
+    assert manifest["replay"]["train"] == len(records.first.train)
+    assert manifest["replay"]["share_of_stage1"] == 1
+    written = pd.read_csv(place / "stage2" / "replay.csv")["part"].value_counts()
+    assert written["train"] == len(records.first.train)
+    # two steps on stage 1's rows, from stage 2's adapter, which stays as it was
+    own, probe = (
+        load_file(place / folder / "adapter" / "adapter_model.safetensors")
+        for folder in ("stage2", "stage2_relearned")
+    )
+    assert own.keys() == probe.keys() and any(not own[name].equal(probe[name]) for name in own)
+    assert loss.read(place, "stage2_relearned")["step"].max() == 2
+    assert not (place / "stage2_relearned" / "checkpoints").exists()
+    assert list(lineup.of_run(run).members) == ["base", "med-nirvana", "relearned"]
+
+
+def test_pad_is_in_the_manifest_and_trains_as_many_rows(place, tiny_llama_folder):
+    run = run_json.begin("try", "02_stage2", "cpu", settings_of(tiny_llama_folder, dmt__fill="dialogues"))
+    records = stages.read_records(run, "stage2")
+    assert (len(records.train), len(records.second.further), records.second.replay.train) == (12, 6, [])
+    described = stages.write_manifest(run, records, {"length": [9] * 12, "supervised": [2] * 12})
+    assert (described["notechat"]["train"], described["notechat"]["further"]) == (6, 6)
+    assert (described["replay"]["train"], described["replay"]["share_of_supervised_tokens"]) == (0, 0)
+    assert described["replay"]["validation"] == 2
+    knobs = ledger.ledger(run.info).set_index("knob")
+    assert knobs.loc["dmt.fill", "run"] == "dialogues" and "rows of stage 1" in knobs.loc["dmt.fill", "paper"]
+    assert "hidden" in knobs.loc["dmt.relearn_steps", "why"]
+
+
+def test_no_probe_where_none_is_asked_for(place, tiny_llama_folder):
+    run = run_json.begin("try", "02_stage2", "cpu", settings_of(tiny_llama_folder))
+    records = stages.Records("stage2", {}, None)
+    assert stages.relearn(run, records, None, None) is None
+    asked = run_json.begin("other", "02_stage2", "cpu", settings_of(tiny_llama_folder, dmt__relearn_steps=2))
+    assert stages.relearn(asked, replace(records, arm="stage2_noreplay"), None, None) is None
