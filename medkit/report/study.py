@@ -34,7 +34,7 @@ BEFORE = {
     "f1": "base",
     "words": "base",
 }
-KINDS = ("stage 1", "no replay", "one setting")
+KINDS = ("stage 1", "no replay", "one setting", "relearning")
 # Fields of `dmt` that say how stage 2 begins; the others say what it is trained on.
 _BEGINNING = ("dmt.handover", "dmt.optimizer_state")
 
@@ -126,7 +126,13 @@ def _arms(trials: list[dict], outcomes: Path) -> pd.DataFrame:
         row = {"arm": _arm(info), "seeds": 1}
         for name in ("rows", "tokens", "supervised_tokens"):
             row[name] = replay.get(f"share_of_{name}", float("nan"))
-        row["trained_rows"] = stage2.get("notechat", {}).get("train", 0) + replay.get("train", 0)
+        if weighted := info["recipe"]["dmt"].get("replay_token_share"):
+            row["supervised_tokens"] = weighted  # what the loss makes of the share that the rows have
+        consultations = stage2.get("notechat", {})
+        row["trained_rows"] = sum(
+            part.get(name, 0)
+            for part, name in ((consultations, "train"), (consultations, "further"), (replay, "train"))
+        )
         rows.append(row)
     frame = pd.DataFrame(rows).groupby("arm", sort=False)
     return frame.agg(
@@ -141,9 +147,9 @@ def _arms(trials: list[dict], outcomes: Path) -> pd.DataFrame:
 
 
 def _changed(one: Recipe, other: Recipe) -> set[str]:
-    """Fields in which two arms differ, whatever their seeds."""
+    """Fields in which two arms differ, whatever their seeds, and whatever is done with the arm afterwards."""
     ours, theirs = recipes.flat(one), recipes.flat(other)
-    ignored = ("name", "about")
+    ignored = ("name", "about", "dmt.relearn_steps")
     return {f for f in ours if ours[f] != theirs[f] and f not in ignored and not f.endswith(".seed")}
 
 
@@ -168,7 +174,11 @@ def _scores(stages: list[dict], trials: list[dict], outcomes: Path, benchmark: s
         parts.append(_of_trial(outcomes / info["trial"]["name"], info["trial"]["seed"], models, benchmark))
     for info in trials:
         arm, place = _arm(info), outcomes / info["trial"]["name"]
-        parts.append(_of_trial(place, info["trial"]["seed"], {"med-nirvana": arm}, benchmark))
+        parts.append(
+            _of_trial(
+                place, info["trial"]["seed"], {"med-nirvana": arm, "relearned": f"{arm} relearned"}, benchmark
+            )
+        )
         parts.append(_stage1_loss(place, info["trial"]["seed"], arm))
     scores = pd.concat(parts, ignore_index=True)
     # Two stages 1 of one seed, for arms that need different ones: the first is the reference.
@@ -266,8 +276,12 @@ def comparisons(study: Study) -> pd.DataFrame:
         for kind, first, second in pairs(study)
         for measure in ("accuracy", "f1", "general")
     ]
+    # An arm's relearning probe beside the arm, and beside stage 1: is its skill gone, or hidden?
+    probes = [
+        ("relearning", "accuracy", first, f"{arm} relearned") for arm in arms for first in (arm, "med-mix")
+    ]
     rows = []
-    for kind, measure, first, second in wanted:
+    for kind, measure, first, second in wanted + probes:
         found = clustered.paired(study.grid(first, measure), study.grid(second, measure))
         if found.size:
             row = {"kind": kind, "measure": measure, "first": first, "second": second}

@@ -29,7 +29,8 @@ def table(study: Study, found: pd.DataFrame) -> Table:
     """replay_study: an arm a row, and of every measure the difference with its interval, Holm's p and what
     was detectable. found: study.comparisons'. `figures` has every comparison, with replay's shares."""
     shares = study.arms.rename(columns=lambda name: f"share_of_{name}" if name in SHARES else name)
-    figures = found.merge(shares[list(map("share_of_{}".format, SHARES))], left_on="second", right_index=True)
+    columns = [f"share_of_{name}" for name in SHARES]
+    figures = found.merge(shares[columns], how="left", left_on="second", right_index=True)
     page = pd.DataFrame([_row(study, found, arm) for arm in _ordered(study)])
     short = [
         name for name in ("arm", "rows, %", *(PRINTED[measure][0] for measure in FIGURE)) if name in page
@@ -70,6 +71,13 @@ def _cell(one: pd.Series, factor: float, digits: int) -> str:
     return f"{text}; p {one['p_holm']:.2g}; detectable {factor * one['detectable']:.{digits}f}"
 
 
+WHY = {
+    "no replay": "the replay",
+    "one setting": "one setting, or what fills the rows",
+    "relearning": "a few steps on stage 1's rows",
+}
+
+
 def pairs_page(found: pd.DataFrame) -> pd.DataFrame:
     """The comparisons between arms, as strings."""
     rows = []
@@ -79,7 +87,7 @@ def pairs_page(found: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "compared": f"{one['second']} - {one['first']}",
-                "why": "the replay" if one["kind"] == "no replay" else "one setting, or what fills the rows",
+                "why": WHY[one["kind"]],
                 "measure": unit.get(one["measure"], "BERTScore F1"),
                 "difference": markdown.with_interval(
                     *(factor * one[end] for end in ("difference", "low", "high")), digits
@@ -176,6 +184,8 @@ def _found(study: Study, found: pd.DataFrame) -> str:
     )
     between = found[(found["kind"] != "stage 1") & (found["measure"] == "accuracy")]
     seen = [_signed(one) for _, one in between[between["p_holm"] < ALPHA].iterrows()]
+    if not found["p_holm"].notna().any():
+        return f"{text}."
     text += f"; significant, in points: {', '.join(seen)}" if seen else "; no two arms differ significantly"
     own = _only(found, kind="stage 1", measure="accuracy")
     lost = own[(own["p_holm"] < ALPHA) & (own["difference"] < 0)]["second"]
