@@ -21,9 +21,7 @@ from medkit.chat_template import ChatFormat
 from medkit.evaluate import inference
 from medkit.evaluate.store import Store
 from medkit.prompts import shared_start
-from medkit.train.cpu import plainly_causal
-
-ROUND = 16  # tokens after which, on a CPU, the answers that have ended leave their batch
+from medkit.train import cpu
 
 
 class GenerationError(MedkitError):
@@ -104,7 +102,7 @@ def generate_answers(
     jobs = {job.key: job for row in rows for job in row if len(job.ids) <= room}
     queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
     missing = sum(job.key not in done for job in queue)
-    start = shared_start([job.ids for job in queue]) if _resumable(model) else ()
+    start = shared_start([job.ids for job in queue]) if cpu.decodes_in_rounds(model) else ()
     cache = None
     with (
         inference.evaluating(model),
@@ -141,14 +139,6 @@ def stop_ids(model, tokenizer) -> list[int]:
     return sorted(found)
 
 
-def _resumable(model) -> bool:
-    """Whether a batch is decoded from a cache that medkit hands over: on a CPU. On a GPU a prompt's pass is a
-    small part of an answer, and ended answers cost little; and a window of attention would count the padding
-    that comes to stand behind what prompts share."""
-    on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
-    return on_cpu and plainly_causal(model.config)
-
-
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here
 def _answer_batch(
     model, tokenizer, batch: list[_Job], begun, stops, max_new_tokens, temperature, top_p
@@ -164,27 +154,15 @@ def _answer_batch(
     )
     mask = torch.tensor([[1] * same + [0] * n + [1] * (width - same - n) for n in padding], device=device)
     cache = inference.for_rows(cache, len(batch)) if cache else None
-    most = ROUND if _resumable(model) else max_new_tokens
-    answers: list[list[int]] = [[] for _ in batch]
-    going = list(range(len(batch)))  # places in the batch of the answers that have not ended
-    for begin in range(0, max_new_tokens, most):
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            **({"past_key_values": cache} if cache else {}),
-            generation_config=_greedy(min(most, max_new_tokens - begin), stops),
-            logits_processor=_processors(temperature, top_p, [batch[row].seed for row in going], width),
-        )
-        new = output.sequences[:, ids.shape[1] :].tolist()
-        for row, tokens in zip(going, new, strict=True):
-            answers[row] += tokens
-        stay = [place for place, tokens in enumerate(new) if not set(tokens) & set(stops)]
-        if not stay or begin + most >= max_new_tokens:
-            break
-        going, kept = [going[place] for place in stay], torch.tensor(stay, device=device)
-        ids, cache = output.sequences[kept], output.past_key_values
-        cache.batch_select_indices(kept)
-        mask = torch.nn.functional.pad(mask[kept], (0, ids.shape[1] - mask.shape[1]), value=1)
+
+    def settings(new_tokens: int, going: list[int]) -> dict:
+        seeds = [batch[row].seed for row in going]
+        return {
+            "generation_config": _greedy(new_tokens, stops),
+            "logits_processor": _processors(temperature, top_p, seeds, width),
+        }
+
+    answers = cpu.decode(model, ids, mask, cache, stops, max_new_tokens, settings)
     return [_answer(tokenizer, tokens, stops) for tokens in answers]
 
 

@@ -212,8 +212,8 @@ def _packed(net, chosen, labels, device):
 
     places = torch.cat([torch.arange(len(row)) for row in chosen])[None]
     batch = {"input_ids": torch.cat(chosen)[None], "labels": torch.cat(labels)[None], "position_ids": places}
-    with cpu.as_trained_on_cpu(net):
-        (batch,) = cpu.passes(batch, 0, cpu.shares(net))
+    with cpu.training(net) as engine:
+        (batch,) = engine.passes(batch)
         ids, places = (batch[name].to(device) for name in ("input_ids", "position_ids"))
         out = _log_probs(net, ids, position_ids=places)[0]
     return out.split(cpu.row_lengths(batch["position_ids"]))

@@ -1,10 +1,11 @@
 """How a CPU trains and answers. Everything that is different there is in this module.
 
-`training` and `inference` give an Engine, which the trainer asks; on a GPU it leaves everything to Unsloth.
-On a CPU the rows of a batch are laid end to end, without padding, each attending to itself alone, and what
-all of them begin with is computed once. On a GPU, Unsloth's packing lays rows end to end. Its CPU backend
-turns that off, since no attention that PyTorch has for a CPU keeps rows apart without computing every pair of
-them; the one below does, row after row. DECISIONS.md ("Batches and attention on a CPU") has the figures.
+`training` gives an Engine, which the trainer asks, and `inference` and `decode` answer; on a GPU they leave
+everything to Unsloth and Transformers. On a CPU the rows of a batch are laid end to end, without padding,
+each attending to itself alone, and what all of them begin with is computed once. On a GPU, Unsloth's packing
+lays rows end to end. Its CPU backend turns that off, since no attention that PyTorch has for a CPU keeps rows
+apart without computing every pair of them; the one below does, row after row. DECISIONS.md ("Batches and
+attention on a CPU") has the figures.
 """
 
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ ROW_BY_ROW = "row_by_row"  # as Transformers' table of attention functions knows
 # tokens x tokens numbers for the backward pass.
 FUSED_FROM = 512
 UNPACKED_GB = 1.0  # of 4-bit weights that are computed with unpacked
+ROUND = 16  # tokens after which the answers that have ended leave their batch
 
 
 class Engine:
@@ -224,16 +226,16 @@ def as_trained_on_cpu(model):
     answers_with = base.config._attn_implementation
     base.set_attn_implementation(ROW_BY_ROW if plainly_causal(base.config) else "eager")
     try:
-        with lora_on_cpu(model):
+        with inference(model):
             yield
     finally:
         base.set_attn_implementation(answers_with)
 
 
 @contextmanager
-def lora_on_cpu(model):
-    """The model with its adapter's layers computed in one product; on a GPU, or where they are already, as it
-    is."""
+def inference(model):
+    """The model as it answers: its adapter's layers computed in one product; on a GPU, or where they are
+    already, as it is."""
     layers = [one for one in model.modules() if _plain_lora(one) and "forward" not in vars(one)]
     layers = [] if packs() else layers
     for layer in layers:
@@ -275,3 +277,43 @@ def plainly_causal(config) -> bool:
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     capped = getattr(config, "attn_logit_softcapping", None)
     return kinds == {"full_attention"} and not (windowed or capped)
+
+
+def decodes_in_rounds(model) -> bool:
+    """Whether a batch is decoded from a cache that medkit hands over: on a CPU. On a GPU a prompt's pass is a
+    small part of an answer, and ended answers cost little; and a window of attention would count the padding
+    that comes to stand behind what prompts share."""
+    on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
+    return on_cpu and plainly_causal(model.config)
+
+
+def decode(model, ids, mask, cache, stops: list[int], max_new_tokens: int, settings) -> list[list[int]]:
+    """The tokens that the model answers each row of `ids` with, up to and including one of `stops`.
+
+    ids, mask: of shape (rows, tokens), with padding where the mask is 0; cache: of what the rows begin with,
+    or None; settings(new tokens, rows that go on): what model.generate is given besides. On a CPU the rows
+    that have ended leave the batch after each ROUND of tokens.
+    """
+    import torch
+
+    most = ROUND if decodes_in_rounds(model) else max_new_tokens
+    answers: list[list[int]] = [[] for _ in ids]
+    going = list(range(len(ids)))
+    for begin in range(0, max_new_tokens, most):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **({"past_key_values": cache} if cache else {}),
+            **settings(min(most, max_new_tokens - begin), going),
+        )
+        new = output.sequences[:, ids.shape[1] :].tolist()
+        for row, tokens in zip(going, new, strict=True):
+            answers[row] += tokens
+        stay = [place for place, tokens in enumerate(new) if not set(tokens) & set(stops)]
+        if not stay or begin + most >= max_new_tokens:
+            break
+        going, kept = [going[place] for place in stay], torch.tensor(stay, device=ids.device)
+        ids, cache = output.sequences[kept], output.past_key_values
+        cache.batch_select_indices(kept)
+        mask = torch.nn.functional.pad(mask[kept], (0, ids.shape[1] - mask.shape[1]), value=1)
+    return answers

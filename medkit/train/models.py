@@ -219,7 +219,7 @@ def for_inference(model):
     fast.for_inference(model)
     model.config.use_cache = True
     try:
-        with cpu.lora_on_cpu(model):
+        with cpu.inference(model):
             yield model
     finally:
         model.config.use_cache = cached

@@ -23,6 +23,7 @@ from medkit.evaluate.generation import (
 )
 from medkit.evaluate.store import Store
 from medkit.runs import storage
+from medkit.train import cpu
 
 PROMPT_TEXTS = ["a", "Why does my knee hurt?", "fever " * 12, "x y", "Is it safe to fly?", "tired " * 5]
 
@@ -174,7 +175,7 @@ def test_answers_that_have_ended_leave_their_batch(tiny_llama, prompts, calls, m
     settings = {"max_new_tokens": 12, "batch_size": 12, **decoding}
     whole = ask(tiny_llama, prompts, **settings)
     (everyone,) = calls
-    monkeypatch.setattr(generation, "ROUND", 5)
+    monkeypatch.setattr(cpu, "ROUND", 5)
     assert ask(tiny_llama, prompts, **settings) == whole
     ends = [answer.tokens if answer.finish == "stopped" else 12 for row in whole for answer in row]
     # the end itself is a token: an answer of four has ended within the first five

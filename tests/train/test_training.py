@@ -580,8 +580,8 @@ def test_lora_in_one_product_is_pefts_sum_and_the_base_where_it_is_switched_off(
             return adapted, model(input_ids=ids).logits
 
     theirs = logits()
-    with cpu.lora_on_cpu(model):
-        with cpu.lora_on_cpu(model):  # a check of a model while it answers
+    with cpu.inference(model):
+        with cpu.inference(model):  # a check of a model while it answers
             pass
         ours = logits()
     assert torch.equal(logits()[0], theirs[0])  # PEFT's own again
