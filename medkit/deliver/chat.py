@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from medkit import MedkitError, prompts
 from medkit.chat_template import ChatFormat
 from medkit.evaluate import generation, inference, lineup
-from medkit.evaluate.accuracy import MODELS
 from medkit.records import ConsumerQuery
 from medkit.runs import run_json
+from medkit.runs.arms import title
 from medkit.runs.run_json import Run
 from medkit.train import models
 
@@ -121,9 +121,9 @@ def columns(texts: Texts, width: int) -> str:
     model less than COLUMN."""
     each = (width - 3 * (len(SHOWN) - 1)) // len(SHOWN)
     if each < COLUMN:
-        return "\n\n".join(f"{MODELS[name]}\n{textwrap.fill(text, width)}" for name, text in texts.items())
+        return "\n\n".join(f"{title(name)}\n{textwrap.fill(text, width)}" for name, text in texts.items())
     cells = [
-        [MODELS[name], "-" * len(MODELS[name]), *textwrap.wrap(text, each)] for name, text in texts.items()
+        [title(name), "-" * len(title(name)), *textwrap.wrap(text, each)] for name, text in texts.items()
     ]
     lines = range(max(map(len, cells), default=0))
     rows = [[cell[n] if n < len(cell) else "" for cell in cells] for n in lines]
@@ -185,7 +185,7 @@ def widget(name: str):
     def show(texts: Texts) -> None:
         for name, text in texts.items():
             shown = html.escape(text).replace("\n", "<br>")
-            answers[name].value = f"<b>{html.escape(MODELS[name])}</b><br>{shown}"
+            answers[name].value = f"<b>{html.escape(title(name))}</b><br>{shown}"
 
     def asked(_) -> None:
         button.disabled = True

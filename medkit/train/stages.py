@@ -1,11 +1,9 @@
 """A run's two stages, step by step as notebooks 01 and 02 take them: rows in, adapter and manifest out."""
 
 import functools
-import json
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +13,8 @@ from medkit.data import builtin, contamination, sources
 from medkit.runs import arms, inputs, run_json, storage
 from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run
-from medkit.train import checkpoints, models, tokenization
+from medkit.train import checkpoints, manifest, models, tokenization
+from medkit.train.manifest import Records
 from medkit.train.merging import check_merge, merge_adapter
 
 
@@ -43,29 +42,6 @@ def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loade
 
 def load_exams(run: Run, part: str) -> dict[str, sources.Loaded]:
     return {name: load(run, name, part) for name in sources.EXAMS}
-
-
-@dataclass(frozen=True)
-class Records:
-    """What one arm trains and validates on, and where it was read."""
-
-    arm: str  # its folder: "stage1", "stage2" or "stage2_noreplay"
-    sources: dict[str, sources.Loaded]  # training parts; stage 2's consultations as "dialogues"
-    first: dmt.Stage1
-    second: dmt.Stage2 | None = None  # of the arms of stage 2
-
-    @property
-    def stage(self) -> str:
-        """The part of the recipe that trains it."""
-        return self.arm.partition("_")[0]
-
-    @property
-    def train(self) -> list:
-        return self.second.train if self.second else self.first.part("train")
-
-    @property
-    def validation(self) -> list:
-        return self.second.validation if self.second else self.first.part("validation")
 
 
 def mix(recipe: recipes.Recipe, exams: dict[str, Sequence]) -> dmt.Stage1:
@@ -111,65 +87,23 @@ def write_manifest(run: Run, records: Records, rows, queries: Sequence = ()) -> 
     without the replay adds nothing to the manifest: it reads the consultations of the arm with it.
     """
     if records.second:
-        write_replay(run, records.arm, records.second.replay)
+        manifest.write_replay(run, records.arm, records.second.replay)
     if records.arm not in ("stage1", "stage2"):
         return {}
     evaluation = load_exams(run, "eval")
     items = [record for one in evaluation.values() for record in one.records]
     if records.second:
-        matches, validation = evaluated_in_training(records.second, records.first, items, list(queries))
-        described = describe_stage2(records, rows, matches, validation)
-        update_manifest(run, {"stage2": described})
+        matches, validation = manifest.evaluated_in_training(
+            records.second, records.first, items, list(queries)
+        )
+        described = manifest.describe_stage2(records, rows, matches, validation)
+        manifest.update_manifest(run, {"stage2": described})
     else:
         matches = contamination.find(records.first.records, items)
-        described = describe_stage1(records.sources, evaluation, records.first, matches)
-        update_manifest(run, described)
-    write_overlap(run, records.stage, matches)
+        described = manifest.describe_stage1(records.sources, evaluation, records.first, matches)
+        manifest.update_manifest(run, described)
+    manifest.write_overlap(run, records.stage, matches)
     return described
-
-
-def describe_stage1(train: dict, evaluation: dict, mixed: dmt.Stage1, matches: list) -> dict:
-    """data/manifest.json as notebook 01 writes it."""
-    described = {
-        name: {"train": _described(train[name]), "eval": _described(evaluation[name])} for name in train
-    }
-    return {
-        "sources": described,
-        "stage1": {
-            "counts": dict(Counter(record.source for record in mixed.records)),
-            "total": len(mixed.records),
-            "train": len(mixed.train),
-            "validation": len(mixed.validation),
-            "seed": mixed.seed,
-        },
-        "overlap": _found(matches),
-    }
-
-
-def _found(matches: list) -> dict:
-    found = contamination.contaminated(matches)
-    return {
-        "counts": contamination.counts(matches),
-        "contaminated": sorted(f"{source}/{item}" for source, item in found),
-    }
-
-
-def write_overlap(run: Run, stage: str, matches: list) -> None:
-    """data/overlap_STAGE.csv: every evaluation item found in the stage's training rows, how, and where."""
-    columns = [field.name for field in fields(contamination.Match)]
-    rows = pd.DataFrame([asdict(match) for match in matches], columns=columns)
-    storage.write_csv(run.folder / "data" / f"overlap_{stage}.csv", rows)
-
-
-def _described(loaded: sources.Loaded) -> dict:
-    return {
-        "rows": loaded.rows,
-        "records": len(loaded.records),
-        "dropped": dict(loaded.dropped),
-        "notes": dict(loaded.notes),
-        "origin": loaded.origin,
-        "files": loaded.files,
-    }
 
 
 def tokenize(run: Run, stage: str, tokenizer, records: list):
@@ -195,72 +129,6 @@ def prepare(run: Run, records: Records, tokenizer, queries: Sequence = ()):
     if models.first_process():
         write_manifest(run, records, train, queries)
     return train, validation
-
-
-def evaluated_in_training(
-    second: dmt.Stage2, first: dmt.Stage1, questions: list, queries: list
-) -> tuple[list, list]:
-    """Matches (contamination.find) of what evaluates stage 2 in what it has been trained on, besides those of
-    notebook 01: exam questions and patients' queries in the consultations, and the queries in stage 1's rows;
-    and, apart, of the consultations that validate in those that train."""
-    held_out = second.split.validation
-    found = contamination.find(second.dialogues, [*questions, *queries, *held_out])
-    talks = {record.source for record in held_out}
-    validation = [match for match in found if match.eval_source in talks]
-    others = [match for match in found if match.eval_source not in talks]
-    return others + contamination.find(first.records, queries), validation
-
-
-def describe_stage2(records: Records, rows, matches: list, validation_matches: list) -> dict:
-    """The manifest's stage2: counts, duplicates, every replayed row's id, and replay's share three ways; with
-    the two lists of `evaluated_in_training`.
-
-    Duplicates three ways: files of the same bytes, conversations of the same text, and validation
-    conversations found in training ones as evaluation items are (contamination.find).
-    """
-    loaded, second = records.sources["dialogues"], records.second
-    split, drawn = second.split, second.replay
-    groups = contamination.duplicates(loaded.records)
-    same_bytes = Counter(loaded.files.values())
-    return {
-        "notechat": {
-            "source": split.train[0].source,
-            "rows": split.rows,
-            "dropped": dict(loaded.dropped),
-            "kept": split.kept,
-            "distinct": split.distinct,
-            "train": len(split.train),
-            "further": len(second.further),
-            "validation": len(split.validation),
-            "asked": list(split.asked),
-            "validation_verbatim_in_train": split.validation_verbatim_in_train,
-            "rows_with_a_note": split.with_note,
-            "notes_on_both_sides": split.notes_on_both_sides if split.with_note else None,
-            "files": loaded.files,
-            "files_of_the_same_bytes": sum(n for n in same_bytes.values() if n > 1),
-            "duplicate_groups": {"groups": len(groups), "rows": sum(map(len, groups)), "first": groups[:20]},
-            "validation_found_in_train": contamination.counts(validation_matches).get(
-                split.train[0].source, {}
-            ),
-        },
-        "replay": {
-            "train": len(drawn.train),
-            "validation": len(drawn.validation),
-            **dmt.replay_shares(records.first, second, rows),
-            "train_ids": drawn.ids(drawn.train),
-            "validation_ids": drawn.ids(drawn.validation),
-        },
-        "overlap": _found(matches),
-    }
-
-
-def update_manifest(run: Run, part: dict) -> dict:
-    """data/manifest.json with `part` put in, written whole; returns it."""
-    path = run.folder / "data" / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    manifest |= {"recipe": run.recipe.name, **part}
-    storage.write_json(path, manifest)
-    return manifest
 
 
 def load_base(run: Run, stage: str):
@@ -397,13 +265,3 @@ def _identity(run: Run, stage: str, train, validation) -> dict:
 def loss(run: Run, arm: str) -> pd.DataFrame:
     """ARM/loss.csv (loss.read)."""
     return loss_file.read(run.folder, arm)
-
-
-def write_replay(run: Run, arm: str, drawn: dmt.Replay) -> None:
-    """ARM/replay.csv: every replayed row, by part."""
-    rows = [
-        {"part": part, "source": record.source, "id": record.id}
-        for part in ("train", "validation")
-        for record in getattr(drawn, part)
-    ]
-    storage.write_csv(run.folder / arm / "replay.csv", pd.DataFrame(rows, columns=["part", "source", "id"]))

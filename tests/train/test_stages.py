@@ -23,7 +23,7 @@ from medkit.preflight import inputs
 from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
 from medkit.report import ledger, tables
 from medkit.runs import loss, run_json, storage
-from medkit.train import adapters, checkpoints, stages
+from medkit.train import adapters, checkpoints, manifest, stages
 
 SETTINGS = {
     "data.rows_medqa": 8,
@@ -167,7 +167,7 @@ SWAPPED = "data.dialogues=mts_dialog\ndata.pubmedqa_train=labelled_outside_fold\
 
 def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_folder):
     settings = f"model.base={tiny_llama_folder}\n{SWAPPED}\ndmt.notechat_train=6\ndmt.notechat_validation=2"
-    run = run_json.begin("try", "02_stage2", "cpu", settings, files)
+    run = run_json.begin("try", "01_stage1", "cpu", settings, files)
     train, evaluation = (stages.load_exams(run, part) for part in ("train", "eval"))
     assert [item.id for item in train["pubmedqa"].records] == ["1", "2", "3"]
     assert {item.group for item in evaluation["pubmedqa"].records} == {"fold"}
@@ -180,14 +180,14 @@ def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_fol
     # the same consultation on both sides would be found as such, whatever its source
     twice = replace(split, validation=[*split.validation, split.train[0]])
     second = replace(second, split=twice, replay=replace(drawn, train=drawn.train[:2]))
-    found, of_validation = stages.evaluated_in_training(second, mixed, evaluation["pubmedqa"].records, [])
+    found, of_validation = manifest.evaluated_in_training(second, mixed, evaluation["pubmedqa"].records, [])
     assert {match.eval_source for match in of_validation} == {"mts_dialog"} and not found
     rows = {"length": [9] * 8, "supervised": [2] * 8}
     records = stages.Records("stage2", {"dialogues": talks}, mixed, second)
-    described = stages.describe_stage2(records, rows, found, of_validation)
+    described = manifest.describe_stage2(records, rows, found, of_validation)
     assert described["notechat"]["source"] == "mts_dialog"
     assert described["notechat"]["validation_found_in_train"]["exact"] == 1
-    stages.update_manifest(run, {"stage2": described})
+    manifest.update_manifest(run, {"stage2": described})
     assert "MTS-Dialog: 8 rows" in tables.table2(place).text
     changed = ledger.ledger(run.info).set_index("knob").loc[["data.dialogues", "data.pubmedqa_train"]]
     assert list(changed["run"]) == ["mts_dialog", "labelled_outside_fold"]
@@ -320,7 +320,7 @@ def test_joint_needs_no_stage_1_and_relearning_is_an_arm_of_its_own(place, tiny_
 
 
 def test_pad_is_in_the_manifest_and_trains_as_many_rows(place, tiny_llama_folder):
-    run = run_json.begin("try", "02_stage2", "cpu", settings_of(tiny_llama_folder, dmt__fill="dialogues"))
+    run = run_json.begin("try", "01_stage1", "cpu", settings_of(tiny_llama_folder, dmt__fill="dialogues"))
     records = stages.read_records(run, "stage2")
     assert (len(records.train), len(records.second.further), records.second.replay.train) == (12, 6, [])
     described = stages.write_manifest(run, records, {"length": [9] * 12, "supervised": [2] * 12})
@@ -333,8 +333,8 @@ def test_pad_is_in_the_manifest_and_trains_as_many_rows(place, tiny_llama_folder
 
 
 def test_no_probe_where_none_is_asked_for(place, tiny_llama_folder):
-    run = run_json.begin("try", "02_stage2", "cpu", settings_of(tiny_llama_folder))
+    run = run_json.begin("try", "01_stage1", "cpu", settings_of(tiny_llama_folder))
     records = stages.Records("stage2", {}, None)
     assert stages.relearn(run, records, None, None) is None
-    asked = run_json.begin("other", "02_stage2", "cpu", settings_of(tiny_llama_folder, dmt__relearn_steps=2))
+    asked = run_json.begin("other", "01_stage1", "cpu", settings_of(tiny_llama_folder, dmt__relearn_steps=2))
     assert stages.relearn(asked, replace(records, arm="stage2_noreplay"), None, None) is None
