@@ -74,7 +74,7 @@ DENIED = re.compile(
     re.IGNORECASE,
 )
 JOINED = re.compile(r"(?:\b(?:or|nor|and)|\b[A-Z]\)?,)\s*$")  # "A, B or" C is correct
-# What stands inside of a phrase that leads to no claim: "the answer could be", "answer explanation:"
+# What is inside a phrase that leads to no claim: "the answer could be", "answer explanation:"
 HEDGED = _any_case(
     r"\b(?:neither|nor|either|between|if|or|cannot|choices|options|answers|could|might|may|unless"
     r"|explanations?|explained|rationales?|analysis|discussion)\b"

@@ -33,7 +33,7 @@ class QueryAnswers:
 
 def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvana") -> tuple[Run, Lineup]:
     """Notebook 04's run, and the models that it compares; the first is the one the others are compared with.
-    Raises ResultsError where the run lacks one, ArmError for an arm that there is none of."""
+    Raises ResultsError where the run lacks one, ArmError for an unknown arm."""
     storage.check_text("arms", arms)
     names = [name.strip() for name in arms.split(",") if name.strip()]
     if not names:
@@ -51,8 +51,8 @@ def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
 
 
 def answer_queries(run: Run, models: Lineup, cases: Sequence[ConsumerQuery]) -> QueryAnswers:
-    """Every model's answers to `cases`, kept as they come: a killed evaluation goes on where it was. Frees
-    the models at the end."""
+    """Every model's answers to `cases`, kept as they come: a killed evaluation resumes where it stopped.
+    Frees the models at the end."""
     by_model, identities = {}, {}
     for active in models:
         by_model[active.name] = answer(run, active, cases)

@@ -1,4 +1,4 @@
-"""Batched answers of any causal language model, kept on disk so that a killed run goes on where it was.
+"""Batched answers of any causal language model, kept on disk so that a killed run resumes where it stopped.
 
 An answer depends on the model, its prompt and the decoding alone: not on the batch it was computed in (up to
 floating-point rounding), and not on what was computed before it.
@@ -144,7 +144,7 @@ def _answer_batch(
     model, tokenizer, batch: list[_Job], begun, stops, max_new_tokens, temperature, top_p
 ) -> list[Answer]:
     """`begun`: (n, cache), the number of tokens that all prompts begin with and what the model keeps of them.
-    Padding stands behind them, before what is a prompt's own."""
+    Padding follows them, before what is a prompt's own."""
     device = model.get_input_embeddings().weight.device
     width = max(len(job.ids) for job in batch)
     same, cache = begun

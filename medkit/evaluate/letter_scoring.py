@@ -36,7 +36,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.05, torc
 
 
 class McqError(MedkitError):
-    """Questions or a model that cannot be scored; one line with the mend."""
+    """Questions or a model that cannot be scored; one line that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def score(
 
 
 def frame(model_name: str, items: Sequence[MCQItem], outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """The rows of mcq/items.csv; a log-probability that there is none of is NaN."""
+    """The rows of mcq/items.csv; an unknown log-probability is NaN."""
     rows: list[dict] = []
     for item, outcome in zip(items, outcomes, strict=True):
         row: dict = {
@@ -273,7 +273,7 @@ class _Scorer:
     def _pass(self, batch: list[_Question], skip: int, cache) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the model's own logits of the letters, (rows, letters), on the CPU; what its output layer was
         given there, (rows, hidden size), or None where its code does not call that layer)."""
-        # Padding stands on the right, where no token of a causal model sees it: no mask is needed, and any
+        # Padding is on the right, where no token of a causal model sees it: no mask is needed, and any
         # token will do.
         lengths = [len(question.ids) - skip for question in batch]
         width = max(lengths)
@@ -294,7 +294,7 @@ def _last_only(model, last: torch.Tensor) -> Iterator[list[torch.Tensor]]:
 
     At a vocabulary of 50,000 and more the logits of every position would cost a fifth of a small model's
     time, and most of its memory. A hook leaves whatever the model does to its logits (scaling, capping) in
-    force, which calling the layers by hand would not; where a model's own code passes the layer by, its
+    force, which calling the layers by hand would not; where a model's own code skips the layer, its
     logits come back for every position and the caller takes them there.
     The last MLP's one position is added to the residual of every position, which is right at the last of
     them, and no other is read after it.

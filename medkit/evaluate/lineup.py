@@ -1,6 +1,6 @@
 """The models a run compares, on one base loaded once: each is an adapter switched in, or none.
 
-A model's identity tells its weights apart from every other's (base, adapter, dtype, quantization), so that
+A model's identity distinguishes its weights from all others (base, adapter, dtype, quantization), so that
 what is stored of one model can never be read for another.
 """
 

@@ -62,7 +62,7 @@ def begin_exams(
     """Notebook 03's run, and the models it compares: the run's base and trained arms, those of them that
     `arms` names ("base,med-mix"), or any one `model` with an `adapter` or without.
 
-    Raises ResultsError where the run lacks an arm, ArmError for an arm that there is none of.
+    Raises ResultsError where the run lacks an arm, ArmError for an unknown arm.
     """
     storage.check_text("arms", arms)
     names = [name.strip() for name in arms.split(",") if name.strip()] or None
@@ -121,7 +121,7 @@ def exam_items(run: Run) -> list[MCQItem]:
 
 
 def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnswers:
-    """Every model's answers, kept as they come: a killed evaluation goes on where it was.
+    """Every model's answers, kept as they come: a killed evaluation resumes where it stopped.
 
     To `items` by letter and in words; by letter to the recipe's number of them in every order of their
     options, and to the general questions; and lm-evaluation-harness's tasks. Frees the models at the end.
@@ -293,7 +293,7 @@ def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFra
 
 
 def contaminated(run: Run) -> set[tuple[str, str]] | None:
-    """(source, id) of the questions that stand in training rows of either stage; None without a
+    """(source, id) of the questions that appear in training rows of either stage; None without a
     data/manifest.json."""
     path = run.folder / "data" / "manifest.json"
     if not path.is_file():
@@ -304,7 +304,7 @@ def contaminated(run: Run) -> set[tuple[str, str]] | None:
 
 
 def without(letters: pd.DataFrame, found: set[tuple[str, str]]) -> dict:
-    """Accuracies over the questions that stand in no training row, and how many were left out."""
+    """Accuracies over the questions that appear in no training row, and how many were left out."""
     keys = pd.Series(list(zip(letters["dataset"], letters["item_id"], strict=True)), index=letters.index)
     clean = letters[~keys.isin(found)]
     left_out = letters[keys.isin(found)].drop_duplicates(["dataset", "item_id"])

@@ -1,4 +1,4 @@
-"""What an evaluation has computed so far, on disk, so that a killed one goes on where it was."""
+"""What an evaluation has computed so far, on disk, so that a killed one resumes where it stopped."""
 
 import hashlib
 import json
