@@ -138,6 +138,19 @@ def _card(options) -> None:
     print(f"{storage.shown(hub)}: README.md, .eval_results and the adapter, to be uploaded as they are")
 
 
+def _export(options) -> int:
+    from medkit.deliver import export
+
+    try:
+        made = export.export(options.run, options.to, options.quantization, options.model, options.data_dir)
+    except export.ParityError as error:
+        print(f"medkit: failed: {error}", file=sys.stderr)
+        return 1
+    print((made / "export.json").read_text(encoding="utf-8"))
+    print(f"{storage.shown(made)}: the export answers as the adapter does")
+    return 0
+
+
 def _chat(options) -> None:
     from medkit.deliver import chat
 
@@ -212,6 +225,15 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("card", _card, "Med-Nirvana's adapter with a model card, as the hub has them, in RUN/hub")
     sub.add_argument("run", metavar="RUN")
+
+    sub = command(
+        "export", _export, "a run's model as 16-bit weights, GGUF or for Ollama, held to the adapter"
+    )
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--to", required=True, metavar="TARGET", help="merged, gguf or ollama")
+    sub.add_argument("--quantization", default="q8_0", help="of a GGUF: q8_0, f16 or q4_k_m")
+    sub.add_argument("--model", default="med-nirvana", help="which of the run's models")
+    sub.add_argument("--data-dir", default="", metavar="DIR", help="the rows' folder, where the run read one")
 
     sub = command("chat", _chat, "ask a run's base, Med-Mix and Med-Nirvana side by side")
     sub.add_argument("run", metavar="RUN")

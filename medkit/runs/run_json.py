@@ -130,15 +130,23 @@ def begin(
     return run
 
 
-def for_reading(run_dir: str) -> Run:
+class Reader(Run):
+    """A run that this process writes nothing to."""
+
+    def save(self) -> None:
+        pass
+
+
+def for_reading(run_dir: str, data_dir: str = "") -> Run:
     """The run as whoever only reads it sees it: no lock, and nothing is written; ResultsError for none."""
     place = folder(run_dir)
     info = read(place)
     if info is None:
         raise ResultsError(f"{shown(place)} holds no run; name one that was trained")
-    run = Run(place, info, recipes.from_dict(info["recipe"]))
+    run = Reader(place, info, recipes.from_dict(info["recipe"]), data_dir)
     chat_template.use_date(info["date"])
-    inputs.connect(run.recipe, data_dir=str(place))  # no rows are read: the model alone may be elsewhere
+    # Without a folder no rows are read but the built-in ones: the model alone may be elsewhere.
+    inputs.connect(run.recipe, data_dir or str(place))
     return run
 
 
