@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from medkit import MedkitError
+from medkit import MedkitError, recipes
 from medkit.pipeline import runner
 from medkit.runs import run_json, storage
 
@@ -66,6 +66,8 @@ def error_file(job: Job) -> Path:
 def steps(job: Job) -> list[runner.Step]:
     """Notebook 01 and its models for a stage 1; else 02, and Med-Nirvana alone."""
     exams, patients = ("base,med-mix", "base") if job.is_stage1 else ("med-nirvana", "med-nirvana")
+    if not job.is_stage1 and recipes.get(job.recipe, "\n".join(job.settings)).dmt.relearn_steps:
+        exams += ",relearned"
     models = {"03": exams, "04": patients}
     measured = {"03": "mcq", "04": "consumer"}
     chosen = []

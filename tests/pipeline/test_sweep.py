@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from medkit import MedkitError
-from medkit.pipeline import engines, sweep, sweep_file, trial
+from medkit.pipeline import engines, runner, sweep, sweep_file, trial
 from medkit.runs import run_json, storage
 
 TRAINING = 'recipe: str = ""\nrun_dir: str = ""\ndata_dir: str = ""\nsettings: str = ""\nreplay: bool = True'
@@ -341,12 +341,45 @@ def test_stopped_and_killed_it_goes_on_where_it_was(place, notebook_folder, tiny
     assert not list((place / "results/s/trials").glob(".*"))  # no lock, no error, nothing set aside
 
 
+def job(tmp_path, name="k0-s0", stage1="stage1-s0", settings=(), measure=("mcq", "consumer")):
+    is_stage1 = name.startswith("stage1")
+    return trial.Job(str(tmp_path), "cpu", name, settings, stage1, is_stage1, measure)
+
+
+def test_a_trial_is_stage_2_and_its_own_models(tmp_path):
+    """A stage 1 is measured beside the base, once a seed; a trial has only what is its own."""
+    given = {"recipe": "cpu", "run_dir": "results/x", "data_dir": "", "settings": ""}
+
+    def steps(one):
+        chosen = trial.steps(one)
+        runner.step_parameters(chosen, runner.NOTEBOOK_FOLDER, given)  # the real notebooks take them
+        return {step.name: step.fixed.get("models", step.fixed.get("replay")) for step in chosen}
+
+    assert steps(job(tmp_path, "stage1-s0", "")) == {
+        **{"01_stage1": None, "03_mcq_eval": "base,med-mix", "04_consumer_eval": "base"}
+    }
+    assert steps(job(tmp_path)) == {
+        **{"02_stage2": True, "03_mcq_eval": "med-nirvana", "04_consumer_eval": "med-nirvana"}
+    }
+    assert steps(job(tmp_path, measure=("consumer",))) == {
+        "02_stage2": True,
+        "04_consumer_eval": "med-nirvana",
+    }
+    relearned = steps(job(tmp_path, settings=("dmt.relearn_steps=2",)))
+    assert relearned == {
+        **{"02_stage2": True, "03_mcq_eval": "med-nirvana,relearned", "04_consumer_eval": "med-nirvana"}
+    }
+    # One stage for everything waits for no stage 1, and needs none of its files.
+    joint = trial.steps(job(tmp_path, stage1="", settings=("dmt.handover=joint",)))
+    assert [step.needs for step in joint] == [(), ("stage2/adapter",), ("stage2/adapter",)]
+
+
 def test_a_trial_that_was_killed_is_named_with_the_signal(tmp_path):
-    job = trial.Job(str(tmp_path), "cpu", "k0-s0", (), "", True, ())
-    assert engines.failure(job, -9) == "its process was ended by SIGKILL"
-    assert engines.failure(job, 3) == "exit code 3"
-    storage.write_text(trial.error_file(job), "no memory\n")
-    assert engines.failure(job, 1) == "no memory"
+    one = job(tmp_path)
+    assert engines.failure(one, -9) == "its process was ended by SIGKILL"
+    assert engines.failure(one, 3) == "exit code 3"
+    storage.write_text(trial.error_file(one), "no memory\n")
+    assert engines.failure(one, 1) == "no memory"
 
 
 def test_ray_that_is_not_installed_is_one_line(monkeypatch):

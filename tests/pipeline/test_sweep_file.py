@@ -65,6 +65,16 @@ def test_a_shared_stage_1_keeps_its_optimizer_where_one_arm_goes_on_with_it(tmp_
     assert sweep["a-s0"].recipe.dmt.optimizer_state == "fresh"
 
 
+def test_a_joint_arm_has_no_stage_1_and_stands_by_itself(tmp_path):
+    text = HEAD + '[arms.joint]\ndmt.handover = "joint"\n'
+    assert [(one.name, one.stage1) for one in read(tmp_path, text).trials] == [
+        ("joint-s0", ""),
+        ("joint-s1", ""),
+    ]
+    both = read(tmp_path, text + "[arms.k0]\n")
+    assert [one.name for one in both.trials][:3] == ["stage1-s0", "k0-s0", "joint-s0"]
+
+
 def test_a_seed_sets_what_is_asked_and_an_arm_may_have_its_own(tmp_path):
     text = HEAD + 'seed_fields = ["stage2.seed", "data.seed"]\n'
     text += "[arms.a]\n[arms.again]\nseeds = [1]\n[arms.order]\nseeds = [1]\nstage2.seed = 7\n"
