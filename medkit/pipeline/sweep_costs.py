@@ -16,17 +16,18 @@ def lines(plan, missing: list[Trial], free: int) -> list[str]:
     """Two lines. plan: sweep.Plan; free: bytes."""
     stages = sum(one.name in plan.stages for one in missing)
     head = f"to do: {stages} stage 1, {len(missing) - stages} trials"
-    needed = sum(disk(one, one.name in plan.stages) for one in missing)
+    sizes = [disk(one, one.name in plan.stages) for one in missing]
+    needed = sum(one["left"] for one in sizes) + max((one["checkpoints"] for one in sizes), default=0.0)
     return [f"{head}; {hours(plan, missing)}", f"disk: {needed:.2g} GB of {free / 1e9:.0f} GB free"]
 
 
-def disk(one: Trial, is_stage1: bool) -> float:
-    """10^9 bytes that a run leaves, with the checkpoints that it has on the way. A trial's stage 1 is that of
-    the shared run, by another name."""
+def disk(one: Trial, is_stage1: bool) -> dict[str, float]:
+    """10^9 bytes of a run: what it leaves, and its checkpoints, which go when it is complete. A trial's
+    stage 1 is that of the shared run, by another name."""
     shape = checks.base_shape(one.recipe.model.base) or estimate.LLAMA_8B
     parts = estimate.disk(shape, one.recipe, tokens=0)
     merged = parts["merged model"] if is_stage1 else 0.0
-    return parts["adapters"] / 3 + parts["checkpoints"] + merged + NOTEBOOKS_GB
+    return {"left": parts["adapters"] / 3 + merged + NOTEBOOKS_GB, "checkpoints": parts["checkpoints"]}
 
 
 def hours(plan, missing: list[Trial]) -> str:
