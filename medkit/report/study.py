@@ -179,7 +179,8 @@ def _scores(stages: list[dict], trials: list[dict], outcomes: Path, benchmark: s
                 place, info["trial"]["seed"], {"med-nirvana": arm, "relearned": f"{arm} relearned"}, benchmark
             )
         )
-        parts.append(_stage1_loss(place, info["trial"]["seed"], arm))
+        if info["recipe"]["dmt"]["handover"] != "joint":  # whose first loss is the base's
+            parts.append(_stage1_loss(place, info["trial"]["seed"], arm))
     scores = pd.concat(parts, ignore_index=True)
     # Two stages 1 of one seed, for arms that need different ones: the first is the reference.
     return scores.drop_duplicates(["arm", "seed", "measure", "item"], ignore_index=True)

@@ -17,7 +17,8 @@ ARMS = {
     "k50": ({"dmt.replay_share": "1"}, 0.9, 0.10),
     "lr1e-4-k0": ({"dmt.replay_share": "0", "stage2.learning_rate": "1e-4"}, 0.5, 0.05),
     "lr1e-4-k25": ({"dmt.replay_share": "1/3", "stage2.learning_rate": "1e-4"}, 0.95, 0.05),
-    "k25-pad": ({"dmt.replay_share": "0", "dmt.notechat_train": "128"}, 0.25, 0.12),
+    "k25-pad": ({"dmt.replay_share": "1/3", "dmt.fill": "dialogues"}, 0.25, 0.12),
+    "joint": ({"dmt.replay_share": "1", "dmt.handover": "joint"}, 0.98, 0.06),
 }
 
 
@@ -66,11 +67,14 @@ class Sweep:
         given = {"stage1.seed": str(seed), "stage2.seed": str(seed)} | settings
         recipe = recipes.get("cpu", given)
         place = self.outcomes / name
-        rows = recipe.dmt.notechat_train
-        share = recipe.dmt.replay_share / (1 + recipe.dmt.replay_share)
+        added = round(96 * recipe.dmt.replay_share)
+        replayed, further = (0, added) if recipe.dmt.fill == "dialogues" else (added, 0)
+        share = replayed / (96 + added)
         replay = {"share_of_rows": share, "share_of_tokens": share * 0.8}
-        replay |= {"share_of_supervised_tokens": share / 20, "train": round(rows * recipe.dmt.replay_share)}
-        manifest = {} if is_stage1 else {"stage2": {"replay": replay, "notechat": {"train": rows}}}
+        replay |= {"share_of_supervised_tokens": share / 20, "train": replayed}
+        manifest = (
+            {} if is_stage1 else {"stage2": {"replay": replay, "notechat": {"train": 96, "further": further}}}
+        )
         storage.write_json(place / "data" / "manifest.json", manifest)
         info = {
             "schema": 1,

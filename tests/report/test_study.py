@@ -77,10 +77,13 @@ def test_what_is_compared_with_what(whole):
         "lr1e-4-k0": "",  # another learning rate: without replay, and so the reference of its own
         "lr1e-4-k25": "lr1e-4-k0",
         "k25-pad": "k0",
+        "joint": "k0",  # it begins otherwise, and has no arm without replay of its own
     }
     others = {pair[1:] for pair in study.pairs(read) if pair[0] == "one setting"}
-    # 96 consultations and 32 replayed rows are as many rows as pad's 128 consultations.
-    assert others == {("k0", "lr1e-4-k0"), ("k25", "lr1e-4-k25"), ("k25", "k25-pad")}
+    # pad has 32 further consultations beside its 96, k25 32 replayed rows.
+    assert others == {("k0", "lr1e-4-k0"), ("k25", "lr1e-4-k25"), ("k25", "k25-pad"), ("k50", "joint")}
+    assert read.arms["trained_rows"][["k25", "k25-pad"]].tolist() == [128, 128]
+    assert read.grid("joint", "stage1_loss").empty
     assert read.arms.loc["k25", "rows"] == pytest.approx(0.25)
     settings = study.settings(read)
     assert settings["k25"] == "dmt.replay_share=0.3333" and settings["k0"] == ""
@@ -89,9 +92,9 @@ def test_what_is_compared_with_what(whole):
 def test_holm_is_taken_within_a_kind_and_a_measure(whole):
     _, found = whole
     family = found[(found["kind"] == "one setting") & (found["measure"] == "f1")].sort_values("p")
-    # the smallest of three is taken three times, the next twice, and none falls below the one before
+    # the smallest of four is taken four times, the next three times, and none falls below the one before
     p = family["p"].to_numpy()
-    expected = np.maximum.accumulate(p * np.array([3, 2, 1])).clip(max=1)
+    expected = np.maximum.accumulate(p * np.array([4, 3, 2, 1])).clip(max=1)
     assert family["p_holm"].to_numpy() == pytest.approx(expected)
 
 
@@ -105,7 +108,7 @@ def test_repeats_are_the_noise_floor_and_no_arms(whole):
     assert not {"k25-again", "k25-order"} & set(found["second"])
     scope = study_page.sentences(read, found)[2]
     assert "the same run again moved accuracy by 5.0 points (5.0% of answers)" in scope
-    assert "42 of 42 runs" in scope  # 5 x (1 stage 1 + 7 arms) + 2 repeats
+    assert "47 of 47 runs" in scope  # 5 x (1 stage 1 + 8 arms) + 2 repeats
 
 
 def test_the_sentences_say_what_the_numbers_say(whole):
@@ -143,7 +146,7 @@ def test_missing_trials_are_named_and_the_rest_is_compared(place):
     found = study.comparisons(read)
     assert not read.complete and read.missing == ["k50-s0", "stage1-s1", "k25-s1", "k50-s1"]
     assert (
-        "12 of 16 runs (missing: k50-s0, stage1-s1, k25-s1, k50-s1)" in study_page.sentences(read, found)[2]
+        "14 of 18 runs (missing: k50-s0, stage1-s1, k25-s1, k50-s1)" in study_page.sentences(read, found)[2]
     )
     assert row(found, kind="no replay", measure="accuracy", first="k0", second="k5")["seeds"] == 2
     assert row(found, kind="no replay", measure="accuracy", first="k0", second="k25")["seeds"] == 1
@@ -216,9 +219,9 @@ def test_figure13_shows_every_seed_and_every_mean(whole):
         ]
         for value in [*points["difference"], *intervals["difference"]]:
             assert np.isclose(drawn, value).any()
-        assert len(points) == 7 * 5 and len(intervals) == 7
+        assert len(points) == 8 * 5 and len(intervals) == 8
     labels = [tick.get_text() for tick in axes[1].get_xticklabels()]
-    assert labels == ["0%", "5%", "25%", "50%", "lr1e-4-k0", "lr1e-4-k25", "k25-pad"]
+    assert labels == ["0%", "5%", "25%", "50%", "lr1e-4-k0", "lr1e-4-k25", "k25-pad", "joint"]
 
 
 def test_notebook_06_makes_everything_from_the_outcomes_alone(place):
