@@ -285,20 +285,25 @@ PRESETS = {
             name="cpu",
             about="`recommended` at the size of a laptop: SmolLM2-135M-Instruct, built-in corpus",
             model=ModelSpec(base="smollm2"),
-            data=DataSpec(origin="builtin", rows_medqa=16, rows_medmcqa=16, rows_pubmedqa=270),
-            stage1=_CPU_STAGE,
-            stage2=replace(_CPU_STAGE, learning_rate=6e-4, group_by_length=True, eval_every=12),
+            data=DataSpec(origin="builtin", rows_medqa=16, rows_medmcqa=16, rows_pubmedqa=400),
+            stage1=replace(_CPU_STAGE, learning_rate=6e-4),
+            stage2=replace(
+                _CPU_STAGE,
+                learning_rate=1e-3,
+                micro_batch_tokens=1024,
+                group_by_length=True,
+                eval_every=12,
+            ),
             dmt=DmtSpec(notechat_train=96, notechat_validation=24, replay_share=1.0),
             mcq=McqSpec(
                 rows=40,
                 generated_rows=5,
-                permutations=20,
-                general=True,
+                permutations=10,
                 max_new_tokens=8,
                 max_batch_tokens=768,
             ),
             consumer=ConsumerSpec(
-                cases=12, max_new_tokens=64, samples=2, scorer="minilm", scorer_layers=6, batch_size=32
+                cases=12, max_new_tokens=192, samples=1, scorer="minilm", scorer_layers=6, batch_size=32
             ),
         ),
         Recipe(
