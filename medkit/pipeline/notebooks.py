@@ -22,6 +22,7 @@ from medkit import MedkitError
 from medkit.runs import machine, storage
 
 TYPES = {"str": str, "bool": bool, "int": int, "float": float}
+BAR = re.compile(r"\d%\||\d\w* \[\d+:\d\d")  # tqdm: "training:  50%|##   | 34/68 [01:16", "812row [00:01"
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
@@ -136,6 +137,7 @@ def _publish(running: Path, output: Path, notebook: Path, failure: Failure | Non
     except nbformat.reader.NotJSONError:  # the disk was full
         return failure or Failure(cell, f"{running.name} was not written whole")
     failure = failure or unfinished(executed)
+    _remove_progress_bars(executed)
     _mark(executed, failure, notebook, output)
     storage.write_text(output, _scrub(nbformat.writes(executed)) + "\n")
     running.unlink()
@@ -233,6 +235,17 @@ def _why(error: Exception, kernels: list, cell_timeout) -> str:
             return f"the kernel was killed by {signal.Signals(-code).name}{hint}"
         return "the kernel died" if code is None else f"the kernel ended with exit code {code}"
     return f"{name}: {_one_line(str(error))}"
+
+
+def _remove_progress_bars(executed) -> None:
+    """Take finished progress bars out of what cells wrote to standard error: Jupyter shows that in red."""
+    for cell in executed.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                lines = re.split(r"(?<=[\r\n])", output.text)
+                output.text = "".join(line for line in lines if line.strip() and not BAR.search(line))
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text]
 
 
 def _mark(executed, failure: Failure | None, notebook: Path, output: Path) -> None:

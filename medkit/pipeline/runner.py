@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medkit import MedkitError, recipes
+from medkit import MedkitError, recipes, report
 from medkit.data import hub, sources
 from medkit.pipeline import notebooks
 from medkit.pipeline.status import Status
@@ -180,6 +180,8 @@ def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, 
             "what was finished is kept; medkit run with --resume, and without --fresh, goes on"
         )
     opened.note(step.name, status="complete", seconds=seconds)
+    if step.notebook == "05_report":
+        report.write_page(opened.folder)
     for adapter in set(step.writes) & set(_ADAPTERS):
         models.remove_checkpoints(opened.folder / Path(adapter).parent)
     peak = opened.info["notebooks"][step.name].get("peak_memory_gb")

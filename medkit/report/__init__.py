@@ -4,8 +4,12 @@ from importlib import import_module
 
 _HOMES = {
     "before_and_after": "display",
+    "check": "consistency",
     "details": "display",
+    "finish": "consistency",
+    "headline": "table3",
     "settings": "display",
+    "write_page": "page",
 }
 
 

@@ -3,8 +3,6 @@
 It reads results only: no model is loaded, and neither torch nor unsloth is imported.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
 from medkit import MedkitError
@@ -16,6 +14,7 @@ from medkit.runs.run_json import Run
 
 STAGES = tuple(ARMS[name].notebook for name in ("med-mix", "med-nirvana"))
 CONTROL = ARMS["control"].notebook
+FIGURES = ("figures/figure11.png", "figures/figure12.png")
 EVALUATIONS = ("03_mcq_eval", "04_consumer_eval")
 
 
@@ -216,7 +215,11 @@ _PEAKS = {"peak_memory_gb": "peak memory, GB", "peak_gpu_memory_gb": "peak GPU m
 _ENERGY = {"energy_kwh": "kWh", "co2e_kg": "CO2e, kg"}
 
 
-def files(folder: Path) -> list[str]:
-    """What a report leaves: tables, figures and ledger, relative to the run's folder."""
-    found = [*sorted((folder / "tables").iterdir()), *sorted((folder / "figures").iterdir())]
-    return [str(path.relative_to(folder)) for path in [*found, folder / "ledger.md"]]
+def finish(run: Run) -> str:
+    """Complete the report's entry in run.json and name the files that it leaves: tables, figures, ledger;
+    ResultsError where one of the report's own is missing."""
+    for name in (*(f"tables/table{i}.md" for i in (1, 2, 3, 4)), *FIGURES, "ledger.md"):
+        storage.file(run.folder, name)
+    found = [path for part in ("tables", "figures") for path in sorted((run.folder / part).iterdir())]
+    run.finish(files=len(found) + 1)
+    return "  ".join([*(str(path.relative_to(run.folder)) for path in found), "ledger.md"])

@@ -238,7 +238,7 @@ def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: s
     `scores` as consumer.evaluate gives them; the greedy answers are taken.
     """
     greedy = scores[scores["sample"] == 0]
-    if not {first, second} <= set(greedy["model"]):
+    if first == second or not {first, second} <= set(greedy["model"]):
         return _nothing(ax, f"no answers of both {arms.title(first)} and {arms.title(second)}")
     f1 = greedy.pivot(index=["source", "case"], columns="model", values="f1")
     gains = (f1[second] - f1[first]).sort_values(ascending=False).to_numpy()
@@ -309,6 +309,21 @@ def confusion(ax: Axes, panel: dict, title: str = "") -> Axes:
     ax.grid(visible=False)
     ax.set_title(title)
     return ax
+
+
+def confusions(summary: dict) -> Figure:
+    """PubMedQA's answers, expected by predicted; a panel a model, on all rows and, where the official fold is
+    among them, beside it on the fold."""
+    found = [
+        (folds[fold], f"{arms.title(model)}{', official fold' if fold == 'fold' else ''}")
+        for model, folds in summary["pubmedqa"].items()
+        for fold in ("all", "fold")
+        if folds[fold]
+    ]
+    figure, axes = new(width=3.3 * len(found), height=3.4, columns=len(found))
+    for ax, (panel, title) in zip(np.ravel(axes), found, strict=True):
+        confusion(ax, panel, title)
+    return figure
 
 
 def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -> Axes:

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pandas as pd
 from medkit.runs import run_json
 
 BUILT_IN = (
-    "This run read the built-in corpus in the data sets' place: its figures do not speak of medicine, and "
-    "none may be set beside a published one."
+    "This run read the built-in corpus instead of the data sets: its figures say nothing about medicine, and "
+    "none may be compared with a published one."
 )
 
+ALPHA = 0.05  # of every test, after Holm's correction
 WIDTH = 100  # columns of what a terminal is given
 
 
@@ -23,7 +25,7 @@ class Table:
     title: str
     figures: pd.DataFrame  # tidy: one figure with its n and interval a row, or one source a row
     page: pd.DataFrame  # the same as strings, laid out for reading
-    text: str  # computed: what the table shows, and what it cannot tell apart
+    text: str  # computed: what the table shows, and which differences are significant
     note: str = ""  # above the table: what its figures must not be taken for
     short: pd.DataFrame | None = None  # what a terminal shows of the page; None: all of it
 
@@ -35,6 +37,14 @@ class Table:
         """The short page, and how it is read: the first paragraph of the text; at most WIDTH columns."""
         cells = fitted(self.page if self.short is None else self.short)
         return f"{self.title}\n\n{cells}\n\n{wrapped(self.text.split(chr(10) * 2)[0])}"
+
+
+def significance(rows: Sequence[tuple[str, bool]], of: str = "") -> str:
+    """Which differences are significant and which are not: (what differs, whether it does), in two sentences.
+    `of` names whose differences they are."""
+    yes, no = ("; ".join(text for text, differs in rows if differs == group) for group in (True, False))
+    start = f"{of}. " if of else ""
+    return f"{start}Significantly different: {yes or 'none'}. Not significantly different: {no or 'none'}."
 
 
 def grid(cells: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from medkit import MedkitError
 from medkit.evaluate import statistics
-from medkit.report.markdown import fitted, grid, wrapped
+from medkit.report.markdown import fitted, grid, significance, wrapped
 
 SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # the paper's Table 1, test samples
 TITLES = {"medqa": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
@@ -270,17 +270,14 @@ def _explanations(model: str, rows: pd.DataFrame) -> list[str]:
 
 
 def _against_base(own: pd.DataFrame) -> str:
-    within, beyond = [], []
+    rows = []
     for row in own[own["base"].notna()].itertuples():
-        line = (
-            f"{row.model} on {TITLES[row.benchmark]} ({row.difference:+.2f}, "
-            f"{row.difference_low:+.2f} to {row.difference_high:+.2f})"
-        )
-        (within if row.difference_low <= 0 <= row.difference_high else beyond).append(line)
+        interval = f"{row.difference:+.2f}, {row.difference_low:+.2f} to {row.difference_high:+.2f}"
+        differs = not row.difference_low <= 0 <= row.difference_high
+        rows.append((f"{row.model} on {TITLES[row.benchmark]} ({interval})", differs))
     return (
-        f"Against {BASE}, in points with the unpaired 95% interval. Cannot be told apart: "
-        f"{'; '.join(within) or 'none'}. Told apart: {'; '.join(beyond) or 'none'}. The outcomes question by "
-        "question were not published; paired, the intervals would usually be narrower."
+        f"Against {BASE}, in points with the unpaired 95% interval. {significance(rows)} The outcomes "
+        "question by question were not published; paired, the intervals would usually be narrower."
     )
 
 

@@ -5,13 +5,18 @@ The paper shows eight cases that it picked; here the scores pick them, and the w
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from medkit.evaluate.generation import Answer
 from medkit.evaluate.style import words
 from medkit.records import ConsumerQuery
-from medkit.runs import arms
+from medkit.report.markdown import grid, origin_note
+from medkit.runs import arms, storage
+from medkit.runs.run_json import Run, may_show
+
+if TYPE_CHECKING:  # it imports torch, which a report does without
+    from medkit.evaluate.generation import Answer
 
 SHOWN_CHARACTERS = 4_000  # of a text; a model that repeats itself can fill a page otherwise
 # Control characters, and those that turn the direction of the text that follows them
@@ -21,7 +26,7 @@ _MARKUP = {ord(character): f"&#{ord(character)};" for character in "&<>\"'\\`*_[
 
 def samples(
     cases: Sequence[ConsumerQuery],
-    answers: dict[str, Sequence[Answer]],
+    answers: dict[str, Sequence["Answer"]],
     scores: pd.DataFrame,
     *,
     first: str,
@@ -34,7 +39,7 @@ def samples(
 
     `scores` is that of consumer.evaluate, `answers` the greedy ones. Without `include_text` only ids, scores
     and lengths are printed: what rows of a real dataset may be committed as. With it every text is escaped,
-    so that no answer can become markup, a link or a formula. `note` stands above (markdown.origin_note).
+    so that no answer can become markup, a link or a formula. `note` goes above (markdown.origin_note).
     """
     f1 = scores[scores["sample"] == 0].pivot(index=["source", "case"], columns="model", values="f1")
     gains = [f1.loc[(case.source, case.id), second] - f1.loc[(case.source, case.id), first] for case in cases]
@@ -55,6 +60,36 @@ def samples(
     return "\n".join(parts)
 
 
+def write(
+    run: Run,
+    cases: Sequence[ConsumerQuery],
+    answers: dict[str, Sequence[Sequence["Answer"]]],
+    scores: pd.DataFrame,
+    show_text: bool,
+) -> str:
+    """Write figures/samples.md, the first model's greedy answers beside Med-Nirvana's (without it the last
+    model's), and return it. answers: per model and case the greedy answer and, after it, the sampled ones."""
+    first, second = pair(list(answers))
+    if first == second:
+        return "One model only: there is nothing to show side by side."
+    beside = samples(
+        cases,
+        {model: [own[0] for own in given] for model, given in answers.items()},
+        scores,
+        first=first,
+        second=second,
+        include_text=may_show(run, show_text),
+        note=origin_note(run.folder),
+    )
+    storage.write_text(run.folder / "figures" / "samples.md", beside)
+    return beside
+
+
+def pair(models: Sequence[str]) -> tuple[str, str]:
+    """The two models to show side by side: the first, and Med-Nirvana or, without it, the last."""
+    return models[0], "med-nirvana" if "med-nirvana" in models else models[-1]
+
+
 def choose(gains: Sequence[float], each: int) -> dict[str, list[int]]:
     """Positions of the best, median and worst `each` gains, best first, none of them twice."""
     order = sorted(range(len(gains)), key=lambda i: (-gains[i], i))
@@ -73,7 +108,7 @@ def escape(text: str) -> str:
     return "<br>".join(line.translate(_MARKUP) for line in lines)
 
 
-def _texts(case: ConsumerQuery, own: dict[str, Answer], f1: dict[str, float]) -> str:
+def _texts(case: ConsumerQuery, own: dict[str, "Answer"], f1: dict[str, float]) -> str:
     """An HTML table without a blank line in it: a Markdown table has no room for paragraphs."""
     width = 100 // (len(own) + 1)
     heads = ["Physician", *(f"{_name(model)}, F1 {f1[model]:.4f}{_cut(own[model])}" for model in own)]
@@ -90,17 +125,17 @@ def _texts(case: ConsumerQuery, own: dict[str, Answer], f1: dict[str, float]) ->
     return "\n".join(lines)
 
 
-def _numbers(case: ConsumerQuery, own: dict[str, Answer], f1: dict[str, float]) -> str:
-    lines = ["| whose | F1 | words |", "|---|---:|---:|"]
-    lines.append(f"| physician | | {words(case.reference):,} |")
+def _numbers(case: ConsumerQuery, own: dict[str, "Answer"], f1: dict[str, float]) -> str:
+    rows = [{"whose": "physician", "F1": "", "words": f"{words(case.reference):,}"}]
     for model, answer in own.items():
-        lines.append(f"| {_name(model)}{_cut(answer)} | {f1[model]:.4f} | {words(answer.text):,} |")
-    return "\n".join(lines) + "\n"
+        name = f"{_name(model)}{_cut(answer)}"
+        rows.append({"whose": name, "F1": f"{f1[model]:.4f}", "words": f"{words(answer.text):,}"})
+    return grid(pd.DataFrame(rows)) + "\n"
 
 
 def _name(model: str) -> str:
     return escape(arms.title(model))
 
 
-def _cut(answer: Answer) -> str:
+def _cut(answer: "Answer") -> str:
     return {"cut": ", cut off", "too long": ", not asked: too long"}.get(answer.finish, "")

@@ -1,16 +1,16 @@
-"""Table 3: accuracies of a run beside the published ones, and what they cannot tell apart."""
+"""Table 3: accuracies of a run beside the published ones, and which differences are significant."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from medkit.evaluate.accuracy import CHANCE
 from medkit.report import published
-from medkit.report.markdown import Table, in_percent, origin_note, percent, with_interval
+from medkit.report.markdown import ALPHA, Table, in_percent, origin_note, percent, significance, with_interval
 from medkit.runs import arms, run_json
 from medkit.runs.storage import load
 
-ALPHA = 0.05
 NEARLY_ALWAYS = 0.9  # share of a model's answers that are one letter
 
 
@@ -120,11 +120,48 @@ def _text3(summary: dict, info: dict | None) -> str:
         one_letter(summary),
         template(summary, info),
         ties(summary),
-        told_apart(summary["comparisons"]),
+        differences(summary["comparisons"]),
     ]
     if lost := forgetting(summary["comparisons"]):
         paragraphs.append(lost)
     return "\n\n".join(filter(None, paragraphs))
+
+
+def headline(summary: dict) -> str:
+    """What the exam questions show, in a sentence each: accuracies, what stage 2 changed, which differences
+    are significant; in percent and points."""
+    datasets = summary["datasets"]
+    names = _and([f"{published.TITLES[name]} (n = {own['n']:,})" for name, own in datasets.items()])
+    accuracies = [
+        f"{arms.title(model)} "
+        + _and([in_percent(own["models"][model]["accuracy"]) for own in datasets.values()])
+        for model in summary["models"]
+    ]
+    sentences = [f"Percent of right answers on {names}: {'; '.join(accuracies)}."]
+    changes: dict[str, list[str]] = {}
+    for row in summary["comparisons"]:
+        if row["first"] == "med-mix":
+            change = f"{published.TITLES[row['dataset']]} {100 * row['difference']:+.1f}"
+            changes.setdefault(row["shows"], []).append(change)
+    if changes:
+        listed = "; ".join(f"{shows}, {_and(points)}" for shows, points in changes.items())
+        sentences.append(f"What stage 2 changed, in points: {listed}.")
+    if tested := summary["comparisons"]:
+        significant = [_short(row) for row in tested if row["p_holm"] < ALPHA]
+        sentences.append(
+            f"Significantly different after Holm's correction over {len(tested)} paired comparisons: "
+            f"{'; '.join(significant) or 'none'}{'; the others are not' if significant else ''}."
+        )
+    return "\n\n".join(sentences)
+
+
+def _short(row: dict) -> str:
+    first, second = (arms.title(row[side]) for side in ("first", "second"))
+    return f"{published.TITLES[row['dataset']]}, {second} minus {first} ({100 * row['difference']:+.1f})"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def template(summary: dict, info: dict | None) -> str:
@@ -137,6 +174,18 @@ def template(summary: dict, info: dict | None) -> str:
     return (
         "All models are asked in ChatML, in which the others were trained and the base was not instructed: "
         f"{' or '.join(trained)} minus base is the effect of the template and of the training together."
+    )
+
+
+def near_ties(summary: dict) -> str:
+    """How many answers were too close to trust in a batch and were scored again on their own."""
+    scoring = summary["scoring"].values()
+    rescored, flips, invalid = (sum(own[key] for own in scoring) for key in ("rescored", "flips", "invalid"))
+    moved, bound = (max(own[key] for own in scoring) for key in ("largest_move", "tolerance"))
+    return (
+        f"{rescored:,} answers were near-ties (within {bound:.2g} nats) and were scored again on their own: "
+        f"{flips:,} changed, and no lead of one letter over another by more than {moved:.2g} nats; "
+        f"{invalid:,} were no finite number and count as wrong."
     )
 
 
@@ -185,8 +234,8 @@ def blind(summary: dict) -> str:
     )
 
 
-def told_apart(comparisons: list[dict]) -> str:
-    """Per benchmark: the pairs whose corrected p is at least ALPHA, and those below it."""
+def differences(comparisons: list[dict]) -> str:
+    """Per benchmark: the pairs whose corrected p is below ALPHA, and the others."""
     if not comparisons:
         return "One model only: there is nothing to compare."
     lines = [
@@ -196,11 +245,8 @@ def told_apart(comparisons: list[dict]) -> str:
         "",
     ]
     for name in dict.fromkeys(row["dataset"] for row in comparisons):
-        rows = [row for row in comparisons if row["dataset"] == name]
-        apart = "; ".join(_compared(row) for row in rows if row["p_holm"] < ALPHA)
-        rest = "; ".join(_compared(row) for row in rows if row["p_holm"] >= ALPHA)
-        lines.append(f"- {published.TITLES[name]}. Cannot be told apart: {rest or 'none'}.")
-        lines.append(f"- {published.TITLES[name]}. Told apart: {apart or 'none'}.")
+        rows = [(_compared(row), row["p_holm"] < ALPHA) for row in comparisons if row["dataset"] == name]
+        lines.append(f"- {significance(rows, published.TITLES[name])}")
     return "\n".join(lines)
 
 

@@ -1,9 +1,10 @@
-"""Tables 1 to 4 of a run, as CSV and Markdown: what was trained on, and how near the answers came.
+"""Tables 1 to 4 of a run and that of the protocols, as CSV and Markdown.
 
 Sources: data/manifest.json, mcq/summary.json (table3.py) and consumer/summary.json.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -11,16 +12,23 @@ import pandas as pd
 
 from medkit.data.sources import SOURCES
 from medkit.evaluate import statistics
-from medkit.evaluate.accuracy import mcq_summary
 from medkit.report import published
-from medkit.report.markdown import Table, origin_note, with_interval, wrapped
-from medkit.report.table3 import ALPHA, table3
+from medkit.report.markdown import (
+    ALPHA,
+    Table,
+    in_percent,
+    inside,
+    origin_note,
+    percent,
+    significance,
+    with_interval,
+    wrapped,
+)
+from medkit.report.table3 import table3
 from medkit.runs import arms, run_json, storage
 from medkit.runs.storage import load
 
-__all__ = ["Table", "mcq_summary", "save", "terminal", "write"]
-__all__ += ["table1", "table2", "table3", "table4"]
-
+PROTOCOLS = {"scored": "most likely letter", "generated": "answer in words", "released": "as released"}
 SCORES = ("precision", "recall", "f1")
 _PAPERS = ", the paper"  # behind the name of a published row
 
@@ -32,6 +40,20 @@ def write(run_dir: str | Path) -> list[Path]:
     """
     tables = [build(run_dir) for build in (table1, table2, table3, table4)]
     return list(chain.from_iterable(save(run_dir, table) for table in tables))
+
+
+def write_exams(run_dir: str | Path) -> Table:
+    """Write tables/table3 and, where questions were answered in words, tables/protocols; returns Table 3."""
+    table, spoken = table3(run_dir), load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
+    save(run_dir, table)
+    if spoken:
+        save(run_dir, protocols(run_dir))
+    return table
+
+
+def part(run_dir: str | Path, number: int) -> str:
+    """A written table as Markdown, for a notebook in which it is a part."""
+    return inside(storage.file(run_dir, f"tables/table{number}.md").read_text(encoding="utf-8"))
 
 
 def terminal(run_dir: str | Path) -> str:
@@ -90,13 +112,15 @@ def table2(run_dir: str | Path) -> Table:
     """Composition of the stage-2 mixture and the replay's share of it, from data/manifest.json."""
     manifest = load(run_dir, "data/manifest.json", ("stage2",), writer="02_stage2")
     notechat, replay = manifest["stage2"]["notechat"], manifest["stage2"]["replay"]
-    talks = SOURCES[notechat.get("source", "notechat")].title
-    titles = {"notechat": talks, "replay": "stage-1 mixture (replay)"}
-    rows = [
-        {"dataset": name, "train": part["train"], "validation": part["validation"]}
-        | {"paper_train": paper[0], "paper_validation": paper[1]}
-        for (name, paper), part in zip(published.STAGE2_ROWS.items(), (notechat, replay), strict=True)
-    ]
+    source = notechat.get("source", "notechat")
+    talks = SOURCES[source].title
+    titles = {source: talks, "replay": "stage-1 mixture (replay)"}
+    rows = []
+    for name, part in {source: notechat, "replay": replay}.items():
+        # The paper's counts are those of NoteChat and the replay beside it: no others compare with them.
+        paper = published.STAGE2_ROWS[name] if source == "notechat" else (None, None)
+        row = {"dataset": name, "train": part["train"], "validation": part["validation"]}
+        rows.append(row | {"paper_train": paper[0], "paper_validation": paper[1]})
     figures = _with_total(rows)
     shares = {
         "rows": "share_of_rows",
@@ -114,6 +138,9 @@ def table2(run_dir: str | Path) -> Table:
         f"{notechat['validation']:,} validation rows are verbatim in the training rows. {_notes(notechat)}"
     )
     page = _page(figures, titles)
+    if source != "notechat":
+        page = page[["dataset", "train", "validation"]]
+        text += f" The paper's stage 2 trained on NoteChat: no count of its Table 2 is of {talks}."
     return Table("table2", "Table 2: stage-2 mixture", figures, page, text, origin_note(run_dir))
 
 
@@ -225,7 +252,7 @@ def _text4(summary: dict, asked: int) -> str:
 
 
 def _differences4(model: str, differences: dict) -> str:
-    apart, rest, rows = [], [], []
+    rows = []
     matched = (differences.get("length_matched") or {}).get("f1")
     named = {"precision": "precision", "recall": "recall", "f1": "F1", "rouge_l": "ROUGE-L"}
     given = [(title, differences.get(score)) for score, title in named.items()]
@@ -238,15 +265,82 @@ def _differences4(model: str, differences: dict) -> str:
         rows.append((line, value["p"] if known else 1.0))
     if not rows:
         return ""
-    for (line, _), p in zip(rows, statistics.holm([p for _, p in rows]), strict=True):
-        (apart if p < ALPHA else rest).append(f"{line}; corrected p = {p:.2g})")
+    corrected = zip(rows, statistics.holm([p for _, p in rows]), strict=True)
+    found = [(f"{line}; corrected p = {p:.2g})", p < ALPHA) for (line, _), p in corrected]
     minus = differences.get("minus", "base")
     return (
         f"{arms.title(model)} minus {arms.title(minus)}, paired over the cases; sign-flip test "
-        f"with Holm's correction over these {len(rows)}, at {ALPHA}. Cannot be told apart: "
-        f"{'; '.join(rest) or 'none'}. Told apart: {'; '.join(apart) or 'none'}."
+        f"with Holm's correction over these {len(rows)}, at {ALPHA}. {significance(found)}"
     )
 
 
 def _words(lengths: dict) -> str:
     return with_interval(lengths.get("mean"), lengths.get("low"), lengths.get("high"), 0)
+
+
+def protocols(run_dir: str | Path) -> Table:
+    """tables/protocols: an accuracy per model, benchmark and protocol in percent, from mcq/summary.json."""
+    found = load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
+    figures = pd.DataFrame([row for one in found for row in _protocol_figures(one)])
+    title = "Protocols: the same questions, read in three ways"
+    return Table(
+        "protocols", title, figures, protocols_page(found), protocols_text(found), origin_note(run_dir)
+    )
+
+
+def _protocol_figures(one: dict) -> list[dict]:
+    rows = []
+    for protocol, title in PROTOCOLS.items():
+        own = statistics.wilson(one["correct"][protocol], one["n"])
+        row = {"model": one["model"], "dataset": one["dataset"], "protocol": title, "n": one["n"]}
+        row |= {"correct": own.correct, "unparsed": one["unparsed"][protocol]}
+        row |= {"percent": 100 * own.accuracy, "low": 100 * own.low, "high": 100 * own.high}
+        if minus := one.get("minus_scored", {}).get(protocol):
+            names = {"difference": "minus_letter", "low": "minus_low", "high": "minus_high"}
+            row |= {name: 100 * minus[key] for key, name in names.items()} | {"p": minus["p"]}
+        rows.append(row)
+    return rows
+
+
+def protocols_page(found: Sequence[dict]) -> pd.DataFrame:
+    """A row a model and benchmark; an answer that could not be read is a wrong one."""
+    rows = []
+    for one in found:
+        row = {"model": arms.title(one["model"]), "benchmark": published.TITLES[one["dataset"]]}
+        row |= {"n": one["n"]}
+        for protocol, title in PROTOCOLS.items():
+            row[title] = percent(storage.plain(statistics.wilson(one["correct"][protocol], one["n"])))
+        for protocol, own in one.get("minus_scored", {}).items():
+            row[f"{PROTOCOLS[protocol]} minus letter"] = in_percent(
+                own["difference"], own["low"], own["high"]
+            )
+        row |= {f"in words: {tier}": in_percent(share["share"]) for tier, share in one["tiers"].items()}
+        row |= {"cut at the limit": in_percent(one.get("cut")), "too long": one.get("too_long", 0)}
+        row |= {"first and last letter differ": in_percent(one["first_last_disagree"])}
+        rows.append(row | {"agrees with the letter": in_percent(one["agreement_with_scored"]["generated"])})
+    return pd.DataFrame(rows)
+
+
+def protocol_tests(found: Sequence[dict]) -> list[tuple[str, bool]]:
+    """Each protocol's accuracy against the letters': (what differs, whether significantly), by McNemar's test
+    with Holm's correction over all of them; [] where no question was answered in words."""
+    pairs = [(one, protocol, own) for one in found for protocol, own in one.get("minus_scored", {}).items()]
+    rows = []
+    for (one, protocol, own), p in zip(pairs, statistics.holm([own["p"] for *_, own in pairs]), strict=True):
+        name = f"{arms.title(one['model'])} on {published.TITLES[one['dataset']]}"
+        points = f"{100 * own['difference']:+.1f} points; corrected p = {p:.2g}"
+        rows.append((f"{name}, {PROTOCOLS[protocol]} ({points})", p < ALPHA))
+    return rows
+
+
+def protocols_text(found: Sequence[dict]) -> str:
+    """How the protocols read an answer, and which give another accuracy than the letters."""
+    if not (rows := protocol_tests(found)):
+        return "No question was answered in words."
+    return (
+        "Percent. Answers in words are greedy and read by tiers; `as released` puts `Answer:` behind the "
+        "question, samples up to 128 tokens and looks for `Answer: X` in prompt and output; two letters are "
+        "wrong, and so is a letter without these words, which is all that a model trained on letters says. "
+        "Paired with the likeliest letter over the same questions: McNemar's exact test with "
+        f"Holm's correction over {len(rows)}, at {ALPHA}. {significance(rows)}"
+    )

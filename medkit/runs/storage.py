@@ -30,6 +30,7 @@ WRITTEN_BY = {
     "tables": "05_report",
     "figures": "05_report",
     "ledger.md": "05_report",
+    "notebooks": "05_report",
 }
 
 

@@ -13,7 +13,7 @@ from medkit import evaluate
 from medkit.evaluate import accuracy, generation, letter_scoring, mcq
 from medkit.evaluate.lineup import Active
 from medkit.records import MCQItem
-from medkit.report import panels, protocols
+from medkit.report import display, tables
 from medkit.runs import run_json, storage
 from medkit.runs.storage import ResultsError
 
@@ -212,12 +212,12 @@ def test_the_released_protocol_is_asked_for_and_read_in_its_own_way(run, tiny_ll
     assert found["correct"] == {"scored": 1, "generated": 1, "released": 1}
     released = found["minus_scored"]["released"]
     assert (released["difference"], released["first_only"], released["second_only"]) == (0, 1, 1)
-    page = protocols.page([found]).iloc[0]
+    page = tables.protocols_page([found]).iloc[0]
     assert page["as released"].startswith("50.0 [") and page["as released minus letter"].startswith("0.0 [")
-    assert "Told apart: none" in protocols.told_apart([found])
+    assert "Significantly different: none" in tables.protocols_text([found])
 
 
-def test_a_protocol_that_loses_every_question_is_told_apart(tmp_path):
+def test_a_protocol_that_loses_every_question_is_significantly_different(tmp_path):
     """20 questions right by letter, unreadable by the rule: exact McNemar p = 2 / 2^20, doubled by Holm."""
     items = [item(i) for i in range(20)]
     words = pd.DataFrame(
@@ -227,7 +227,7 @@ def test_a_protocol_that_loses_every_question_is_told_apart(tmp_path):
     )
     found = mcq.protocols(items, letters_of("base", items, "A" * 20), words)
     storage.write_json(tmp_path / "mcq/summary.json", {"protocols": found})
-    table = protocols.protocols(tmp_path)
+    table = tables.protocols(tmp_path)
     assert "base on MedQA, as released (-100.0 points; corrected p = 3.8e-06)" in table.text
     figures = table.figures.set_index("protocol")
     assert figures["percent"].tolist() == [100, 100, 0] and figures["unparsed"].tolist() == [0, 0, 20]
@@ -246,7 +246,7 @@ def test_scores_without_contaminated_questions(run):
     assert found["left_out"] == {"medqa": 2}
     own = found["datasets"]["medqa"]["models"]["base"]
     assert (own["correct"], own["n"]) == (1, 2) and found["datasets"]["pubmedqa"]["n"] == 3
-    table = panels.clean(accuracy.mcq_summary(letters), found)
+    table = display.clean(accuracy.mcq_summary(letters), found)
     assert table.loc[0, ["n", "n without"]].tolist() == [4, 2]
 
 
@@ -271,8 +271,8 @@ def test_rows_of_a_data_set_are_shown_only_where_asked_for(monkeypatch, tmp_path
     words = pd.DataFrame([{"model": "base", "item_id": "q1", "text": "a secret answer", "letter": "A"}])
     mcq.write_mcq(run, letters, words, {}, show)
     written = "".join(path.read_text() for path in (run.folder / "mcq").iterdir())
-    table = panels.errors(run, mcq.wrong(letters, "base", 1), [secret], show).to_html()
-    prompt = panels.prompt(run, tiny_llama[1], secret, show).data
+    table = display.errors(run, mcq.wrong(letters, "base", 1), [secret], show).to_html()
+    prompt = display.prompt(run, tiny_llama[1], secret, show).data
     for text in (written, table, prompt):
         assert ("secret" in text) is show
     assert "Figure" not in prompt and "highly knowledgeable medical assistant" in prompt

@@ -72,6 +72,21 @@ def test_a_notebook_that_did_not_end_is_a_failure_with_its_cell(place, source, s
     assert list((place / "out").iterdir()) == [place / "out" / "nb.ipynb"]
 
 
+def test_an_executed_copy_holds_no_progress_bars_and_every_warning(place):
+    source = (
+        "import sys\nfrom tqdm import tqdm\n"
+        "for _ in tqdm(range(3), desc='answers'): pass\n"
+        "for _ in tqdm(iter('abc'), desc='rows', unit='row', leave=False): pass\n"
+        "print('100% | done')\nprint('memory is short', file=sys.stderr)"
+    )
+    path = notebook(place / "nb.ipynb", source, "list(tqdm(range(2)))")
+    assert notebooks.execute(path, place / "out" / "nb.ipynb", {"n": 2}, {}) is None
+    with_both, only_bar = nbformat.read(place / "out" / "nb.ipynb", as_version=4).cells[-2:]
+    streams = {o.name: o.text for o in with_both.outputs}
+    assert streams == {"stdout": "100% | done\n", "stderr": "memory is short\n"}
+    assert [o.output_type for o in only_bar.outputs] == ["execute_result"]
+
+
 def test_an_unrun_cell_is_found_whatever_the_metadata_say():
     ran = nbformat.v4.new_code_cell("1", execution_count=1)
     unrun = nbformat.v4.new_code_cell("2", metadata={"papermill": {"status": "completed"}})

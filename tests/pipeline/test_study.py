@@ -110,8 +110,12 @@ def test_the_whole_study(recipe, settings, rows_from_a_folder, environment, tmp_
     # 4 questions of each of 3 benchmarks by 4 models; 2 of each in words
     assert len((run / "mcq" / "items.csv").read_text().splitlines()) == 1 + 4 * 3 * 4
     assert len((run / "mcq" / "answers.jsonl").read_bytes().splitlines()) == 2 * 3 * 4
+    page = (run / "report.html").read_text()
+    assert str(tmp_path) not in page and "<script" not in page and len(page) < 2_000_000
+    assert "What stage 2 changed, in points" in page and page.count('src="data:image/png;base64,') >= 4
     for path in (run / "notebooks").glob("*.ipynb"):
         text = path.read_text()
         assert str(tmp_path) not in text, f"{path.name} names a path of this machine"
-        kinds = [o.output_type for c in nbformat.reads(text, 4).cells for o in c.get("outputs", [])]
-        assert "error" not in kinds
+        outputs = [o for c in nbformat.reads(text, 4).cells for o in c.get("outputs", [])]
+        assert "error" not in {o.output_type for o in outputs}
+        assert "%|" not in "".join(o.text for o in outputs if o.output_type == "stream")

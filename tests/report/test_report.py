@@ -1,15 +1,18 @@
 """The report refuses parts that do not belong together, and needs neither torch nor a model."""
 
+import base64
 import json
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
+from medkit import MedkitError, report
 from medkit.evaluate import accuracy
-from medkit.report import consistency, markdown
+from medkit.report import consistency, figures, markdown
 from medkit.report.consistency import ReportError
 from medkit.runs import run_json, storage
 from medkit.runs.arms import ARMS
@@ -172,6 +175,82 @@ def test_curves_and_costs(run):
     (run.folder / "stage1" / "loss.csv").unlink()
     with pytest.raises(storage.ResultsError, match=r"loss\.csv is missing; run notebook 01_stage1 first"):
         consistency.loss(run, "med-mix")
+
+
+def test_a_finished_report_names_what_it_leaves_and_misses_nothing(run, monkeypatch):
+    monkeypatch.delenv("MEDKIT_RUNNER")
+    for name in ("figures/figure11.png", "figures/figure12.png", "tables/table1.md", "tables/table2.md"):
+        storage.write_text(run.folder / name, "")
+    for name in ("tables/table3.md", "ledger.md"):
+        storage.write_text(run.folder / name, "")
+    with pytest.raises(storage.ResultsError, match=r"table4\.md is missing; run notebook 05_report first"):
+        report.finish(run)
+    storage.write_text(run.folder / "tables" / "table4.md", "")
+    assert report.finish(run).split("  ")[-3:] == [
+        "figures/figure11.png",
+        "figures/figure12.png",
+        "ledger.md",
+    ]
+    assert run_json.read(run.folder)["notebooks"]["05_report"]["files"] == 4 + 2 + 1
+
+
+def executed(run, *outputs):
+    """An executed notebook 05 in the run's folder, of one cell with these outputs."""
+    cell = nbformat.v4.new_code_cell("secret_code()", execution_count=1, outputs=list(outputs))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Report"), cell])
+    storage.write_text(run.folder / "notebooks" / "05_report.ipynb", nbformat.writes(notebook))
+
+
+def shown(**data):
+    return nbformat.v4.new_output("display_data", data={k.replace("_", "/"): v for k, v in data.items()})
+
+
+def test_the_page_holds_texts_and_figures_and_no_code(run):
+    figure, _ = figures.new(1, 1)
+    image = base64.b64encode(figure._repr_png_()).decode()
+    printed = nbformat.v4.new_output("stream", name="stdout", text="tables/table1.md")
+    executed(
+        run,
+        printed,
+        shown(image_png=image),
+        shown(text_html="<details><summary>More</summary>rows</details>"),
+    )
+    path = report.write_page(run.folder)
+    text = path.read_text(encoding="utf-8")
+    assert path == run.folder / "report.html"
+    assert f'src="data:image/png;base64,{image}' in text.replace("\n", "")
+    assert "<summary>More</summary>" in text and ">Report<" in text
+    assert "secret_code" not in text and "table1.md" not in text
+    assert "<script" not in text and "<link" not in text and "http" not in text
+
+
+@pytest.mark.parametrize(
+    "loads",
+    [
+        "<script src='https://cdn.example.org/a.js'></script>",
+        '<img src="figures/accuracy.png">',
+        "<img src=https://example.org/a.png>",
+        "<iframe></iframe>",
+    ],
+)
+def test_a_page_that_would_load_something_is_refused(run, loads):
+    executed(run, shown(text_html=loads))
+    with pytest.raises(MedkitError, match=r"report\.html would load"):
+        report.write_page(run.folder)
+    assert not (run.folder / "report.html").exists()
+
+
+def test_a_page_needs_the_executed_notebook(run):
+    with pytest.raises(
+        storage.ResultsError, match=r"05_report\.ipynb is missing; run notebook 05_report first"
+    ):
+        report.write_page(run.folder)
+
+
+def test_the_report_loads_what_it_offers_when_asked_and_nothing_else():
+    with pytest.raises(AttributeError, match=r"medkit\.report.*nothing"):
+        _ = report.nothing
+    assert len(report._HOMES) <= 8 and all(callable(getattr(report, name)) for name in report._HOMES)
 
 
 def test_a_page_becomes_a_part_of_a_notebook():

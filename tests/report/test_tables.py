@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medkit.evaluate import accuracy
 from medkit.report import markdown, published, tables
-from medkit.report.table3 import pubmedqa_page, table3
+from medkit.report.table3 import headline, near_ties, pubmedqa_page, table3
 from medkit.runs import run_json, storage
 
 MODELS = ("base", "med-mix", "med-nirvana", "control")
@@ -153,7 +153,7 @@ def run_dir(tmp_path_factory):
     items = mcq_items()
     storage.write_json(folder / "data/manifest.json", MANIFEST)
     storage.write_csv(folder / "mcq/items.csv", items)
-    storage.write_json(folder / "mcq/summary.json", tables.mcq_summary(accuracy.read_items(folder)))
+    storage.write_json(folder / "mcq/summary.json", accuracy.mcq_summary(accuracy.read_items(folder)))
     storage.write_json(folder / "consumer/summary.json", CONSUMER)
     return folder
 
@@ -166,7 +166,7 @@ def test_items_survive_the_file(run_dir):
 
 
 def test_mcq_summary_counts_and_corrections():
-    summary = tables.mcq_summary(mcq_items())
+    summary = accuracy.mcq_summary(mcq_items())
     assert summary["models"] == list(MODELS)
     assert {name: dataset["n"] for name, dataset in summary["datasets"].items()} == {
         "medqa": 40,
@@ -194,7 +194,7 @@ def test_mcq_summary_counts_and_corrections():
 
 def test_mcq_summary_of_a_single_model_and_benchmark():
     items = mcq_items(models=("base",))
-    summary = tables.mcq_summary(items[items["dataset"] == "medqa"])
+    summary = accuracy.mcq_summary(items[items["dataset"] == "medqa"])
     assert list(summary["datasets"]) == ["medqa"] and summary["comparisons"] == []
     assert summary["pubmedqa"] == {} and summary["average"]["base"]["benchmarks"] == 1
 
@@ -202,7 +202,7 @@ def test_mcq_summary_of_a_single_model_and_benchmark():
 def test_mcq_summary_counts_unparsed_as_wrong():
     items = mcq_items(models=("base",)).drop(columns="correct")
     items["predicted"] = np.where(items.index % 2, "", items["predicted"])
-    own = tables.mcq_summary(items)["datasets"]["medqa"]["models"]["base"]
+    own = accuracy.mcq_summary(items)["datasets"]["medqa"]["models"]["base"]
     assert own["n"] == 40 and own["unparsed"] == 20 and own["correct"] <= 20
 
 
@@ -235,6 +235,19 @@ def test_table2(run_dir):
         "NoteChat: 130 rows read, 7 dropped (5 no patient turn, 2 speaker not known), 123 kept, 120 distinct;"
     ) in table.text
     assert "No row has its clinical note" in table.text and "on both sides." not in table.text
+
+
+def test_table2_of_other_consultations_has_no_count_of_the_papers_beside_it(tmp_path):
+    talks = MANIFEST["stage2"]["notechat"] | {"source": "mts_dialog"}
+    stage2 = MANIFEST["stage2"] | {"notechat": talks}
+    storage.write_json(tmp_path / "data/manifest.json", MANIFEST | {"stage2": stage2})
+    table = tables.table2(tmp_path)
+    assert table.figures["dataset"].tolist() == ["mts_dialog", "replay", "total"]
+    assert table.figures["train"].tolist() == [90, 30, 120]
+    assert table.figures[["paper_train", "paper_validation"]].isna().all(axis=None)
+    assert table.page.columns.tolist() == ["dataset", "train", "validation"]
+    assert table.page["dataset"].iloc[0] == "MTS-Dialog"
+    assert "The paper's stage 2 trained on NoteChat: no count of its Table 2 is of MTS-Dialog." in table.text
 
 
 def test_table2_counts_notes_where_there_are_any(tmp_path):
@@ -288,19 +301,54 @@ def test_table3_text(run_dir):
     """med-mix knows every abstract, med-nirvana all but two, the control every other; exams are guessed."""
     text = table3(run_dir).text
     lines = {line.split(": ")[0]: line for line in text.splitlines() if line.startswith("- ")}
-    assert len(lines) == 3 * 2
+    assert len(lines) == 3
     for exam in ("MedQA", "MedMCQA"):
-        assert lines[f"- {exam}. Cannot be told apart"].count("corrected p = 1)") == 5
-        assert lines[f"- {exam}. Told apart"].endswith("none.")
-    cannot, told = lines["- PubMedQA. Cannot be told apart"], lines["- PubMedQA. Told apart"]
-    assert "Med-Nirvana minus Med-Mix, stage 2 with replay (-4.0, " in cannot  # 2 of 50
-    assert "; 0 and 2 of 50; corrected p = 1)" in cannot
-    assert "control (no replay) minus Med-Mix, stage 2 without replay (-50.0, " in told
-    assert told.count("corrected p") == 4
+        assert lines[f"- {exam}. Significantly different"].count("corrected p = 1)") == 5
+        assert ": none. Not significantly different: " in lines[f"- {exam}. Significantly different"]
+    yes, no = lines["- PubMedQA. Significantly different"].split(" Not significantly different: ")
+    assert "Med-Nirvana minus Med-Mix, stage 2 with replay (-4.0, " in no  # 2 of 50
+    assert "; 0 and 2 of 50; corrected p = 1)" in no
+    assert "control (no replay) minus Med-Mix, stage 2 without replay (-50.0, " in yes
+    assert yes.count("corrected p") == 4
     assert "PubMedQA, stage 2 with replay: -4.0, " in text.split("Forgetting, ")[1]
     blind = next(part for part in text.split("\n\n") if part.startswith("Not shown to be better than chance"))
     assert "MedQA (25.0): base, Med-Mix, Med-Nirvana, control (no replay)" in blind
     assert "Med-Mix" not in blind.split("PubMedQA")[1]
+
+
+def test_the_headline_is_three_sentences(run_dir):
+    """Only PubMedQA differs: 50 questions, of which Med-Nirvana has two wrong and the control every other."""
+    first, second, third = headline(storage.load(run_dir, "mcq/summary.json", ())).split("\n\n")
+    assert first.startswith(
+        "Percent of right answers on MedQA (n = 40), MedMCQA (n = 30) and PubMedQA (n = 50):"
+    )
+    assert first.count("100.0") == 1 and " and 96.0; control (no replay) " in first
+    assert second == (
+        "What stage 2 changed, in points: stage 2 with replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -4.0; "
+        "stage 2 without replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -50.0."
+    )
+    assert third.startswith(
+        "Significantly different after Holm's correction over 15 paired comparisons: PubMedQA, "
+    )
+    assert third.count("PubMedQA") == 4 and "MedQA," not in third.replace("PubMedQA", "")
+    assert third.endswith("; the others are not.")
+
+
+def test_the_headline_of_one_model_compares_nothing():
+    said = headline(accuracy.mcq_summary(mcq_items(models=("base",))))
+    assert said.startswith("Percent of right answers on MedQA") and "\n" not in said
+    two = headline(accuracy.mcq_summary(mcq_items(models=("base", "control"))))
+    assert two.count("\n\n") == 0  # the two are not a pair that shows anything
+    guessed = mcq_items(models=("base", "med-mix")).query("dataset == 'medqa'")
+    assert headline(accuracy.mcq_summary(guessed)).endswith("over 1 paired comparisons: none.")
+
+
+def test_differences_are_significant_or_not():
+    rows = [("a", True), ("b", False), ("c", True)]
+    assert markdown.significance(rows, "X") == (
+        "X. Significantly different: a; c. Not significantly different: b."
+    )
+    assert markdown.significance([]) == "Significantly different: none. Not significantly different: none."
 
 
 def test_pubmedqa_page(run_dir):
@@ -313,7 +361,7 @@ def test_pubmedqa_page(run_dir):
 
 
 def test_table3_of_one_model_says_there_is_nothing_to_compare(tmp_path):
-    storage.write_json(tmp_path / "mcq/summary.json", tables.mcq_summary(mcq_items(models=("base",))))
+    storage.write_json(tmp_path / "mcq/summary.json", accuracy.mcq_summary(mcq_items(models=("base",))))
     assert "there is nothing to compare" in table3(tmp_path).text
 
 
@@ -326,10 +374,10 @@ def test_table4(run_dir):
     assert page.loc[f"{published.MED_NIRVANA}, the paper", "F1"] == "0.864375"
     assert page.loc["the physicians' own answers", "words"] == "90 [75, 105]"
     assert "minilm_L6_no-idf" in table.text and "another encoder" in table.text
-    cannot, told = table.text.split("Cannot be told apart: ")[1].split("Told apart: ")
+    yes, no = table.text.split("Significantly different: ")[1].split("Not significantly different: ")
     # Of two, Holm doubles the smaller p: 2 x 0.01, and leaves the larger: 0.2.
-    assert cannot.startswith("F1 (+0.050, -0.010 to +0.110; corrected p = 0.2)")
-    assert told.startswith("precision (+0.100, +0.070 to +0.130; corrected p = 0.02)")
+    assert no.startswith("F1 (+0.050, -0.010 to +0.110; corrected p = 0.2)")
+    assert yes.startswith("precision (+0.100, +0.070 to +0.130; corrected p = 0.02)")
 
 
 def test_table4_tolerates_a_summary_without_extras(tmp_path):
@@ -448,6 +496,24 @@ def test_table3_says_that_a_difference_to_the_base_contains_the_template(tmp_pat
     text = table3(tmp_path).text
     assert ("minus base is the effect of the template and of the training together" in text) == said
     assert "ties" not in text  # a summary of an earlier version, which did not count them
+
+
+def test_near_ties_are_summed_over_the_models():
+    own = {"rescored": 3, "flips": 1, "invalid": 0, "largest_move": 0.01, "tolerance": 0.02}
+    other = {"rescored": 1_000, "flips": 0, "invalid": 2, "largest_move": 0.001, "tolerance": 0.03}
+    said = near_ties({"scoring": {"base": own, "med-mix": other}})
+    assert said.startswith(
+        "1,003 answers were near-ties (within 0.03 nats) and were scored again on their own: 1"
+    )
+    assert "by more than 0.01 nats; 2 were no finite number" in said
+
+
+def test_exams_leave_table_3_and_the_protocols_where_there_are_any(tmp_path):
+    summary = accuracy.mcq_summary(mcq_items())
+    storage.write_json(tmp_path / "mcq/summary.json", summary | {"protocols": []})
+    assert tables.write_exams(tmp_path).name == "table3"
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["table3.csv", "table3.md"]
+    assert tables.part(tmp_path, 3).startswith("### Table 3")
 
 
 def test_table3_counts_ties(tmp_path):

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from conftest import make_tokenizer
 
@@ -64,7 +65,7 @@ def test_bold_are_the_tokens_the_loss_is_taken_on():
     assert "<b>A</b><b>&lt;|eot_id|&gt;</b>" in html
 
 
-def test_lengths_are_told_apart_by_source():
+def test_lengths_are_grouped_by_source():
     rows = {"length": [5, 6, 7]}
     records = [SimpleNamespace(source=name) for name in ("medqa", "notechat", "medqa")]
     assert display.lengths_by_source(records, rows) == {"medqa": [5, 7], "notechat": [6]}
@@ -91,3 +92,43 @@ def test_conversations_are_counted_as_read_dropped_and_kept():
         assert shown[["read", "dropped: no patient turn", "kept", "different ones"]].tolist() == [4, 1, 3, 2]
         assert shown["rows with a clinical note"] == bool(note)
         assert ("clinical notes on both sides" in shown) == bool(note)
+
+
+def test_contamination_is_a_line_and_a_table_where_there_is_any():
+    own = {"n": 10, "models": {"base": {"n": 10, "correct": 5, "accuracy": 0.5, "low": 0.2, "high": 0.8}}}
+    fewer = {"n": 8, "models": {"base": {"n": 8, "correct": 4, "accuracy": 0.5, "low": 0.2, "high": 0.8}}}
+    summary = {"models": ["base"], "datasets": {"medqa": own}, "contamination_known": True}
+    found = summary | {"without_contaminated": {"left_out": {"medqa": 2}, "datasets": {"medqa": fewer}}}
+    shown = display.contamination(found).data
+    assert "2 of 10 questions appear in a training row: accuracy without them</summary><table" in shown
+    none = summary | {"without_contaminated": {"left_out": {}, "datasets": {"medqa": own}}}
+    assert "0 of 10 questions" in display.contamination(none).data
+    unknown = display.contamination(none | {"contamination_known": False}).data
+    assert "no training rows" in unknown and "<table" not in unknown
+
+
+def test_groups_are_a_line_a_benchmark_and_the_largest_first():
+    rows = [
+        {"model": "base", "dataset": "medmcqa", "group": group, "n": n, "accuracy": 0.5, "low": 0, "high": 1}
+        for group, n in (("Anatomy", 4), ("Surgery", 9), ("", 1))
+    ]
+    shown = display.groups({"models": ["base"], "groups": rows}).data
+    assert "<summary>MedMCQA by subject: 3, with 1 to 9 questions</summary>" in shown and "MedQA" not in shown
+    assert shown.index("Surgery") < shown.index("Anatomy") < shown.index("not given")
+
+
+def test_queries_are_a_line_and_the_skipped_rows_behind_it():
+    cases = [SimpleNamespace(source=name) for name in ("icliniq", "icliniq", "healthcaremagic")]
+    shown = display.queries(run("builtin"), cases, {"damaged": 1_200, "too short": 34}).data
+    assert (
+        f"3 of the {recipes.get('cpu').consumer.cases} cases that the recipe asks for: 2 from iCliniq"
+        in shown
+    )
+    assert "1 from HealthCareMagic; 1,234 rows skipped</summary>" in shown and "damaged" in shown
+
+
+def test_details_escape_the_line_and_show_whole_tables_and_markdown():
+    long = "x" * 200
+    shown = display.details("a < b", pd.DataFrame({"c": [long]}), "**bold** & plain").data
+    assert shown.startswith("<details><summary>a &lt; b</summary><table")
+    assert long in shown and "<strong>bold</strong>" in shown and shown.endswith("</details>")
