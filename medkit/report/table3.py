@@ -177,6 +177,39 @@ def template(summary: dict, info: dict | None) -> str:
     )
 
 
+def calibration(summary: dict) -> str:
+    """Whether stage 2 makes the model surer than it should be."""
+    each = [f"{published.TITLES[row['dataset']]} {_points(row)}" for row in summary["overconfidence"]]
+    notes = {own["note"] for models in summary["calibration"].values() for own in models.values()} - {""}
+    said = "Mean confidence minus accuracy, after stage 2 minus after stage 1, in points: "
+    said = f"{said}{'; '.join(each)}. " if each else ""
+    return said + " ".join(f"{note[0].upper()}{note[1:]}." for note in sorted(notes))
+
+
+def option_order(summary: dict) -> str:
+    """How often the order of the options decides the answer."""
+    if not (found := summary.get("option_order")):
+        return "No question was asked under other orders of its options (mcq.permutations)."
+    each = [
+        f"{arms.title(model)} {in_percent(own['consistency'], own['low'], own['high'])}"
+        for model, own in found["all"].items()
+    ]
+    n = max(own["n"] for own in found["all"].values())
+    return f"Percent of {n:,} questions that get the same option under every order: {'; '.join(each)}."
+
+
+def general(summary: dict) -> str:
+    """What the training cost of general ability: questions and texts that are not medical."""
+    if not (found := summary.get("general")):
+        return "General ability was not measured (mcq.general)."
+    each = [
+        f"{arms.title(model)} {percent(own)} percent of {own['n']:,} questions right, "
+        f"perplexity {with_interval(own['perplexity'], own['perplexity_low'], own['perplexity_high'], 1)}"
+        for model, own in found["models"].items()
+    ]
+    return f"On questions and texts that are not medical: {'; '.join(each)}."
+
+
 def near_ties(summary: dict) -> str:
     """How many answers were too close to trust in a batch and were scored again on their own."""
     scoring = summary["scoring"].values()

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from medkit.evaluate import accuracy
 from medkit.report import markdown, published, tables
-from medkit.report.table3 import headline, near_ties, pubmedqa_page, table3
+from medkit.report.table3 import (
+    calibration,
+    general,
+    headline,
+    near_ties,
+    option_order,
+    pubmedqa_page,
+    table3,
+)
 from medkit.runs import run_json, storage
 
 MODELS = ("base", "med-mix", "med-nirvana", "control")
@@ -496,6 +504,27 @@ def test_table3_says_that_a_difference_to_the_base_contains_the_template(tmp_pat
     text = table3(tmp_path).text
     assert ("minus base is the effect of the template and of the training together" in text) == said
     assert "ties" not in text  # a summary of an earlier version, which did not count them
+
+
+def test_confidence_order_and_general_ability_are_a_line_each():
+    gap = {"dataset": "medqa", "difference": 0.25, "low": 0.1, "high": 0.4}
+    few = {"medqa": {"base": {"note": "few answers"}, "med-mix": {"note": "few answers"}}}
+    assert calibration({"calibration": few, "overconfidence": [gap]}) == (
+        "Mean confidence minus accuracy, after stage 2 minus after stage 1, in points: "
+        "MedQA +25.0, +10.0 to +40.0. Few answers."
+    )
+    assert calibration({"calibration": {"medqa": {"base": {"note": ""}}}, "overconfidence": []}) == ""
+    own = {"n": 20, "consistency": 0.5, "low": 0.3, "high": 0.7}
+    said = option_order({"option_order": {"all": {"base": own, "med-mix": own | {"consistency": 0.65}}}})
+    assert said.startswith(
+        "Percent of 20 questions that get the same option under every order: base 50.0 [30.0, "
+    )
+    assert "Med-Mix 65.0 [" in said
+    assert option_order({"option_order": {}}).startswith("No question was asked")
+    one = {"n": 128, "accuracy": 0.5, "low": 0.4, "high": 0.6, "perplexity": 20, "perplexity_low": 18}
+    said = general({"general": {"models": {"base": one | {"perplexity_high": 22}}}})
+    assert "base 50.0 [40.0, 60.0] percent of 128 questions right, perplexity 20.0 [18.0, 22.0]." in said
+    assert general({"general": {}}).startswith("General ability was not measured")
 
 
 def test_near_ties_are_summed_over_the_models():
