@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from medkit import MedkitError
-from medkit.pipeline import engines, sweep, sweep_file, trial
+from medkit.pipeline import engines, runner, sweep, sweep_file, trial
 from medkit.runs import run_json, storage
 
 TRAINING = 'recipe: str = ""\nrun_dir: str = ""\ndata_dir: str = ""\nsettings: str = ""\nreplay: bool = True'
@@ -348,9 +348,11 @@ def job(tmp_path, name="k0-s0", stage1="stage1-s0", settings=(), measure=("mcq",
 
 def test_a_trial_is_stage_2_and_its_own_models(tmp_path):
     """A stage 1 is measured beside the base, once a seed; a trial has only what is its own."""
+    given = {"recipe": "cpu", "run_dir": "results/x", "data_dir": "", "settings": ""}
 
     def steps(one):
         chosen = trial.steps(one)
+        runner.step_parameters(chosen, runner.NOTEBOOK_FOLDER, given)  # the real notebooks take them
         return {step.name: step.fixed.get("models", step.fixed.get("replay")) for step in chosen}
 
     assert steps(job(tmp_path, "stage1-s0", "")) == {
