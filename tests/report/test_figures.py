@@ -322,3 +322,23 @@ def test_each_order_and_the_vote_are_marked_in_the_row_of_their_model():
     assert set(first.get_ydata()) == {0} and set(second.get_ydata()) == {-1}
     assert list(vote.get_xdata()) == [0.55]
     assert ax.get_yticklabels()[1].get_text() == "Med-Mix, n = 20\n25% the same option"
+
+
+def test_validation_loss_by_source_is_a_line_a_kind_and_arm():
+    own = pd.DataFrame(
+        {
+            "step": [0, 5],
+            "eval_loss_dialogues": [2.0, 1.0],
+            "eval_loss_stage1": [0.5, 3.0],
+            "train_loss": [1, 1],
+        }
+    )
+    other = own.drop(columns="eval_loss_stage1")  # only one kind validates
+    _, ax = figures.new()
+    figures.loss_by_source(ax, {"med-nirvana": own, "control": other})
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in ax.get_lines()}
+    assert drawn == {
+        "Med-Nirvana, consultations": [2.0, 1.0],
+        "Med-Nirvana, exam questions": [0.5, 3.0],
+        "control (no replay), consultations": [2.0, 1.0],
+    }
