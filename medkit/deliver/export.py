@@ -39,10 +39,10 @@ class Bound(NamedTuple):
 
 
 BOUNDS = {
-    "merged": Bound(0.97, 0.1),
-    "f16": Bound(0.97, 0.1),
-    "q8_0": Bound(0.95, 0.15),
-    "q4_k_m": Bound(0.90, 0.4),
+    "merged": Bound(0.97, 0.25),
+    "f16": Bound(0.97, 0.25),
+    "q8_0": Bound(0.95, 0.35),
+    "q4_k_m": Bound(0.90, 0.7),
 }
 
 
