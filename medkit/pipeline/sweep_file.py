@@ -43,8 +43,7 @@ KEYS = {
     "arms": dict,
     "axes": dict,
 }
-# What a stage 1 and its evaluation depend on; of `dmt` see _stage1_key.
-_STAGE1 = ("model", "data", "lora", "stage1", "mcq", "consumer")
+_STAGE2 = ("stage2", "dmt")  # what a stage 1 and its evaluation do not depend on; of `dmt` see _stage1_key
 
 
 class SweepError(MedkitError):
@@ -206,7 +205,7 @@ def _stage1_key(recipe: recipes.Recipe) -> tuple:
     """What two trials have in common that share a stage 1. The rest of `dmt` is stage 2's."""
     fields = recipes.flat(recipe)
     return (
-        *((name, value) for name, value in fields.items() if name.partition(".")[0] in _STAGE1),
+        *((name, value) for name, value in fields.items() if name.partition(".")[0] not in _STAGE2),
         recipe.dmt.handover == "merge",  # it has the merged model beside its adapter
     )
 
@@ -227,7 +226,7 @@ def _stage1_runs(recipe: str, trials: list[Trial]) -> dict[tuple, Trial]:
         if _without_stage1(trial.recipe) or key in stages:
             continue
         settings = {
-            field: value for field, value in trial.settings.items() if field.partition(".")[0] in _STAGE1
+            field: value for field, value in trial.settings.items() if field.partition(".")[0] not in _STAGE2
         }
         if trial.recipe.dmt.handover == "merge":
             settings["dmt.handover"] = "merge"
