@@ -11,7 +11,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 def main():
     from medkit import recipes
-    from medkit.train import models
+    from medkit.train import fitting, models
 
     models.unsloth()
     import bitsandbytes
@@ -35,7 +35,7 @@ def main():
     columns = ("input_ids", "labels")
     small = rows.map(lambda row: {name: [t % 250 if t >= 0 else t for t in row[name]] for name in columns})
     held_out = small.select(range(32))
-    fit = models.fit(model, tokenizer, small, held_out, spec, folder=folder / "s", max_length=2048)
+    fit = fitting.fit(model, tokenizer, small, held_out, spec, folder=folder / "s", max_length=2048)
     print(fit)
     print((folder / "s" / "loss.csv").read_text())
 

@@ -85,7 +85,7 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     """One stage of an 8B recipe in this process."""
     from medkit.preflight import estimate
     from medkit.runs import machine
-    from medkit.train import models
+    from medkit.train import fitting, models
 
     spec = replace(
         getattr(recipe, stage), max_steps=WARM + steps, eval_every=10**6, save_every=10**6, eval_rows=0
@@ -99,7 +99,7 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     train = random_rows(recipe, stage, (WARM + steps) * per_step, 128256)
     validation = random_rows(recipe, stage, 256, 128256)
     folder = Path(tempfile.mkdtemp())
-    fit = models.fit(
+    fit = fitting.fit(
         model,
         tokenizer,
         train,
@@ -190,14 +190,14 @@ def validation_loss(model, rows) -> float:
 
 def measure_medkit(recipe, steps: int) -> dict:
     """Stage 2 of a small recipe through medkit, on the CPU, from a fresh adapter."""
-    from medkit.train import models
+    from medkit.train import fitting, models
 
     spec = replace(small_stage(recipe), max_steps=steps, eval_every=10**6, save_every=10**6, eval_rows=1)
     model, tokenizer = models.load(recipe.model)
     model = models.attach_lora(model, recipe.lora, seed=spec.seed)
     with tempfile.TemporaryDirectory() as scratch:
         train, held_out = small_rows(recipe, steps, tokenizer, Path(scratch))
-        fit = models.fit(
+        fit = fitting.fit(
             model,
             tokenizer,
             train,

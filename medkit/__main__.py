@@ -163,6 +163,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+def _again(sub) -> None:
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on after the last finished notebook")
+    group.add_argument("--fresh", action="store_true", help="replace the run of that name")
+
+
+def _data_and_settings(sub) -> None:
+    sub.add_argument(
+        "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
+    )
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe's field"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="medkit", description="Two-stage QLoRA of a medical chat model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -172,29 +187,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    def again(sub):
-        group = sub.add_mutually_exclusive_group()
-        group.add_argument("--resume", action="store_true", help="go on after the last finished notebook")
-        group.add_argument("--fresh", action="store_true", help="replace the run of that name")
-
-    def data_and_settings(sub):
-        sub.add_argument(
-            "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
-        )
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe's field"
-        )
-
     sub = command("run", _run, "run the notebooks into results/NAME")
     sub.add_argument("recipe", help="cpu, paper, as_released or recommended")
     sub.add_argument("--run", default="", metavar="NAME", help="its name; else the recipe's; cpu's is demo")
-    data_and_settings(sub)
+    _data_and_settings(sub)
     sub.add_argument("--only", default="", metavar="03,04", help="these notebooks only")
-    again(sub)
+    _again(sub)
 
     sub = command("check", _check, "what can be checked before a GPU hour is spent")
     sub.add_argument("recipe")
-    data_and_settings(sub)
+    _data_and_settings(sub)
     sub.add_argument("--json", action="store_true")
 
     command("recipes", _recipes, "list the recipes with every field")
@@ -207,8 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="hub id, folder, or smollm2")
     sub.add_argument("--adapter", default="", metavar="DIR")
     sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL[-ADAPTER]")
-    data_and_settings(sub)
-    again(sub)
+    _data_and_settings(sub)
+    _again(sub)
 
     sub = command("sweep", _sweep, "run the trials of a file: arms, fields and seeds (docs/sweeps.md)")
     sub.add_argument("file", metavar="SWEEP.toml")

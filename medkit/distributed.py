@@ -19,7 +19,7 @@ from medkit.pipeline import runner
 from medkit.preflight import inputs
 from medkit.runs import run_json, storage
 from medkit.runs.inputs import check_data_dir, connect
-from medkit.train import models, stages
+from medkit.train import fitting, models, stages
 
 STEPS = {  # the training ones, by arm
     place.removesuffix("/adapter"): step
@@ -29,7 +29,7 @@ STEPS = {  # the training ones, by arm
 }
 
 
-def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str = "") -> models.Fit:
+def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str = "") -> fitting.Fit:
     """Train one arm ("stage1", "stage2", "stage2_noreplay") together with the other processes started."""
     models.unsloth()
     from transformers import TrainingArguments

@@ -91,13 +91,13 @@ def model_and_rows(
 
 def train(folder: Path, base: Path, stage: TrainSpec = STAGE, *, resume=False, extra=None, rows_seed=0):
     """(Fit, model): one run. Its identity is that of a stage of medkit.train.stages, and `extra`."""
-    from medkit.train import models, tokenization
+    from medkit.train import fitting, models, tokenization
 
     model, tokenizer, rows, validation = model_and_rows(base, seed=stage.seed, rows_seed=rows_seed)
     identity = {f"stage1.{name}": value for name, value in dataclasses.asdict(stage).items()}
     identity["training rows"] = tokenization.key(rows)
     identity["base weights"] = models.base_identity(ModelSpec(base=str(base)))
-    done = models.fit(
+    done = fitting.fit(
         model,
         tokenizer,
         rows,

@@ -79,7 +79,9 @@ def keep_optimizer(stage: Path) -> None:
     """Copy the optimizer's state after the last step beside the stage's adapter, for another stage to begin
     with (trainer.carry_over)."""
     aside = stage / f".{OPTIMIZER}"
-    shutil.copy(last_whole(stage / "checkpoints") / OPTIMIZER, aside)
+    whole = last_whole(stage / "checkpoints")
+    assert whole is not None, "a stage that has ended has its last checkpoint"
+    shutil.copy(whole / OPTIMIZER, aside)
     storage.sync(aside)
     os.replace(aside, stage / OPTIMIZER)
 

@@ -1,4 +1,4 @@
-"""Loading, adapters, fitting, hand-over: the only module that imports unsloth and trl.
+"""Loading, adapters, hand-over: the first to import unsloth, before trl.
 
 The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
 """
@@ -7,20 +7,15 @@ import atexit
 import logging
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from medkit import MedkitError, prompts
-from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
+from medkit.recipes import LoraSpec, ModelSpec
 from medkit.train import adapters, cpu, identities, merging
-from medkit.train.metrics import LossLog
 
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
 
@@ -250,102 +245,3 @@ def save_adapter(model, tokenizer, folder: Path) -> None:
     with appears_whole(Path(folder)) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-
-
-class Stopped(SystemExit):
-    """SIGTERM came during training: a checkpoint was saved, and the process ends as after that signal."""
-
-    def __init__(self, step: int):
-        there = f"checkpoint-{step} is saved, resume goes on from there" if step else "no step was done yet"
-        print(f"stopped by SIGTERM; {there}", file=sys.stderr)
-        super().__init__(128 + signal.SIGTERM)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a finished stage leaves behind, beside the adapter in memory."""
-
-    steps: int
-    seconds: float
-    tokens: int  # non-padding tokens seen
-    tokens_per_s: float
-    samples_per_s: float
-    padding_share: float  # of the positions computed
-    padding_share_padded: float  # the same, had every batch been padded to its longest row
-    peak_memory_gb: float  # of the GPU, else of the process
-    mfu: float | None
-    samples: int
-    resumed_from: int  # optimizer step; 0 where the run was not resumed
-    config: dict  # the SFTConfig's fields that are not TRL's defaults
-    replay_weight: float  # of a replayed exam token's loss, 1 for a consultation's
-
-
-def fit(
-    model,
-    tokenizer,
-    train,
-    validation,
-    stage: TrainSpec,
-    *,
-    folder: Path,
-    max_length: int,
-    config=None,
-    identity: dict | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    replay_token_share: float = 0.0,
-    optimizer_state: Path | None = None,
-) -> Fit:
-    """Train the adapter for one stage; writes `folder`/loss.csv as it goes, and whole checkpoints.
-
-    `train`, `validation`: datasets of tokenization.prepare. `config`: the trl.SFTConfig of
-    config.sft_config, changed or not; None for that of `stage`. `identity`: what a checkpoint must match to
-    be resumed from, beside the configuration. `replay_token_share`: what exam rows weigh among the others
-    (batches.replay_weight). `optimizer_state`: the file of another stage's optimizer, whose moments this
-    one's begins with. Raises TrainerError for a changed field that cannot be changed,
-    where packing was asked for on a GPU and did not stay on, and where memory or disk ran out;
-    CheckpointError where a checkpoint is damaged or another run's; Stopped, once a checkpoint is saved, after
-    SIGTERM.
-    """
-    unsloth()
-    from medkit.train import checkpoints, trackers, trainer
-    from medkit.train import config as configuration
-
-    config = configuration.for_fit(config, stage, max_length=max_length, folder=folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Each process saves the state of its own random numbers: another number of them cannot take them up.
-    identity = (identity or {}) | configuration.identity(config) | {"processes": configuration.processes()}
-    say = print if first_process() else lambda line: None
-    start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
-    began = time.perf_counter()
-    with (
-        trainer.Stop() as stop,
-        trackers.local(stage.report_to, folder),
-        cpu.training(model, stage.micro_batch_tokens) as engine,
-    ):
-        training = trainer.StageTrainer(
-            model,
-            config,
-            tokenizer,
-            train,
-            validation,
-            stage,
-            engine=engine,
-            log=LossLog(folder / "loss.csv", progress),
-            identity=identity,
-            start=start,
-            stop=stop,
-            replay_token_share=replay_token_share,
-            optimizer_state=optimizer_state,
-        )
-        training.run()
-    if stop.asked:
-        raise Stopped(training.state.global_step)
-    return Fit(
-        steps=training.state.global_step or (checkpoints.step_of(start) if start else 0),
-        seconds=time.perf_counter() - began,
-        resumed_from=checkpoints.step_of(start) if start else 0,
-        config=configuration.used(config),
-        replay_weight=training.replay_weight,
-        **training.meter.totals(),
-    )

@@ -13,7 +13,7 @@ from medkit.data import builtin, contamination, sources
 from medkit.runs import arms, inputs, run_json, storage
 from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run
-from medkit.train import checkpoints, manifest, models, tokenization
+from medkit.train import checkpoints, manifest, fitting, models, tokenization
 from medkit.train.manifest import Records
 from medkit.train.merging import check_merge, merge_adapter
 
@@ -169,7 +169,7 @@ def load_for_stage(run: Run, stage: str):
     return model, tokenizer
 
 
-def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, config=None) -> models.Fit:
+def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, config=None) -> fitting.Fit:
     """Train one arm ("stage1", "stage2", "stage2_noreplay"), going on from its newest whole checkpoint, and
     leave ARM/adapter and ARM/loss.csv; after a stage 1 that is handed over merged, stage1/merged too.
 
@@ -179,7 +179,7 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, con
     must not cost the training that is done.
     """
     folder = run.folder / arm
-    done = models.fit(
+    done = fitting.fit(
         model,
         tokenizer,
         train,
@@ -209,7 +209,7 @@ def relearning(recipe: recipes.Recipe) -> recipes.TrainSpec:
     return replace(recipe.stage1, max_steps=steps, warmup_steps=0, scheduler="constant")
 
 
-def relearn(run: Run, records: Records, model, tokenizer) -> models.Fit | None:
+def relearn(run: Run, records: Records, model, tokenizer) -> fitting.Fit | None:
     """Train the model, which has just been trained as the arm "stage2", for dmt.relearn_steps optimizer steps
     on stage 1's rows, and leave stage2_relearned/adapter and its loss.csv: whether stage 1's skill is gone or
     only hidden. None, and nothing is done, where the recipe does not ask for it.
@@ -221,7 +221,7 @@ def relearn(run: Run, records: Records, model, tokenizer) -> models.Fit | None:
         tokenize(run, "stage1", tokenizer, records.first.part(part)) for part in ("train", "validation")
     )
     folder = run.folder / arms.ARMS["relearned"].folder
-    done = models.fit(
+    done = fitting.fit(
         model, tokenizer, train, validation, spec, folder=folder, max_length=run.recipe.model.max_length
     )
     if models.first_process():
@@ -238,7 +238,7 @@ def _stage1s_optimizer(run: Run) -> Path | None:
     return run.folder / "stage1" / checkpoints.OPTIMIZER
 
 
-def finish(run: Run, arm: str, done: models.Fit) -> None:
+def finish(run: Run, arm: str, done: fitting.Fit) -> None:
     """The last act of a training notebook: its numbers into run.json; under the runner it is for that to say
     that the notebook is complete, and to remove the checkpoints."""
     run.finish(**vars(done))

@@ -52,8 +52,10 @@ class StageTrainer(SFTTrainer):
 
     engine: how the model computes; log: loss.csv; identity: what a checkpoint is marked with; start: the
     checkpoint to go on from, or None; stop: says that SIGTERM came; replay_token_share, optimizer_state: see
-    models.fit. Raises TrainerError where packing was asked for and did not stay on.
+    fitting.fit. Raises TrainerError where packing was asked for and did not stay on.
     """
+
+    _signature_columns: list[str]  # the Trainer's own: the columns that are passed on
 
     def __init__(
         self,
@@ -220,7 +222,7 @@ class StageTrainer(SFTTrainer):
         by_source = "exams" in inputs
         if not (by_source or self.engine.lays_rows_end_to_end):
             return super().prediction_step(net, inputs, *args, **kwargs)
-        total, tokens = 0, 0
+        total, tokens = 0, torch.zeros((), dtype=torch.long, device=self.args.device)
         for part in self.engine.passes(self._prepare_inputs(inputs)):
             learnt = part["labels"][:, 1:] != IGNORED
             with torch.no_grad(), self.compute_loss_context_manager():

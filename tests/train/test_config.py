@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 
 from medkit import train as training
-from medkit.train import checkpoints, config, models
+from medkit.train import checkpoints, config, fitting, models
 from medkit.train.metrics import TrainerError
 
 
@@ -89,7 +89,7 @@ def test_every_field_that_cannot_be_changed_is_one_of_trls():
 
 def fit(base, folder, given, resume=False):
     rows = tiny_run.model_and_rows(base)
-    return models.fit(
+    return fitting.fit(
         *rows,
         replace(tiny_run.STAGE, max_steps=2),
         folder=folder,

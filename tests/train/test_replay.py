@@ -20,7 +20,7 @@ from medkit.prompts import IGNORED
 from medkit.recipes import ModelSpec, TrainSpec
 from medkit.records import MCQItem
 from medkit.runs import loss
-from medkit.train import batches, checkpoints, config, cpu, models, tokenization
+from medkit.train import batches, checkpoints, config, cpu, fitting, models, tokenization
 from medkit.train.metrics import LossLog, TrainerError
 
 STAGE = replace(tiny_run.STAGE, max_steps=4, eval_every=2, save_every=2)
@@ -65,7 +65,7 @@ def fit(base, folder, stage=STAGE, *, marked=True, **more):
         for talks, count in (((12, 0), 4), ((3, 1), 3))
     ]
     rows = rows if marked else [one.remove_columns("exam") for one in rows]
-    done = models.fit(
+    done = fitting.fit(
         model,
         tokenizer,
         *rows,
@@ -129,7 +129,7 @@ def test_sigterm_in_a_validation_by_source_is_made_up_for(unbroken, base, tmp_pa
     loop = Trainer.evaluation_loop
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "evaluation_loop", evaluation_loop)
-        with pytest.raises(models.Stopped):
+        with pytest.raises(fitting.Stopped):
             fit(base, folder)
     done, _ = fit(base, folder, resume=True)
     assert done.resumed_from == 2

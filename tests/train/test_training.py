@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from medkit.prompts import IGNORED
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
-from medkit.train import adapters, checkpoints, cpu, models
+from medkit.train import adapters, checkpoints, cpu, fitting, models
 from medkit.train.batches import as_read, row_order, subsample, training_rows, with_samples
 from medkit.train.cpu import ROW_BY_ROW, as_trained_on_cpu, passes, row_lengths
 from medkit.train.metrics import TrainerError
@@ -110,7 +110,7 @@ def test_packing_that_did_not_stay_on_is_refused(base, tmp_path, monkeypatch):
     loaded, stage = tiny_run.model_and_rows(base), replace(tiny_run.STAGE, packing="isolated")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(TrainerError, match="packing was asked for and the libraries turned it off"):
-        models.fit(*loaded, stage, folder=tmp_path, max_length=tiny_run.MAX_LENGTH, progress=False)
+        fitting.fit(*loaded, stage, folder=tmp_path, max_length=tiny_run.MAX_LENGTH, progress=False)
 
 
 def test_a_stage_of_max_steps_that_was_killed_after_its_last_checkpoint_trains_no_further(base, tmp_path):
@@ -138,7 +138,7 @@ def at_step(monkeypatch, step: int, act) -> None:
 def test_sigterm_saves_a_checkpoint_and_ends(unbroken, base, tmp_path, monkeypatch, capsys):
     handler = signal.getsignal(signal.SIGTERM)
     at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(models.Stopped) as stopped:
+    with pytest.raises(fitting.Stopped) as stopped:
         tiny_run.train(tmp_path, base)
     assert stopped.value.code == 143  # 128 + 15, as after the signal itself
     assert "checkpoint-5 is saved" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_sigterm_cuts_a_validation_short_and_the_resumed_run_makes_up_for_it(
     with monkeypatch.context() as patch:
         in_validation(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         for resume in (False, True):  # the second time in the validation that is made up for
-            with pytest.raises(models.Stopped):
+            with pytest.raises(fitting.Stopped):
                 tiny_run.train(tmp_path, base, resume=resume)
             last = lines(tmp_path / "checkpoints" / f"checkpoint-{step}")[-1]
             assert (last["step"], last["eval_loss"]) == (str(step), "")
@@ -185,7 +185,7 @@ def test_sigterm_in_the_validation_before_the_first_step_leaves_nothing(
 ):
     with monkeypatch.context() as patch:
         in_validation(patch, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(models.Stopped):
+        with pytest.raises(fitting.Stopped):
             tiny_run.train(tmp_path, base)
     assert "stopped by SIGTERM; no step was done yet" in capsys.readouterr().err
     assert not list(tmp_path.glob("checkpoints/checkpoint-*"))
