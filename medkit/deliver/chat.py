@@ -38,7 +38,8 @@ class _Stream:
     comes first."""
 
     def __init__(self, tokenizer, show: Callable[[str], None]):
-        self._tokenizer, self._show, self._tokens = tokenizer, show, None
+        self._tokenizer, self._show = tokenizer, show
+        self._tokens: list[int] | None = None  # until the prompt has been handed over
 
     def put(self, value):
         if self._tokens is None:

@@ -56,7 +56,7 @@ def overconfidence(items: pd.DataFrame, first: str, second: str, seed: int = 0) 
         gaps = [_gaps(rows[rows["model"] == model]) for model in (first, second)]
         shared = gaps[0].index.intersection(gaps[1].index)
         if len(shared):
-            one = statistics.paired_difference(*(gap.loc[shared] for gap in gaps), seed)
+            one = statistics.paired_difference(gaps[0].loc[shared], gaps[1].loc[shared], seed)
             row = {"dataset": dataset, "first": first, "second": second, "n": one.n}
             found.append(row | {"difference": one.mean, "low": one.low, "high": one.high})
     return storage.plain(found)
@@ -101,7 +101,7 @@ def _of_model(rows: pd.DataFrame, seed: int) -> dict:
         "overconfidence": statistics.bootstrap_mean(confidence - right, seed),
         "ece": statistics.bootstrap((confidence - right, place), _ece, seed),
     }
-    found = {"n": len(rows), "left_out": int((~known).sum())}
+    found: dict = {"n": len(rows), "left_out": int((~known).sum())}
     for name, one in means.items():
         found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
     few = f"fewer than {ENOUGH} answers: the ECE is uncertain, and too large on average"
@@ -119,7 +119,7 @@ def bins_of(confidence: np.ndarray) -> np.ndarray:
     """Each answer's bin of equal mass; equal confidences share one, as in sklearn.calibration."""
     count = max(1, min(BINS, len(confidence) // IN_A_BIN))
     edges = np.quantile(confidence, np.linspace(0, 1, count + 1))
-    return np.searchsorted(edges[1:-1], confidence)
+    return np.asarray(np.searchsorted(edges[1:-1], confidence))
 
 
 def _ece(gap: np.ndarray, place: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -135,8 +135,8 @@ def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnsw
         scoring[active.name], identities[active.name] = scored.report, active.identity
         others[active.name] = harness.measure(active, run.recipe.mcq.lm_eval_tasks, run.folder / ".cache")
     models.close()
-    together = (pd.concat(own, ignore_index=True) for own in zip(*frames, strict=True))
-    return ExamAnswers(*together, scoring, identities, others)
+    letters, words, orders, general = (pd.concat(own, ignore_index=True) for own in zip(*frames, strict=True))
+    return ExamAnswers(letters, words, orders, general, scoring, identities, others)
 
 
 def in_every_order(run: Run, active: Active, items: Sequence[MCQItem], letters: pd.DataFrame) -> pd.DataFrame:

@@ -220,7 +220,7 @@ def _stage1_loss(place: Path, seed: int, arm: str) -> pd.DataFrame:
     """The last less the first, before any step, of the same rows; one number a seed."""
     path, column = place / "stage2" / "loss.csv", "eval_loss_stage1"
     loss = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    known = loss[column].dropna() if column in loss else []
+    known = loss[column].dropna() if column in loss else pd.Series(dtype=float)
     if len(known) < 2:
         return pd.DataFrame()
     row = {"arm": arm, "seed": seed, "measure": "stage1_loss", "item": "all rows"}

@@ -13,7 +13,7 @@ AXES = {
     "accuracy": "retention: accuracy,\npoints above Med-Mix\n(higher: more is kept)",
     "f1": "gain: BERTScore F1\nabove the base model's\n(higher is better)",
 }
-GROUPS = {
+GROUPS: dict[str, dict] = {
     "k": {"color": BLUE, "marker": "o", "label": "replay's share k alone differs"},
     "other": {"color": ORANGE, "marker": "D", "label": "another setting differs"},
 }
@@ -51,7 +51,7 @@ def _draw(ax: Axes, points: pd.DataFrame, intervals: pd.DataFrame) -> None:
         if own.empty:
             continue
         x = own["arm"].map(at) - 0.12 + 0.06 * _spread(own["seed"])
-        style = {key: value for key, value in look.items() if key != "label"}
+        style: dict = {key: value for key, value in look.items() if key != "label"}
         ax.plot(x, own["difference"], linestyle="none", markersize=4.5, alpha=0.5, **style)
         means = intervals.reindex(own["arm"].unique()).dropna(subset="difference")
         places = np.array([at[arm] for arm in means.index]) + 0.12

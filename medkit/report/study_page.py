@@ -64,8 +64,13 @@ def _row(study: Study, found: pd.DataFrame, arm: str) -> dict[str, str]:
     return row
 
 
+def _interval(one: pd.Series, factor: float, digits: int) -> str:
+    value, low, high = (factor * one[end] for end in ("difference", "low", "high"))
+    return markdown.with_interval(value, low, high, digits)
+
+
 def _cell(one: pd.Series, factor: float, digits: int) -> str:
-    text = markdown.with_interval(*(factor * one[end] for end in ("difference", "low", "high")), digits)
+    text = _interval(one, factor, digits)
     if math.isnan(one["p_holm"]):
         return text
     return f"{text}; p {one['p_holm']:.2g}; detectable {factor * one['detectable']:.{digits}f}"
@@ -89,9 +94,7 @@ def pairs_page(found: pd.DataFrame) -> pd.DataFrame:
                 "compared": f"{one['second']} - {one['first']}",
                 "why": WHY[one["kind"]],
                 "measure": unit.get(one["measure"], "BERTScore F1"),
-                "difference": markdown.with_interval(
-                    *(factor * one[end] for end in ("difference", "low", "high")), digits
-                ),
+                "difference": _interval(one, factor, digits),
                 "p (Holm)": "" if math.isnan(one["p_holm"]) else f"{one['p_holm']:.2g}",
                 "detectable": ""
                 if math.isnan(one["detectable"])

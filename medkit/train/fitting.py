@@ -60,10 +60,9 @@ def fit(
 
     `train`, `validation`: of tokenization.prepare. `config`: of config.sft_config, changed or not; None for
     that of `stage`. `identity`: what a checkpoint must match to be resumed from, beside the configuration.
-    `replay_token_share`: as in batches.replay_weight. `optimizer_state`: the file of another stage's
-    optimizer, with whose moments this one begins. Raises TrainerError for a changed field that cannot be
-    changed, where packing was asked for on a GPU and did not stay on, and where memory or disk ran out;
-    CheckpointError where a checkpoint is damaged or another run's; Stopped, with a checkpoint, after SIGTERM.
+    `optimizer_state`: the file of another stage's optimizer, with whose moments this one begins. Raises
+    TrainerError for a field that cannot be changed, where packing did not stay on, and where memory or disk
+    ran out; CheckpointError for a damaged checkpoint or another run's; Stopped, with one, after SIGTERM.
     """
     from medkit.train import trainer  # imports unsloth and trl
 

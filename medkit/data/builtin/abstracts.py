@@ -5,9 +5,9 @@ import tomllib
 from itertools import product
 from pathlib import Path
 
-from medkit import pubmedqa
+from medkit.pubmedqa import OPTIONS
 
-ANSWERS = pubmedqa.OPTIONS
+ANSWERS = OPTIONS
 ROWS = {"train": 400, "tune": 150, "report": 300}
 FIRST_ID = {"train": 99_100_000, "tune": 99_200_000, "report": 99_300_000}
 
