@@ -8,6 +8,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -55,9 +56,7 @@ class _Shown(Figure):
         return _png(self, dpi=100)
 
 
-def new(
-    width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int = 1
-) -> tuple[Figure, Axes | np.ndarray]:
+def new(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
     """An empty figure of `width` x `height` inches (7 is a notebook's column) with its ax or axes. Those of a
     column have one x axis."""
     with matplotlib.rc_context(STYLE):
