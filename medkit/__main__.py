@@ -169,10 +169,14 @@ def _again(sub) -> None:
     group.add_argument("--fresh", action="store_true", help="replace the run of that name")
 
 
-def _data_and_settings(sub) -> None:
+def _data_dir(sub) -> None:
     sub.add_argument(
         "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
     )
+
+
+def _data_and_settings(sub) -> None:
+    _data_dir(sub)
     sub.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe's field"
     )
@@ -204,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--markdown", action="store_true", help="the whole table, with sources and intervals")
 
     sub = command(
-        "mcq", _mcq, "score a model, in 4 bit unless --set model.load_in_4bit=false, on the benchmarks"
+        "mcq", _mcq, "score a model on the benchmarks (4 bit but for --set model.load_in_4bit=false)"
     )
     sub.add_argument("model", help="hub id, folder, or smollm2")
     sub.add_argument("--adapter", default="", metavar="DIR")
@@ -217,9 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="do only the trials that are missing")
     sub.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: several GPUs or nodes")
     sub.add_argument("--dry-run", action="store_true", help="list trials, hours and disk; run nothing")
-    sub.add_argument(
-        "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
-    )
+    _data_dir(sub)
 
     sub = command("compare", _compare, "two runs, or lm-evaluation-harness samples, question by question")
     sub.add_argument("first", metavar="A", help="a run, or samples_*.jsonl (a file or a folder of them)")

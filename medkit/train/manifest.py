@@ -101,6 +101,7 @@ def describe_stage2(records: Records, rows, matches: list, validation_matches: l
     conversations found in training ones as evaluation items are (contamination.find).
     """
     loaded, second = records.sources["dialogues"], records.second
+    assert second is not None, "rows of an arm of stage 2"
     split, drawn = second.split, second.replay
     groups = contamination.duplicates(loaded.records)
     same_bytes = Counter(loaded.files.values())

@@ -13,7 +13,7 @@ from medkit.data import builtin, contamination, sources
 from medkit.runs import arms, inputs, run_json, storage
 from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run
-from medkit.train import checkpoints, manifest, fitting, models, tokenization
+from medkit.train import checkpoints, fitting, manifest, models, tokenization
 from medkit.train.manifest import Records
 from medkit.train.merging import check_merge, merge_adapter
 
