@@ -207,9 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("audit", _audit, "which published numbers can be true")
     sub.add_argument("--markdown", action="store_true", help="the whole table, with sources and intervals")
 
-    sub = command(
-        "mcq", _mcq, "score a model on the benchmarks (4 bit but for --set model.load_in_4bit=false)"
-    )
+    sub = command("mcq", _mcq, "a model on the benchmarks, in 4 bit unless --set model.load_in_4bit=false")
     sub.add_argument("model", help="hub id, folder, or smollm2")
     sub.add_argument("--adapter", default="", metavar="DIR")
     sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL[-ADAPTER]")
