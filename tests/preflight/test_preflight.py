@@ -424,7 +424,7 @@ def test_the_command_on_the_built_in_corpus(tiny_llama_folder, tmp_path, monkeyp
     assert "15 answers as released of up to 128 tokens" in said["03_mcq_eval: course"]
     # 12 cases, each with a greedy answer and two sampled ones
     assert "2 models, each 12 greedy answers" in said["04_consumer_eval: course"]
-    assert "24 sampled answers of up to" in said["04_consumer_eval: course"]
+    assert "12 sampled answers of up to" in said["04_consumer_eval: course"]
     assert all("key-value cache" in said[f"{name}: memory"] for name in ("03_mcq_eval", "04_consumer_eval"))
     assert not list(tmp_path.iterdir())  # nothing written
 
