@@ -13,16 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FormatStrFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    PercentFormatter,
-    StrMethodFormatter,
-)
 
 from medkit.evaluate import statistics
 from medkit.report import published
@@ -33,20 +26,10 @@ GREY = "#666666"
 COLOURS = {"base": GREY, "med-mix": BLUE, "med-nirvana": VERMILION, "control": GREEN}
 MARKS = {"base": "o", "med-mix": "s", "med-nirvana": "D", "control": "^"}
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
-TITLES = published.TITLES | {
-    "notechat": "NoteChat",
-    "mts_dialog": "MTS-Dialog",
-    "icliniq": "iCliniq",
-    "healthcaremagic": "HealthCareMagic",
-}
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-}
+TITLES = published.TITLES | {"notechat": "NoteChat", "mts_dialog": "MTS-Dialog"}
+TITLES |= {"icliniq": "iCliniq", "healthcaremagic": "HealthCareMagic"}
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.25}
 
 
 class _Shown(Figure):
@@ -153,7 +136,7 @@ def _whole_numbers(ax: Axes):
     low, high = ax.get_xlim()
     if high - low < 1:
         ax.set_xlim(low - 0.5, high + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _loss_axes(ax: Axes, title: str, empty: bool) -> Axes:
@@ -195,7 +178,7 @@ def accuracy(ax: Axes, summary: dict) -> Axes:
     ax.set_xticks(range(len(datasets)), ticks)
     ax.set_xlim(-0.6, len(datasets) - 0.4)
     ax.set_ylim(-0.03, 1.03)  # a mark at 0 or 100% is seen whole
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_ylabel("accuracy, 95% interval\n(higher is better)")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
@@ -273,9 +256,9 @@ def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
         ax.scatter(relative, rows["f1"], s=28, alpha=0.75, linewidths=0, **_look(model, k))
     ax.set_xscale("log")
     ax.axvline(1, color="black", linestyle=":", linewidth=1, label="as long as the physician's")
-    ax.xaxis.set_major_locator(LogLocator(base=2))
-    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(ticker.LogLocator(base=2))
+    ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.set_xlabel("words, answer / physician (log scale)")
     ax.set_ylabel("BERTScore F1\n(higher is nearer to the physician)")
     empty = int((scores.query("sample == 0")["words"] == 0).sum())
@@ -341,11 +324,11 @@ def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -
         ax.step(np.append(own, own[-1]), reaching, where="pre", **look)
     ax.axvline(cutoff, color="black", linewidth=1.2, label=f"cutoff {cutoff:,}")
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.set_ylim(0, 1.02)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("tokens of a sample (log scale)")
     ax.set_ylabel("share of samples at least as long")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
@@ -370,7 +353,7 @@ def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.03, 1.03)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1))
+        axis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("confidence: probability of the chosen letter")
     ax.set_ylabel("accuracy of these answers\n(nearer to the diagonal is better)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
@@ -398,7 +381,7 @@ def option_order(ax: Axes, found: Mapping[str, dict]) -> Axes:
     ]
     ax.set_yticks([-k for k in range(len(found))], names)
     ax.set_ylim(-len(found) + 0.5, 0.5)
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("accuracy (right is better; close together: the order hardly matters)")
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

@@ -134,7 +134,7 @@ KNOBS = (
         "dmt.replay_share",
         1 / 3,
         words="33,333 stage-1 rows to 100,000",
-        small="chosen so that the arms with and without replay can be told apart (DECISIONS.md)",
+        small="chosen so that the arms with and without replay differ significantly (DECISIONS.md)",
     ),
     _both("dmt.fill", "stage1", words="rows of stage 1"),
     Knob(
