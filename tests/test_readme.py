@@ -53,6 +53,13 @@ def test_the_layout_in_the_readme_is_that_of_the_library():
     assert named == there
 
 
+def test_the_readme_leads_to_every_page_and_notebook():
+    text = (machine.CHECKOUT / "README.md").read_text()
+    pages = [f"docs/{page.name}" for page in readme.PAGES if page.parent.name == "docs"]
+    notebooks = [f"notebooks/{path.name}" for path in (machine.CHECKOUT / "notebooks").glob("*.ipynb")]
+    assert [page for page in (*pages, *notebooks) if f"]({page})" not in text] == []
+
+
 def test_the_full_runs_rest_on_lengths_of_each_recipes_own_rows():
     """`as_released` learns letter and text: more tokens than the letter alone that `paper` learns, in the
     same template; and the table says on how many rows its hours rest."""
