@@ -28,7 +28,7 @@ MARKS = {"base": "o", "med-mix": "s", "med-nirvana": "D", "control": "^"}
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 TITLES = published.TITLES | {"notechat": "NoteChat", "mts_dialog": "MTS-Dialog"}
 TITLES |= {"icliniq": "iCliniq", "healthcaremagic": "HealthCareMagic"}
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.25}
 
 
