@@ -299,7 +299,8 @@ def contaminated(run: Run) -> set[tuple[str, str]] | None:
     if not path.is_file():
         return None
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    stages_found = [manifest["overlap"], manifest.get("stage2", {}).get("overlap", {})]
+    # A joint arm has no stage 1 of its own: its one stage has looked through all rows.
+    stages_found = [part.get("overlap", {}) for part in (manifest, manifest.get("stage2", {}))]
     return {tuple(name.split("/", 1)) for found in stages_found for name in found.get("contaminated", [])}
 
 

@@ -80,17 +80,19 @@ def _described(loaded: sources.Loaded) -> dict:
 
 
 def evaluated_in_training(
-    second: dmt.Stage2, first: dmt.Stage1, questions: list, queries: list
+    second: dmt.Stage2, first: dmt.Stage1, questions: list, queries: list, joint: bool = False
 ) -> tuple[list, list]:
     """Matches (contamination.find) of what evaluates stage 2 in what it has been trained on, besides those of
     notebook 01: exam questions and patients' queries in the consultations, and the queries in stage 1's rows;
-    and, apart, of the consultations that validate in those that train."""
+    and, apart, of the consultations that validate in those that train. joint: no notebook 01 has looked for
+    the questions in stage 1's rows, which the arm trains on; they are looked for here."""
     held_out = second.split.validation
     found = contamination.find(second.dialogues, [*questions, *queries, *held_out])
     talks = {record.source for record in held_out}
     validation = [match for match in found if match.eval_source in talks]
     others = [match for match in found if match.eval_source not in talks]
-    return others + contamination.find(first.records, queries), validation
+    sought = [*questions, *queries] if joint else queries
+    return others + contamination.find(first.records, sought), validation
 
 
 def describe_stage2(records: Records, rows, matches: list, validation_matches: list) -> dict:

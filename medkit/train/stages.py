@@ -93,8 +93,9 @@ def write_manifest(run: Run, records: Records, rows, queries: Sequence = ()) -> 
     evaluation = load_exams(run, "eval")
     items = [record for one in evaluation.values() for record in one.records]
     if records.second:
+        joint = run.recipe.dmt.handover == "joint"
         matches, validation = manifest.evaluated_in_training(
-            records.second, records.first, items, list(queries)
+            records.second, records.first, items, list(queries), joint
         )
         described = manifest.describe_stage2(records, rows, matches, validation)
         manifest.update_manifest(run, {"stage2": described})

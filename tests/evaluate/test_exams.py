@@ -250,6 +250,12 @@ def test_scores_without_contaminated_questions(run):
     assert table.loc[0, ["n", "n without"]].tolist() == [4, 2]
 
 
+def test_a_joint_arm_has_only_its_one_stage_to_know_of_contamination(run):
+    manifest = {"recipe": "cpu", "stage2": {"overlap": {"contaminated": ["medqa/medqa-1"]}}}
+    storage.write_json(run.folder / "data" / "manifest.json", manifest)
+    assert mcq.contaminated(run) == {("medqa", "medqa-1")}
+
+
 def test_a_run_without_a_manifest_knows_of_no_contamination(run):
     assert mcq.contaminated(run) is None
 

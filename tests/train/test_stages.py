@@ -182,6 +182,11 @@ def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_fol
     second = replace(second, split=twice, replay=replace(drawn, train=drawn.train[:2]))
     found, of_validation = manifest.evaluated_in_training(second, mixed, evaluation["pubmedqa"].records, [])
     assert {match.eval_source for match in of_validation} == {"mts_dialog"} and not found
+    # A question that is one of stage 1's rows: notebook 01 has seen it; of a joint arm there is none.
+    known = [mixed.part("train")[0]]
+    assert not manifest.evaluated_in_training(second, mixed, known, [])[0]
+    of_joint, _ = manifest.evaluated_in_training(second, mixed, known, [], joint=True)
+    assert {(match.eval_source, match.eval_id) for match in of_joint} == {(known[0].source, known[0].id)}
     rows = {"length": [9] * 8, "supervised": [2] * 8}
     records = stages.Records("stage2", {"dialogues": talks}, mixed, second)
     described = manifest.describe_stage2(records, rows, found, of_validation)
