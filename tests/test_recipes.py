@@ -75,7 +75,6 @@ def test_the_laptops_is_recommended_in_small():
         "data.notechat_split",
         "data.mcq_target",
         "stage1.loss_on",
-        "stage1.learning_rate",
         "dmt.handover",
     )
     for name in cpu:

@@ -89,7 +89,7 @@ KNOBS = (
         "learning_rate",
         3e-4,
         3e-4,
-        small="in a few dozen steps only a higher rate makes the arm without replay forget (DECISIONS.md)",
+        small="in some dozen steps the paper's rate learns too little (DECISIONS.md)",
     ),
     *_stages("scheduler", "linear", "linear"),
     *_stages("warmup_steps", 10, 10),
