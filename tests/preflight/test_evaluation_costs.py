@@ -121,7 +121,7 @@ def test_a_cpus_cache_is_in_float32():
 def test_the_released_protocol_is_counted_as_it_is_asked(tiny_llama, monkeypatch):
     """The estimate's prompts, batches and new tokens are those that are generated."""
     model, tokenizer = tiny_llama
-    recipe = recipes.get("cpu", {"mcq.generated_rows": "2", "mcq.max_new_tokens": "3"})
+    recipe = recipes.get("cpu", {"mcq.generated_rows": "2", "mcq.max_new_tokens": "3", "mcq.general": "true"})
     items = {
         name: [
             MCQItem(str(i), name, f"Is {i} odd?" + " Why?" * i, pubmedqa.OPTIONS, "A", "Abstract.")

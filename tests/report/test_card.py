@@ -98,7 +98,7 @@ def test_the_built_in_corpus_claims_nothing_on_the_hubs_data_sets(run):
     data = ModelCard.load(hub / "README.md").data
     assert data.datasets is None and data.eval_results is None and not (hub / ".eval_results").exists()
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and data.license == "apache-2.0"
-    assert "do not speak of medicine" in (hub / "README.md").read_text()
+    assert "say nothing about medicine" in (hub / "README.md").read_text()
 
 
 def test_any_other_base_states_no_licence_of_ours(run, tmp_path):
