@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 class MedkitError(ValueError):
-    """What every refusal of medkit derives from: one line that names the thing and the mend."""
+    """What every refusal of medkit derives from: one line that names the thing and the fix."""
 
 
 # The one thing that happens at import. The libraries read these switches when they are imported

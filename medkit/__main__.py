@@ -1,6 +1,6 @@
 """The command line: medkit run, check, recipes, audit, mcq.
 
-Exit codes: 0 complete; 2 refused before starting, with one line naming the thing and the mend; 1 failed
+Exit codes: 0 complete; 2 refused before starting, with one line naming the thing and the fix; 1 failed
 on the way, with the notebook and cell.
 """
 

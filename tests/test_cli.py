@@ -67,7 +67,7 @@ def test_a_wrong_command_line_is_one_line_too(arguments, said, capsys):
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        (MedkitError("the thing; the mend"), 2, "medkit: the thing; the mend\n"),
+        (MedkitError("the thing; the fix"), 2, "medkit: the thing; the fix\n"),
         (RunFailed("03_mcq_eval, cell 4: it broke"), 1, "medkit: failed: 03_mcq_eval, cell 4: it broke\n"),
         (KeyboardInterrupt(), 1, "medkit: stopped\n"),
     ],

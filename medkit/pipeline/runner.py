@@ -29,7 +29,7 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """One execution of a notebook. Arms of an experiment are steps of one notebook, told apart by `fixed`."""
+    """One execution of a notebook. Arms of an experiment are steps of one notebook that differ in `fixed`."""
 
     number: str  # what --only names
     notebook: str  # notebooks/NOTEBOOK.ipynb
@@ -212,10 +212,10 @@ def _earlier(place: Path, described: dict, resume: bool, only: bool) -> dict | N
             raise MedkitError(f"{storage.shown(place)} holds no run to resume; leave --resume out")
         return None
     if not (resume or only):
-        state, mend = "an unfinished run", "go on with --resume, replace it with --fresh"
+        state, fix = "an unfinished run", "go on with --resume, replace it with --fresh"
         if info["status"] == "complete":
-            state, mend = "a complete run", "replace it with --fresh"
-        raise MedkitError(f"{storage.shown(place)} holds {state}; {mend}, or name another with --run")
+            state, fix = "a complete run", "replace it with --fresh"
+        raise MedkitError(f"{storage.shown(place)} holds {state}; {fix}, or name another with --run")
     run_json.check_same(place, info, described)
     return info
 

@@ -111,8 +111,8 @@ def _context(recipe, tokenizer, questions: list) -> Check:
     longer = sum(length + new > (places or math.inf) for length in lengths)
     if longer:
         room = (places or 0) - max(lengths)
-        mend = f"--set mcq.max_new_tokens={room}" if room > 0 else "take a model with a longer context"
-        return Check("context", "warn", f"{message}; {longer} are too long and count as wrong", mend)
+        fix = f"--set mcq.max_new_tokens={room}" if room > 0 else "take a model with a longer context"
+        return Check("context", "warn", f"{message}; {longer} are too long and count as wrong", fix)
     return Check("context", "pass", message)
 
 
@@ -154,15 +154,15 @@ def _device(recipe, shape, hardware) -> Check:
         import torch
 
         if not torch.cuda.is_available():
-            mend = "install a torch built for CUDA, or a newer driver"
-            return Check("device", "fail", f"{found}; torch {torch.__version__} cannot use it", mend)
+            fix = "install a torch built for CUDA, or a newer driver"
+            return Check("device", "fail", f"{found}; torch {torch.__version__} cannot use it", fix)
         return Check("device", "pass", found)
     if shape.parameters >= LARGE:
-        mend = "use a GPU, or the recipe cpu"
-        return Check("device", "fail", f"{found}; {shape.parameters / 1e9:.1f}e9 parameters need one", mend)
+        fix = "use a GPU, or the recipe cpu"
+        return Check("device", "fail", f"{found}; {shape.parameters / 1e9:.1f}e9 parameters need one", fix)
     if wrong:
-        mend = f"--set {wrong[0]}.optimizer=adamw_torch"
-        return Check("device", "fail", f"{found}; 8-bit optimizers need a GPU", mend)
+        fix = f"--set {wrong[0]}.optimizer=adamw_torch"
+        return Check("device", "fail", f"{found}; 8-bit optimizers need a GPU", fix)
     return Check("device", "pass", f"{found}; rows are not packed here")
 
 
@@ -190,8 +190,8 @@ def _versions(hardware) -> Check:
             "versions", "fail", f"not installed: {', '.join(missing)}", "make setup, or environment.yml"
         )
     if other:
-        mend = "install the tested versions, or expect other numbers"
-        return Check("versions", "warn", ", ".join(other), mend)
+        fix = "install the tested versions, or expect other numbers"
+        return Check("versions", "warn", ", ".join(other), fix)
     return Check("versions", "pass", "as tested together")
 
 
@@ -205,8 +205,8 @@ def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
     free, where = _free_memory(hardware)
     title = f"{name}: memory of rows up to {longest:,} tokens" if longest else f"memory {name}"
     smaller = "model.max_length" if longest else f"{name}.batch_size"
-    mend = f"--set {name}.gradient_checkpointing=true or a smaller {smaller}"
-    return _against(title, parts, free, where, mend)
+    fix = f"--set {name}.gradient_checkpointing=true or a smaller {smaller}"
+    return _against(title, parts, free, where, fix)
 
 
 def _free_memory(hardware) -> tuple[float, str]:
@@ -231,20 +231,20 @@ def _disk(recipe, shape) -> Check:
         weights = estimate.memory(shape, recipe, recipe.stage1, gpu=True)["weights"]
         parts["base model"] = weights if small else 2 * shape.parameters / 1e9
     free = min(shutil.disk_usage(_existing(place)).free for place in places) / 1e9
-    mend = "make room, or set MEDKIT_CACHE, MEDKIT_RESULTS or HF_HOME to a larger disk"
-    return _against("disk", parts, free, "disk", mend)
+    fix = "make room, or set MEDKIT_CACHE, MEDKIT_RESULTS or HF_HOME to a larger disk"
+    return _against("disk", parts, free, "disk", fix)
 
 
 def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
-def _against(name, parts, free, where, mend) -> Check:
+def _against(name, parts, free, where, fix) -> Check:
     need = sum(parts.values())
     message = f"{_parts(parts)} expected, {free:.1f} GB of {where} free"
     if need > free:
-        return Check(name, "fail", message, mend)
-    return Check(name, "warn", message, mend) if need > 0.9 * free else Check(name, "pass", message)
+        return Check(name, "fail", message, fix)
+    return Check(name, "warn", message, fix) if need > 0.9 * free else Check(name, "pass", message)
 
 
 def _model_there(recipe) -> Check:
@@ -281,9 +281,9 @@ def _handover(recipe) -> list[Check]:
 
 
 def _halves(error: MedkitError) -> tuple[str, str]:
-    """A refusal as (thing, mend)."""
-    thing, _, mend = str(error).rpartition("; ")
-    return (thing, mend) if thing else (mend, "")
+    """A refusal as (thing, fix)."""
+    thing, _, fix = str(error).rpartition("; ")
+    return (thing, fix) if thing else (fix, "")
 
 
 def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
@@ -310,9 +310,9 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
         message = f"{len(one.records):,} of {one.rows:,} rows read; dropped: {dropped}"
         declared = sources.SOURCES[source].parts[which].rows
         if data_dir and not limit and one.rows != declared:
-            mend = "fetch the file anew if it was meant to be whole"
+            fix = "fetch the file anew if it was meant to be whole"
             checks.append(
-                Check(f"data {source} {which}", "warn", f"{message}; the data set has {declared:,}", mend)
+                Check(f"data {source} {which}", "warn", f"{message}; the data set has {declared:,}", fix)
             )
         else:
             checks.append(Check(f"data {source} {which}", "pass", message))
@@ -371,8 +371,8 @@ def _evaluation(recipe, tokenizer, shape, loaded: dict, whole) -> list[Check]:
         checks.append(Check(f"{notebook}: course", "pass", course))
         parts = evaluation_costs.memory(recipe, shape, passes, bool(hardware["gpus"]))
         fewer = "mcq.max_batch_tokens" if notebook == "03_mcq_eval" else "consumer.batch_size"
-        title, mend = f"{notebook}: memory", f"--set a smaller {fewer}"
-        checks.append(_against(title, parts, *_free_memory(hardware), mend))
+        title, fix = f"{notebook}: memory", f"--set a smaller {fewer}"
+        checks.append(_against(title, parts, *_free_memory(hardware), fix))
     return checks
 
 

@@ -7,7 +7,7 @@ from medkit import MedkitError
 
 
 class PreflightError(MedkitError):
-    """A check that failed: its name, what was found, and the mend."""
+    """A check that failed: its name, what was found, and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Check:
     name: str
     status: str  # "pass", "warn" or "fail"
     message: str
-    mend: str = ""
+    fix: str = ""
 
 
 def failed(checks: Sequence[Check]) -> list[Check]:
@@ -27,10 +27,10 @@ def as_dict(checks: Sequence[Check]) -> dict:
 
 
 def text(checks: Sequence[Check]) -> str:
-    """A line a check: status, name, what was found, and the mend."""
+    """A line a check: status, name, what was found, and the fix."""
     wide = max((len(check.name) for check in checks), default=0)
     return "\n".join(
-        f"{c.status:4}  {c.name:{wide}}  {c.message}{f'; {c.mend}' if c.mend else ''}" for c in checks
+        f"{c.status:4}  {c.name:{wide}}  {c.message}{f'; {c.fix}' if c.fix else ''}" for c in checks
     )
 
 
@@ -42,4 +42,4 @@ def show(checks: Sequence[Check]) -> None:
     with pd.option_context("display.max_colwidth", None):
         display(pd.DataFrame([dataclasses.asdict(check) for check in checks]).set_index("name"))
     if wrong := failed(checks):
-        raise PreflightError("; ".join(f"{c.name}: {c.message}; {c.mend}" for c in wrong))
+        raise PreflightError("; ".join(f"{c.name}: {c.message}; {c.fix}" for c in wrong))

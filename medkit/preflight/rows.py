@@ -50,8 +50,8 @@ def _one_bos(tokenizer, chat, ids) -> Check:
     doubled = sum(row[:2] == [bos, bos] or (not turns and row.count(bos) > 1) for row in ids)
     lacking = sum(row[0] != bos for row in ids)
     if lacking == len(ids) and not doubled and tokenizer.encode("x")[0] != bos:  # as Phi-3's template has it
-        mend = "see that the model was trained without it"
-        return Check("one BOS", "warn", f"neither template nor tokenizer writes {tokenizer.bos_token}", mend)
+        fix = "see that the model was trained without it"
+        return Check("one BOS", "warn", f"neither template nor tokenizer writes {tokenizer.bos_token}", fix)
     if doubled or lacking:
         message = (
             f"of {len(ids)} rows {doubled} have more than one {tokenizer.bos_token}, {lacking} begin without"
@@ -68,8 +68,8 @@ def _end_of_turn(chat, ends, ids, labels, cut) -> Check:
     whole = [(i, x) for i, x, lost in zip(ids, labels, cut, strict=True) if not lost]
     wrong = sum(label[_last(row, ends) :][:1] in ([], [prompts.IGNORED]) for row, label in whole)
     if wrong:
-        mend = "supervise the answer up to and with the end-of-turn token, or the model never stops"
-        return Check(name, "fail", f"of {len(whole)} rows {wrong} do not learn {end}", mend)
+        fix = "supervise the answer up to and with the end-of-turn token, or the model never stops"
+        return Check(name, "fail", f"of {len(whole)} rows {wrong} do not learn {end}", fix)
     return Check(name, "pass", f"{end} in each of {len(whole)} rows")
 
 
@@ -81,8 +81,8 @@ def _pad(tokenizer, ends) -> Check:
     pad = tokenizer.pad_token_id
     if pad is None or pad in (*ends, tokenizer.eos_token_id):
         shown = "no pad" if pad is None else f"pad is {tokenizer.pad_token}, the end token too"
-        mend = "set another pad_token in its tokenizer_config.json, or the end of a turn is masked as padding"
-        return Check("pad token", "fail", shown, mend)
+        fix = "set another pad_token in its tokenizer_config.json, or the end of a turn is masked as padding"
+        return Check("pad token", "fail", shown, fix)
     return Check("pad token", "pass", f"{tokenizer.pad_token}, not the end of a turn")
 
 
@@ -102,15 +102,15 @@ def _supervised(prepared, ids, labels, loss_on) -> Check:
             name, "fail", f"{strange} rows' labels are other tokens than theirs", "prepare them anew"
         )
     if silent == len(labels):
-        mend = "the answer's mask is wrong: nothing would be learned; check template and loss_on"
-        return Check(name, "fail", "every label is -100", mend)
+        fix = "the answer's mask is wrong: nothing would be learned; check template and loss_on"
+        return Check(name, "fail", "every label is -100", fix)
     if loss_on == "answer" and share > 0.9:
         return Check(name, "fail", f"{message}, with the loss on answers", "the prompts are not masked")
     if loss_on == "text" and share < 1:
         return Check(name, "fail", f"{message}, with the loss on the text", "prepare the rows anew")
     if empty or silent:
-        mend = "raise model.max_length: their answers were cut off"
-        return Check(name, "warn", f"{message}; {max(empty, silent)} rows have none", mend)
+        fix = "raise model.max_length: their answers were cut off"
+        return Check(name, "warn", f"{message}; {max(empty, silent)} rows have none", fix)
     return Check(name, "pass", message)
 
 
@@ -137,8 +137,8 @@ def _same_prompt(tokenizer, chat, records, ids, labels, loss_on) -> Check:
         if row[: len(prompt)] != prompt or (loss_on == "answer" and first != len(prompt)):
             wrong.append(f"{record.source}/{record.id}")
     if wrong:
-        mend = "render both with the same tokenizer and chat template"
-        return Check(name, "fail", f"{len(wrong)} of {exams} questions differ, first {wrong[0]}", mend)
+        fix = "render both with the same tokenizer and chat template"
+        return Check(name, "fail", f"{len(wrong)} of {exams} questions differ, first {wrong[0]}", fix)
     return Check(name, "pass", f"{exams} questions" if exams else "no question in the sample")
 
 
@@ -148,8 +148,8 @@ def _letters(tokenizer, chat, records, ids, target) -> Check:
     try:
         place = prompts.letter_place(tokenizer, target)
     except prompts.PromptError as error:
-        message, _, mend = str(error).rpartition("; ")
-        return Check(name, "fail", message, mend)
+        message, _, fix = str(error).rpartition("; ")
+        return Check(name, "fail", message, fix)
     for record, row in zip(records, ids, strict=True):
         if not isinstance(record, MCQItem):
             continue
@@ -160,10 +160,8 @@ def _letters(tokenizer, chat, records, ids, target) -> Check:
         if row[: len(prompt)] == prompt and row[: len(wanted)] != wanted[: len(row)]:
             wrong.append(f"{record.source}/{record.id}")
     if wrong:
-        mend = "prepare the rows with the data.mcq_target that is scored"
-        return Check(
-            name, "fail", f"{len(wrong)} of {exams} answers are other tokens, first {wrong[0]}", mend
-        )
+        fix = "prepare the rows with the data.mcq_target that is scored"
+        return Check(name, "fail", f"{len(wrong)} of {exams} answers are other tokens, first {wrong[0]}", fix)
     return Check(name, "pass", f"one token each, {' '.join(map(str, place['letter_tokens']))}")
 
 
@@ -240,8 +238,8 @@ def _losses(log_probs, ids) -> np.ndarray:
     return np.array([total / max(1, count) for total, count in sums])
 
 
-def _equal(name, pair, tolerance: float, mend: str) -> Check:
+def _equal(name, pair, tolerance: float, fix: str) -> Check:
     one, other = pair
     worst = float(np.max(np.abs(one - other) / np.maximum(1, np.abs(one))))
     message = f"largest relative difference {worst:.1e}, tolerance {tolerance}, {len(one)} rows"
-    return Check(name, "pass", message) if worst <= tolerance else Check(name, "fail", message, mend)
+    return Check(name, "pass", message) if worst <= tolerance else Check(name, "fail", message, fix)

@@ -113,7 +113,7 @@ def _check_weights(folder: Path) -> None:
         raise InputError(f"{folder} holds no tokenizer; give a whole Hugging Face model folder")
 
 
-def check_hub(name: str, revision: str, mend: str) -> Path:
+def check_hub(name: str, revision: str, fix: str) -> Path:
     """The hub's config.json, in the cache."""
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
@@ -122,5 +122,5 @@ def check_hub(name: str, revision: str, mend: str) -> Path:
         reason = "HF_HUB_OFFLINE is set" if hub.offline() else type(error).__name__
         raise InputError(
             f"{name} cannot be had from the hub ({reason}); check the name, the connection and HF_TOKEN, "
-            f"or name a folder with {mend}"
+            f"or name a folder with {fix}"
         ) from None

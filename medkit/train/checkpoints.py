@@ -47,14 +47,14 @@ def publish(written: Path, folder: Path, identity: dict | None) -> None:
 def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
     """The newest whole checkpoint of `folder`; None where there is none at all.
 
-    A newer one that is not whole is passed over, and `say` is given a line with the reason. Raises
+    A newer one that is not whole is skipped, and `say` is given a line with the reason. Raises
     CheckpointError where none is whole, naming the newest's flaw, and where the newest whole one was
     written by another run, naming the first field that differs.
     """
     passed_over = []
     for path in reversed(_all(folder)):
         if flaw := _flaw(path):
-            passed_over.append(f"{path.name} is passed over: {flaw}")
+            passed_over.append(f"{path.name} is skipped: {flaw}")
             say(passed_over[-1])
             continue
         _refuse_another(path, identity)
@@ -69,7 +69,7 @@ def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
 
 def keep(folder: Path, step: int, count: int) -> None:
     """Remove all but the newest `count` up to `step`, which was just written; a later one is of an earlier
-    attempt, and was passed over because it is damaged."""
+    attempt, and was skipped because it is damaged."""
     until = [path for path in _all(folder) if step_of(path) <= step]
     for path in set(_all(folder)) - set(until[-count:]):
         shutil.rmtree(path)

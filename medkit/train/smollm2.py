@@ -21,7 +21,7 @@ _LAYOUT = 1  # raise it when what `folder` writes changes, so that an older cach
 
 
 class ModelNotInstalled(MedkitError):
-    """A wheel that holds a model is missing or not as expected; one line with the mend."""
+    """A wheel that holds a model is missing or not as expected; one line with the fix."""
 
 
 def folder(cache_dir: str | Path | None = None) -> Path:

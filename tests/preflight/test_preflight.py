@@ -1,4 +1,4 @@
-"""Preflight: a sound mixture passes; one broken in each known way is named, with the mend."""
+"""Preflight: a sound mixture passes; one broken in each known way is named, with the fix."""
 
 import copy
 import dataclasses
@@ -53,9 +53,9 @@ def look(records, tokenizer, prepared, recipe=RECIPE):
 
 
 def only_failure(checks, name):
-    """The one check that failed, which must be `name` and bring a mend."""
+    """The one check that failed, which must be `name` and bring a fix."""
     assert [c.name for c in preflight.failed(list(checks.values()))] == [checks[name].name]
-    assert checks[name].mend
+    assert checks[name].fix
     return checks[name].message
 
 
@@ -179,7 +179,7 @@ def test_rows_cut_off(tokenizer, tmp_path):
     checks = look(records, tokenizer, prepare(records, tokenizer, tmp_path, recipe), recipe)
     cut = sum(n > longest - 3 for n in whole["length"])
     assert f"{cut} of 40 rows lose" in only_failure(checks, "rows cut")
-    assert checks["rows cut"].mend == f"--set model.max_length={longest}"
+    assert checks["rows cut"].fix == f"--set model.max_length={longest}"
     assert checks["supervised tokens"].status == "warn"  # and the answers stood there
 
 
@@ -259,7 +259,7 @@ def test_packed_rows_that_see_one_another(net, tokenizer, tmp_path):
     rows = prepare(exams(), tokenizer, tmp_path)
     checks = by_name(preflight.model(Wrapped(net, ["position_ids"]), tokenizer, rows))
     assert checks["packed rows isolated"].status == "fail"
-    assert "packing=off" in checks["packed rows isolated"].mend
+    assert "packing=off" in checks["packed rows isolated"].fix
 
 
 def test_padding_that_is_seen(net, tokenizer, tmp_path):
@@ -302,7 +302,7 @@ def test_a_laptop_suits_the_laptops_recipe(monkeypatch):
 def test_what_a_laptop_lacks(monkeypatch):
     assert "8.0e9 parameters need one" in machine(monkeypatch, RECIPE, estimate.LLAMA_8B)["device"].message
     eight_bit = recipes.get("cpu", {"stage2.optimizer": "adamw_8bit"})
-    assert machine(monkeypatch, eight_bit, SMALL)["device"].mend == "--set stage2.optimizer=adamw_torch"
+    assert machine(monkeypatch, eight_bit, SMALL)["device"].fix == "--set stage2.optimizer=adamw_torch"
     assert machine(monkeypatch, CPU, SMALL, free=2e9)["memory stage1"].status == "fail"
     needed = sum(estimate.memory(SMALL, CPU, CPU.stage1, gpu=False).values())
     assert machine(monkeypatch, CPU, SMALL, free=needed * 1.05e9)["memory stage1"].status == "warn"
@@ -515,12 +515,12 @@ def test_real_rows(real_data, tokenizer, tmp_path):
 
 
 def test_show_raises_what_failed_in_one_line(capsys):
-    checks = [Check("one", "pass", "fine"), Check("two", "fail", "it is broken", "mend it")]
-    with pytest.raises(preflight.PreflightError, match=r"^two: it is broken; mend it$"):
+    checks = [Check("one", "pass", "fine"), Check("two", "fail", "it is broken", "fix it")]
+    with pytest.raises(preflight.PreflightError, match=r"^two: it is broken; fix it$"):
         preflight.show(checks)
     preflight.show(checks[:1])
     assert "fine" in capsys.readouterr().out
-    assert preflight.text(checks).splitlines() == ["pass  one  fine", "fail  two  it is broken; mend it"]
+    assert preflight.text(checks).splitlines() == ["pass  one  fine", "fail  two  it is broken; fix it"]
 
 
 def test_a_sample_stands_for_many_rows(tokenizer, tmp_path, monkeypatch):
@@ -548,4 +548,4 @@ def test_questions_that_are_too_long_are_counted_with_the_way_out(tiny_llama, to
         too_long = sum(length + 128 > places for length in lengths)
         assert f"; {too_long} are too long and count as wrong" in check.message
         way_out = f"--set mcq.max_new_tokens={room}" if room else "take a model with a longer context"
-        assert check.mend == way_out
+        assert check.fix == way_out

@@ -86,7 +86,7 @@ def test_a_missing_part_is_named(tmp_path, part):
     name, said = newest(tmp_path)
     assert name == "checkpoint-6"
     (line,) = said
-    assert line.startswith("checkpoint-9 is passed over: ")
+    assert line.startswith("checkpoint-9 is skipped: ")
     assert part.removesuffix(".pth") in line and "is missing" in line
     shutil.rmtree(tmp_path / "checkpoint-6")
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_damaged_weights(tmp_path, content, flaw):
         weights.write_bytes(content)
     name, said = newest(tmp_path)
     assert name == "checkpoint-6"
-    assert said == [f"checkpoint-9 is passed over: adapter_model.safetensors {flaw}"]
+    assert said == [f"checkpoint-9 is skipped: adapter_model.safetensors {flaw}"]
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_check_refuses_a_base_that_no_adapter_merges_into(base, tmp_path, config
     folder = quantized(tmp_path / "base", base, **config)
     recipe = recipes.get("cpu", {"model.base": str(folder), "dmt.handover": "merge"})
     found = {check.name: check for check in preflight.machine(recipe)}["hand-over"]
-    assert (found.status, found.mend) == ("fail", "--set dmt.handover=continue")
+    assert (found.status, found.fix) == ("fail", "--set dmt.handover=continue")
     assert f"it holds {method} weights" in found.message
     kept = replace(recipe, dmt=replace(recipe.dmt, handover="continue"))
     assert "hand-over" not in {check.name for check in preflight.machine(kept)}
