@@ -17,7 +17,7 @@ from medkit.report import display, tables
 from medkit.runs import run_json, storage
 from medkit.runs.storage import ResultsError
 
-SETTINGS = "mcq.rows=5;mcq.generated_rows=2;mcq.max_new_tokens=4;mcq.permutations=20"
+SETTINGS = "mcq.rows=5;mcq.generated_rows=2;mcq.max_new_tokens=4;mcq.permutations=20;mcq.general=true"
 
 
 def opened(monkeypatch, tmp_path, name="tiny", settings=SETTINGS, data_dir=""):

@@ -19,7 +19,8 @@ from medkit.train.adapters import AdapterError
 from medkit.train.models import TrainingError
 
 PROMPT = list(range(40, 60))
-FOLDERS = [arm.folder for arm in ARMS.values() if arm.folder]
+STUDIED = [arm for arm in ARMS.values() if arm.id != "relearned"]
+FOLDERS = [arm.folder for arm in STUDIED if arm.folder]
 
 
 def save_adapter(model, tokenizer, folder, seed):
@@ -69,7 +70,7 @@ def test_each_model_answers_as_its_own_weights_say(run, tiny_llama_folder):
         seen[active.name] = logits(active.model)
         assert active.model.config.use_cache and not active.model.training
     assert list(seen) == ["base", "med-mix", "med-nirvana", "control"]
-    for name, arm in ((arm.id, arm.folder) for arm in ARMS.values()):
+    for name, arm in ((arm.id, arm.folder) for arm in STUDIED):
         own = expected(tiny_llama_folder, run.folder / arm / "adapter" if arm else None)
         torch.testing.assert_close(seen[name], own, atol=2e-2, rtol=2e-2)
         for other, theirs in seen.items():

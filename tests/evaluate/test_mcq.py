@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medkit import MedkitError, prompts
-from medkit.evaluate import inference, letter_scoring
+from medkit.evaluate import letter_scoring
 from medkit.records import MCQItem
 
 
@@ -108,7 +108,7 @@ def test_shared_prefix(sequences, data):
     sequences = [common + sequence for sequence in sequences]
     start = prompts.shared_start(sequences)
     assert all(sequence[: len(start)] == start and len(sequence) > len(start) for sequence in sequences)
-    if len(sequences) > 1 and len(common) >= inference.SHORTEST:
+    if len(sequences) > 1 and len(common) >= prompts.SHORTEST:
         assert len(start) >= len(common)
 
 

@@ -199,8 +199,9 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
     assert str(place) not in executed
     assert "hf_abcdefghijklmnop" not in executed
     assert "***" in executed
-    for line in ("offline 1 1", "absolute True", "history False", "bar: 100%"):
+    for line in ("offline 1 1", "absolute True", "history False"):
         assert line in executed
+    assert "bar: 100%" not in executed  # progress is for whoever watches
 
     with pytest.raises(MedkitError, match="an unfinished run; go on with --resume"):
         call(place)
@@ -351,7 +352,9 @@ def test_a_run_is_named_after_its_recipe_and_cpus_is_demo(place):
         assert run == place / "results" / name
 
 
-@pytest.mark.parametrize("path", sorted(runner.NOTEBOOK_FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(runner.NOTEBOOK_FOLDER.glob("0[1-5]*.ipynb")), ids=lambda path: path.stem
+)
 def test_the_notebooks_without_arguments_take_the_demos_run(path):
     import papermill
 

@@ -288,7 +288,7 @@ def test_check_reads_the_configuration_of_a_hubs_model_from_the_cache(base, tmp_
         return str(folder / "config.json")
 
     monkeypatch.setattr(preflight, "try_to_load_from_cache", cached)
-    monkeypatch.setattr(preflight.inputs, "check_model", lambda *_: None)
+    monkeypatch.setattr(preflight, "check_model", lambda *_: None)
     recipe = recipes.get("paper", {"model.base": "some/model", "model.revision": "abc"})
     found = {check.name: check for check in preflight.machine(recipe)}["hand-over"]
     assert found.status == "fail" and "some/model: it holds awq weights" in found.message
