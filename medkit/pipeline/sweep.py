@@ -220,7 +220,9 @@ class _Execution:
                 file=self.out,
             )
         for one in own:
-            if not self.plan.done(one):
+            if self.plan.done(one):
+                self.left.discard(one.name)
+            else:
                 self._submit(one)
 
     def _time_left(self) -> str:

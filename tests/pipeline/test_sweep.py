@@ -248,6 +248,12 @@ def test_a_clone_with_the_outcomes_alone_does_only_what_is_missing(place, sweep_
     code, ran, _ = sweep_here(resume=True)
     assert (code, ran) == (0, ["stage1-s0", "k1-s0"])
     assert outcome(place, "k0-s0") == before
+    # Without stage 1 it is not known whether it is the same; it was, and no more is left to do.
+    shutil.rmtree(place / "results/s/trials")
+    shutil.rmtree(place / "results/s/outcomes/stage1-s0")
+    code, ran, said = sweep_here(resume=True)
+    assert (code, ran) == (0, ["stage1-s0"])
+    assert said.endswith("complete  6 of 6\n")
 
 
 def test_another_stage_1_has_all_trials_of_its_seed_done_again(place, sweep_here, tiny_llama_folder):
