@@ -1,6 +1,9 @@
 """medkit: two-stage QLoRA of a medical chat model, from rows to tables, out of numbered notebooks."""
 
 import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,3 +24,16 @@ if not os.environ.get("HF_TOKEN") and not os.environ.get("HUGGING_FACE_HUB_TOKEN
 # PyTorch's products on a CPU keep a compiled kernel for each shape they meet, 1,024 of them unless told:
 # batches are of ever new lengths, and that grew to a gigabyte. Those of one layer are enough.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+def offered(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__`: each name is loaded from its module, or MODULE.NAME, when first asked for.
+    Importing the package loads none."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, its_name = homes[name].partition(".")
+        return getattr(import_module(f"{package}.{module}"), its_name or name)
+
+    return find

@@ -1,6 +1,6 @@
 """Reading the data sets: declarations, files, converters, contamination, and the built-in corpus."""
 
-from importlib import import_module
+from medkit import offered
 
 _HOMES = {
     "load": "sources",
@@ -8,8 +8,4 @@ _HOMES = {
     "duplicates": "contamination",
 }
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = offered(__name__, _HOMES)

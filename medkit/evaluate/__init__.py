@@ -3,7 +3,7 @@
 The eight steps of notebooks 03 and 04, in order; each is loaded when it is first asked for.
 """
 
-from importlib import import_module
+from medkit import offered
 
 _HOMES = {
     "begin_exams": "mcq",
@@ -16,8 +16,4 @@ _HOMES = {
     "write_queries": "cases",
 }
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = offered(__name__, _HOMES)

@@ -1,6 +1,6 @@
 """What is checked before an hour is spent."""
 
-from importlib import import_module
+from medkit import offered
 
 _HOMES = {
     "check": "checks",
@@ -11,9 +11,4 @@ _HOMES = {
     "show": "findings",
 }
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, its_name = _HOMES[name].partition(".")
-    return getattr(import_module(f"{__name__}.{module}"), its_name or name)
+__getattr__ = offered(__name__, _HOMES)

@@ -1,6 +1,6 @@
 """Tables, figures, the ledger and the published numbers: reads results, loads no model."""
 
-from importlib import import_module
+from medkit import offered
 
 _HOMES = {
     "before_and_after": "display",
@@ -12,8 +12,4 @@ _HOMES = {
     "write_page": "page",
 }
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = offered(__name__, _HOMES)

@@ -1,6 +1,6 @@
 """A run's folder: run.json, files written whole, the machine."""
 
-from importlib import import_module
+from medkit import offered
 
 _HOMES = {
     "begin": "run_json",
@@ -10,8 +10,4 @@ _HOMES = {
     "title": "arms",
 }
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = offered(__name__, _HOMES)

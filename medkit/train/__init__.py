@@ -1,6 +1,6 @@
 """Training a stage: model and adapter, tokenized rows, trainer, checkpoints."""
 
-import importlib
+from medkit import offered
 
 # What notebooks call, by the module that has it; loaded on first use, so that importing this loads no torch.
 _OFFERED = {
@@ -15,8 +15,4 @@ _OFFERED = {
 }
 __all__ = list(_OFFERED)
 
-
-def __getattr__(name: str):
-    if name not in _OFFERED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_OFFERED[name]}"), name)
+__getattr__ = offered(__name__, _OFFERED)
