@@ -125,9 +125,9 @@ def _sweep(options) -> int:
 def _compare(options) -> None:
     from medkit.report import compare
 
-    found = compare.compare(compare.read(options.first), compare.read(options.second))
-    place = compare.write(found)
-    print(compare.terminal(found))
+    comparison = compare.compare(compare.read(options.first), compare.read(options.second))
+    place = compare.write(comparison)
+    print(compare.terminal(comparison))
     print(f"\n{storage.shown(place)}: compare.md, compare.html, compare.json")
 
 
@@ -142,12 +142,12 @@ def _export(options) -> int:
     from medkit.deliver import export
 
     try:
-        made = export.export(options.run, options.to, options.quantization, options.model, options.data_dir)
+        folder = export.export(options.run, options.to, options.quantization, options.model, options.data_dir)
     except export.ParityError as error:
         print(f"medkit: failed: {error}", file=sys.stderr)
         return 1
-    print((made / "export.json").read_text(encoding="utf-8"))
-    print(f"{storage.shown(made)}: the export answers as the adapter does")
+    print((folder / "export.json").read_text(encoding="utf-8"))
+    print(f"{storage.shown(folder)}: the export answers as the adapter does")
     return 0
 
 

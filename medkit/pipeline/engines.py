@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 from medkit import MedkitError
-from medkit.pipeline.trial import Job, error_file
+from medkit.pipeline.trials import Job, error_file
 
 
 class Stopped(Exception):
@@ -36,7 +36,7 @@ class Local:
 
     def next(self) -> tuple[Job, str]:
         """(a trial that has ended, "" or why it failed). Stopped where a signal came."""
-        self._waiting.sort(key=lambda one: one[0])
+        self._waiting.sort(key=lambda ranked: ranked[0])
         _, job = self._waiting.pop(0)
         if not self._signals:
             # A session of its own: Ctrl-C is for us, and we tell the trial once. It told twice would kill.
@@ -79,13 +79,14 @@ class Ray:
         if not ray.is_initialized():
             # Of a cluster that runs already (RAY_ADDRESS, or one on this machine) it is for its owner to say.
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        found = ray.cluster_resources()
-        if found.get("CPU", 0) < self._cpus:
+        resources = ray.cluster_resources()
+        if resources.get("CPU", 0) < self._cpus:
             raise MedkitError(
-                f"a trial takes {self._cpus} cores, the Ray cluster has {found.get('CPU', 0):.0f}; lower cpus"
+                f"a trial takes {self._cpus} cores, the Ray cluster has {resources.get('CPU', 0):.0f}; "
+                "lower cpus"
             )
-        gpus = 1 if found.get("GPU", 0) else 0
-        self.at_once = int(found["GPU"]) if gpus else int(found["CPU"] // self._cpus)
+        gpus = 1 if resources.get("GPU", 0) else 0
+        self.at_once = int(resources["GPU"]) if gpus else int(resources["CPU"] // self._cpus)
         self._task = ray.remote(num_cpus=self._cpus, num_gpus=gpus, max_retries=3)(_trial)
         self._before = signal.signal(signal.SIGTERM, _interrupt)
         return self
@@ -101,8 +102,8 @@ class Ray:
         try:
             (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
         except KeyboardInterrupt:
-            for one in self._running:
-                self._ray.cancel(one)  # KeyboardInterrupt in the task, which ends its trial and waits
+            for task in self._running:
+                self._ray.cancel(task)  # KeyboardInterrupt in the task, which ends its trial and waits
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=120)
             raise Stopped from None
         job = self._running.pop(done)

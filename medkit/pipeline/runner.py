@@ -118,8 +118,8 @@ def run(
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     steps = _chosen(steps, only)
     check_data_dir(data_dir)
-    given = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
-    parameters = step_parameters(steps, folder, given)
+    known = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
+    parameters = step_parameters(steps, folder, known)
     parts = [part for step in steps for part in step.reads]
     inputs.check(resolved, data_dir, parts)
     adapter = steps[0].fixed.get("adapter", "")
@@ -151,10 +151,9 @@ def run(
     return place
 
 
-def step_parameters(steps: Sequence[Step], folder: Path, given: dict[str, str]) -> list[dict]:
-    """Of each step its notebook's parameters, from those `given` for the run; NotebookError where it does not
-    take them."""
-    parameters = [{key: given[key] for key in step.takes} | step.fixed for step in steps]
+def step_parameters(steps: Sequence[Step], folder: Path, known: dict[str, str]) -> list[dict]:
+    """Each step's parameters, out of the run's `known` ones. NotebookError where its notebook lacks one."""
+    parameters = [{key: known[key] for key in step.takes} | step.fixed for step in steps]
     for step, values in zip(steps, parameters, strict=True):
         notebooks.check_parameters(folder / f"{step.notebook}.ipynb", values)
     return parameters

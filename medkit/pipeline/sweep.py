@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 
 from medkit import recipes
-from medkit.pipeline import engines, runner, sweep_costs, sweep_file, trial
+from medkit.pipeline import engines, runner, sweep_costs, sweep_file, trials
 from medkit.pipeline.status import minutes
 from medkit.pipeline.sweep_file import Sweep, SweepError, Trial
-from medkit.pipeline.trial import Job
+from medkit.pipeline.trials import Job
 from medkit.preflight import inputs
 from medkit.runs import machine, run_json, storage
 from medkit.runs.inputs import check_data_dir
@@ -26,75 +26,75 @@ class Plan:
     def __init__(self, sweep: Sweep, data_dir: str = "", notebook_folder: Path = runner.NOTEBOOK_FOLDER):
         self.sweep, self.data_dir, self.notebook_folder = sweep, data_dir, notebook_folder
         self.folder = storage.root() / sweep.name
-        self.by_name = {one.name: one for one in sweep.trials}
-        self.stages = {one.stage1 for one in sweep.trials} - {""}
-        self.outcomes = {one.name: self._outcome(one) for one in sweep.trials}
+        self.by_name = {trial.name: trial for trial in sweep.trials}
+        self.stages = {trial.stage1 for trial in sweep.trials} - {""}
+        self.outcomes = {trial.name: self._outcome(trial) for trial in sweep.trials}
 
-    def _outcome(self, one: Trial) -> dict | None:
+    def _outcome(self, trial: Trial) -> dict | None:
         """run.json of a finished trial; SweepError where it is that of another trial of this name."""
-        place = trial.outcome_folder(self.folder, one.name)
+        place = trials.outcome_folder(self.folder, trial.name)
         info = run_json.read(place)
         if info is None:
             return None
         # A field that has come since has its default in the finished trial: it knew no other way.
-        found, wanted = recipes.flat(recipes.from_dict(info["recipe"])), recipes.flat(one.recipe)
+        finished, wanted = recipes.flat(recipes.from_dict(info["recipe"])), recipes.flat(trial.recipe)
         for field in wanted.keys() - {"about"}:
-            if found[field] != wanted[field]:
+            if finished[field] != wanted[field]:
                 raise SweepError(
-                    f"{storage.shown(place)} was run with {field}={found[field]}, the sweep has "
+                    f"{storage.shown(place)} was run with {field}={finished[field]}, the sweep has "
                     f"{wanted[field]}; give the sweep another name, or remove that folder"
                 )
         return info
 
-    def job(self, one: Trial) -> Job:
+    def job(self, trial: Trial) -> Job:
         return Job(
             sweep=str(self.folder),
             recipe=self.sweep.recipe,
-            name=one.name,
-            settings=tuple(one.lines),
-            stage1=one.stage1,
-            is_stage1=one.name in self.stages,
+            name=trial.name,
+            settings=tuple(trial.lines),
+            stage1=trial.stage1,
+            is_stage1=trial.name in self.stages,
             measure=self.sweep.measure,
             data_dir=self.data_dir and str(Path(self.data_dir).expanduser().resolve()),
-            about={"arm": one.arm, "seed": one.seed, "axes": one.axes},
+            about={"arm": trial.arm, "seed": trial.seed, "axes": trial.axes},
             notebooks=str(self.notebook_folder),
         )
 
     def stage1_hash(self, name: str) -> str:
         """Of a finished stage 1's adapter: that on this machine, else that of its outcome; "" for none."""
-        info = run_json.read(place := trial.trials_folder(self.folder) / name)
-        if info and info["status"] == "complete" and (weights := trial.adapter_hash(place)):
+        info = run_json.read(place := trials.trials_folder(self.folder) / name)
+        if info and info["status"] == "complete" and (weights := trials.adapter_hash(place)):
             return weights
         return ((self.outcomes[name] or {}).get("trial") or {}).get("stage1_adapter", "")
 
     def here(self, name: str) -> bool:
         """Whether a stage 1 can be gone on from on this machine."""
-        info = run_json.read(place := trial.trials_folder(self.folder) / name)
-        finished = info is not None and info["status"] == "complete" and bool(trial.adapter_hash(place))
+        info = run_json.read(place := trials.trials_folder(self.folder) / name)
+        finished = info is not None and info["status"] == "complete" and bool(trials.adapter_hash(place))
         return finished and self.outcomes[name] is not None
 
-    def done(self, one: Trial) -> bool:
+    def done(self, trial: Trial) -> bool:
         """Whether its outcome is there and, where it has a stage 1, is that of the stage 1 there is now."""
-        info = self.outcomes[one.name]
-        if info is None or not one.stage1:
+        info = self.outcomes[trial.name]
+        if info is None or not trial.stage1:
             return info is not None
-        return info["trial"]["stage1_adapter"] == self.stage1_hash(one.stage1)
+        return info["trial"]["stage1_adapter"] == self.stage1_hash(trial.stage1)
 
     def described(self) -> dict:
         """outcomes/sweep.json: by which the study knows what is missing."""
         trials = [
-            {"name": one.name, "arm": one.arm, "seed": one.seed, "is_stage1": one.name in self.stages}
-            for one in self.sweep.trials
+            {"name": trial.name, "arm": trial.arm, "seed": trial.seed, "is_stage1": trial.name in self.stages}
+            for trial in self.sweep.trials
         ]
         return {"name": self.sweep.name, "recipe": self.sweep.recipe, "trials": trials}
 
     def missing(self) -> list[Trial]:
         """In order; a stage 1 only where a trial that goes on from it is missing, or its outcome is."""
-        lacking = [one for one in self.sweep.trials if one.name not in self.stages and not self.done(one)]
-        wanted = {one.stage1 for one in lacking if not (one.stage1 and self.here(one.stage1))}
-        wanted |= {one.name for one in lacking}
-        wanted |= {name for name in self.stages if self.outcomes[name] is None}
-        return [one for one in self.sweep.trials if one.name in wanted]
+        missing = [one for one in self.sweep.trials if one.name not in self.stages and not self.done(one)]
+        names = {trial.name for trial in missing}
+        names |= {trial.stage1 for trial in missing if not (trial.stage1 and self.here(trial.stage1))}
+        names |= {name for name in self.stages if self.outcomes[name] is None}
+        return [trial for trial in self.sweep.trials if trial.name in names]
 
 
 def run(
@@ -134,19 +134,22 @@ def check(plan: Plan, resume: bool) -> None:
     check_data_dir(plan.data_dir)
     begun = any(
         place.is_dir() and any(place.iterdir())
-        for place in (plan.folder / "outcomes", trial.trials_folder(plan.folder))
+        for place in (plan.folder / "outcomes", trials.trials_folder(plan.folder))
     )
     if begun and not resume:
         raise SweepError(
             f"{storage.shown(plan.folder)} holds a sweep; go on with --resume, or name it otherwise"
         )
     reads: dict[tuple, tuple] = {}
-    for one in plan.sweep.trials:
-        steps = trial.steps(plan.job(one))
-        given = dict.fromkeys(("recipe", "run_dir", "data_dir", "settings"), "")
-        runner.step_parameters(steps, plan.notebook_folder, given)
+    for trial in plan.sweep.trials:
+        steps = trials.steps(plan.job(trial))
+        placeholders = dict.fromkeys(("recipe", "run_dir", "data_dir", "settings"), "")
+        runner.step_parameters(steps, plan.notebook_folder, placeholders)
         parts = tuple(part for step in steps for part in step.reads)
-        reads[one.recipe.model, one.recipe.data, one.recipe.consumer.scorer, parts] = (one.recipe, parts)
+        reads[trial.recipe.model, trial.recipe.data, trial.recipe.consumer.scorer, parts] = (
+            trial.recipe,
+            parts,
+        )
     for recipe, parts in reads.values():
         inputs.check(recipe, plan.data_dir, parts)
 
@@ -157,7 +160,7 @@ class _Execution:
     def __init__(self, plan: Plan, engine, out):
         self.plan, self.engine, self.out = plan, engine, out
         self.began: dict[str, float] = {}
-        self.rank = {one.name: rank for rank, one in enumerate(plan.sweep.trials)}
+        self.rank = {trial.name: rank for rank, trial in enumerate(plan.sweep.trials)}
         self.seconds: dict[bool, list[float]] = {True: [], False: []}  # of a stage 1; of another trial
         for name, info in plan.outcomes.items():
             if info:
@@ -167,11 +170,11 @@ class _Execution:
 
     def run(self, missing: list[Trial]) -> dict[str, str] | None:
         """Trial -> why it failed; None where a signal stopped the sweep."""
-        self.left = {one.name for one in missing}
-        pending = {one.name for one in missing if one.name in self.plan.stages}
-        for one in missing:
-            if one.stage1 not in pending:
-                self._submit(one)
+        self.left = {trial.name for trial in missing}
+        pending = {trial.name for trial in missing if trial.name in self.plan.stages}
+        for trial in missing:
+            if trial.stage1 not in pending:
+                self._submit(trial)
         try:
             while self.at_work:
                 job, why = self.engine.next()
@@ -184,13 +187,13 @@ class _Execution:
     def at_work(self) -> int:
         return len(self.began)
 
-    def _submit(self, one: Trial) -> None:
-        self.began[one.name] = time.monotonic()
-        self.left.add(one.name)
-        self.engine.submit(self.rank[one.name], self.plan.job(one))
+    def _submit(self, trial: Trial) -> None:
+        self.began[trial.name] = time.monotonic()
+        self.left.add(trial.name)
+        self.engine.submit(self.rank[trial.name], self.plan.job(trial))
 
     def _ended(self, job: Job, why: str) -> None:
-        # Of an engine that runs one at a time all were submitted at once: it took since the last one's end.
+        # Of an engine that runs one at a time all were submitted at once: it took since the last one ended.
         began = max(self.began.pop(job.name), getattr(self, "last", 0.0) if self.engine.at_once == 1 else 0.0)
         self.last = time.monotonic()
         self.left.discard(job.name)
@@ -205,25 +208,27 @@ class _Execution:
         print(f"{job.name:<22} {minutes(self.last - began)}  {state}  {self._time_left()}", file=self.out)
 
     def _after_stage1(self, name: str, why: str) -> None:
-        own = [one for one in self.plan.sweep.trials if one.stage1 == name and one.name not in self.began]
+        followers = [
+            trial for trial in self.plan.sweep.trials if trial.stage1 == name and trial.name not in self.began
+        ]
         if why:
-            for one in own:
-                if one.name in self.left:
-                    self.failed[one.name] = f"{name}, which it goes on from, failed"
-                    self.left.discard(one.name)
+            for trial in followers:
+                if trial.name in self.left:
+                    self.failed[trial.name] = f"{name}, which it goes on from, failed"
+                    self.left.discard(trial.name)
             return
-        again = [one for one in own if one.name not in self.left and not self.plan.done(one)]
+        again = [trial for trial in followers if trial.name not in self.left and not self.plan.done(trial)]
         if again:
             print(
                 f"{name} came out different from the one that {len(again)} finished trials went on from; "
                 "they are done again",
                 file=self.out,
             )
-        for one in own:
-            if self.plan.done(one):
-                self.left.discard(one.name)
+        for trial in followers:
+            if self.plan.done(trial):
+                self.left.discard(trial.name)
             else:
-                self._submit(one)
+                self._submit(trial)
 
     def _time_left(self) -> str:
         total = len(self.plan.sweep.trials)
@@ -244,16 +249,18 @@ def dry_run(path: str, data_dir: str = "", notebook_folder: Path = runner.NOTEBO
     plan = Plan(sweep_file.read(path), data_dir, notebook_folder)
     check(plan, resume=True)
     missing = plan.missing()
-    common = set.intersection(*(set(one.lines) for one in plan.sweep.trials if one.name not in plan.stages))
+    common = set.intersection(
+        *(set(trial.lines) for trial in plan.sweep.trials if trial.name not in plan.stages)
+    )
     lines = [f"{plan.sweep.name}: recipe {plan.sweep.recipe}; every trial: {', '.join(sorted(common))}"]
-    for one in plan.sweep.trials:
-        own = [line for line in one.lines if line not in common]
-        state = "to do" if one in missing else "done"
-        source = f" from {one.stage1}" if one.stage1 else ""
-        lines.append(f"  {one.name:<26} {state:<6}{source}  {' '.join(own)}")
+    for trial in plan.sweep.trials:
+        settings = [line for line in trial.lines if line not in common]
+        state = "to do" if trial in missing else "done"
+        source = f" from {trial.stage1}" if trial.stage1 else ""
+        lines.append(f"  {trial.name:<26} {state:<6}{source}  {' '.join(settings)}")
     free = shutil.disk_usage(_existing(plan.folder)).free
     return "\n".join([*lines, *sweep_costs.lines(plan, missing, free)])
 
 
 def _existing(path: Path) -> Path:
-    return next(one for one in (path, *path.parents) if one.exists())
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -14,18 +14,18 @@ NOTEBOOKS_GB = 0.005  # a run's executed notebooks, figures and items
 
 def lines(plan, missing: list[Trial], free: int) -> list[str]:
     """Two lines. plan: sweep.Plan; free: bytes."""
-    stages = sum(one.name in plan.stages for one in missing)
+    stages = sum(trial.name in plan.stages for trial in missing)
     head = f"to do: {stages} stage 1, {len(missing) - stages} trials"
-    sizes = [disk(one, one.name in plan.stages) for one in missing]
-    needed = sum(one["left"] for one in sizes) + max((one["checkpoints"] for one in sizes), default=0.0)
+    sizes = [disk(trial, trial.name in plan.stages) for trial in missing]
+    needed = sum(size["left"] for size in sizes) + max((size["checkpoints"] for size in sizes), default=0.0)
     return [f"{head}; {hours(plan, missing)}", f"disk: {needed:.2g} GB of {free / 1e9:.0f} GB free"]
 
 
-def disk(one: Trial, is_stage1: bool) -> dict[str, float]:
+def disk(trial: Trial, is_stage1: bool) -> dict[str, float]:
     """10^9 bytes of a run: what it leaves, and its checkpoints, which go when it is complete. A trial's
     stage 1 is that of the shared run, by another name."""
-    shape = checks.base_shape(one.recipe.model.base) or estimate.LLAMA_8B
-    parts = estimate.disk(shape, one.recipe, tokens=0)
+    shape = checks.base_shape(trial.recipe.model.base) or estimate.LLAMA_8B
+    parts = estimate.disk(shape, trial.recipe, tokens=0)
     merged = parts["merged model"] if is_stage1 else 0.0
     return {"left": parts["adapters"] / 3 + merged + NOTEBOOKS_GB, "checkpoints": parts["checkpoints"]}
 
@@ -39,48 +39,48 @@ def hours(plan, missing: list[Trial]) -> str:
             known[name in plan.stages].append(seconds(info, name in plan.stages))
     if not missing:
         return "nothing to run"
-    if all(known[one.name in plan.stages] for one in missing):
-        total = sum(fmean(known[one.name in plan.stages]) for one in missing)
+    if all(known[trial.name in plan.stages] for trial in missing):
+        total = sum(fmean(known[trial.name in plan.stages]) for trial in missing)
         return f"about {total / 3600:.2g} h one after another, as the finished ones took"
-    found: dict[str, list[estimate.Plan]] = {}  # seeds do not change the arithmetic: once an arm
+    by_arm: dict[str, list[estimate.Plan]] = {}  # seeds do not change the arithmetic: once an arm
     total, basis = 0.0, ""
-    for one in missing:
-        is_stage1 = one.name in plan.stages
-        arm = one.name.removesuffix(f"-s{one.seed}")
-        if arm not in found:
-            found[arm] = _training(one, is_stage1, plan.data_dir)
-        for made in found[arm]:
-            if made.hours is None:
-                return f"hours unknown ({made.basis})"
-            total, basis = total + made.hours, made.basis
+    for trial in missing:
+        is_stage1 = trial.name in plan.stages
+        arm = trial.name.removesuffix(f"-s{trial.seed}")
+        if arm not in by_arm:
+            by_arm[arm] = _training(trial, is_stage1, plan.data_dir)
+        for stage_plan in by_arm[arm]:
+            if stage_plan.hours is None:
+                return f"hours unknown ({stage_plan.basis})"
+            total, basis = total + stage_plan.hours, stage_plan.basis
     return f"about {total:.2g} h one after another in training alone ({basis}); evaluation comes on top"
 
 
-def _training(one: Trial, is_stage1: bool, data_dir: str) -> list[estimate.Plan]:
+def _training(trial: Trial, is_stage1: bool, data_dir: str) -> list[estimate.Plan]:
     """The stages that the run trains: its stage 1 or its stage 2; a joint arm has the rows of both."""
-    wanted = ("stage1",) if is_stage1 else ("stage2",) if one.stage1 else ("stage1", "stage2")
-    shape = checks.base_shape(one.recipe.model.base) or estimate.LLAMA_8B
+    wanted = ("stage1",) if is_stage1 else ("stage2",) if trial.stage1 else ("stage1", "stage2")
+    shape = checks.base_shape(trial.recipe.model.base) or estimate.LLAMA_8B
     hardware, plans = machine.hardware(), []
     with tempfile.TemporaryDirectory() as scratch:
-        _, loaded = checks.read_sources(one.recipe, data_dir, Path(scratch))
-        tokenizer = models.load_tokenizer(one.recipe.model)
-        for stage, records, total, validation in checks.stage_samples(one.recipe, loaded, data_dir):
+        _, loaded = checks.read_sources(trial.recipe, data_dir, Path(scratch))
+        tokenizer = models.load_tokenizer(trial.recipe.model)
+        for stage, records, total, validation in checks.stage_samples(trial.recipe, loaded, data_dir):
             if stage in wanted:
                 prepared = tokenization.prepare(
                     records,
                     tokenizer,
-                    target=one.recipe.data.mcq_target,
-                    loss_on=getattr(one.recipe, stage).loss_on,
-                    max_length=one.recipe.model.max_length,
+                    target=trial.recipe.data.mcq_target,
+                    loss_on=getattr(trial.recipe, stage).loss_on,
+                    max_length=trial.recipe.model.max_length,
                     cache=Path(scratch),
                     progress=False,
                 )
                 tokens = total * fmean(prepared["length"])
-                plans.append(estimate.plan(one.recipe, stage, shape, total, tokens, validation, hardware))
+                plans.append(estimate.plan(trial.recipe, stage, shape, total, tokens, validation, hardware))
     return plans
 
 
 def seconds(info: dict, is_stage1: bool) -> float:
     """What a run took, from its run.json; a trial's shared stage 1 is not its own time."""
-    own = (entry for name, entry in info["notebooks"].items() if is_stage1 or name != "01_stage1")
-    return sum(entry.get("seconds", 0.0) for entry in own)
+    entries = (entry for name, entry in info["notebooks"].items() if is_stage1 or name != "01_stage1")
+    return sum(entry.get("seconds", 0.0) for entry in entries)

@@ -79,61 +79,61 @@ class Sweep:
 def read(path: str | Path) -> Sweep:
     """The sweep in a TOML file. SweepError or RecipeError, in one line, for whatever is wrong with it."""
     try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SweepError(f"{path} cannot be read as a sweep: {reason}") from None
     try:
-        return _sweep(given)
+        return _sweep(table)
     except MedkitError as error:
         raise SweepError(f"{path}: {error}") from None
 
 
-def _sweep(given: dict) -> Sweep:
-    _check_keys(given)
-    fields = list(given.get("seed_fields", SEED_FIELDS))
-    measure = tuple(given.get("measure", MEASURES))
-    for one in measure:
-        if one not in MEASURES:
-            raise SweepError(f"measure has {one!r}; it may have {' and '.join(MEASURES)}")
-    common = _settings("settings", given.get("settings", {}))
+def _sweep(table: dict) -> Sweep:
+    _check_keys(table)
+    fields = list(table.get("seed_fields", SEED_FIELDS))
+    measure = tuple(table.get("measure", MEASURES))
+    for name in measure:
+        if name not in MEASURES:
+            raise SweepError(f"measure has {name!r}; it may have {' and '.join(MEASURES)}")
+    common = _settings("settings", table.get("settings", {}))
     if both := common.keys() & set(fields):
         raise SweepError(f"settings has {min(both)}, which each seed sets; leave one of them out")
-    arms = given.get("arms") or {"trial": {}}
-    axes = _axes(given.get("axes", {}))
+    arms = table.get("arms") or {"trial": {}}
+    axes = _axes(table.get("axes", {}))
     trials = []
-    for arm, table in arms.items():
-        if not isinstance(table, dict):
+    for arm, arm_table in arms.items():
+        if not isinstance(arm_table, dict):
             raise SweepError(f"arms.{arm} is no table; write [arms.{arm}] with the arm's fields below")
-        own = _settings(f"arms.{arm}", {k: v for k, v in table.items() if k != "seeds"})
-        seeds = _seeds(f"arms.{arm}.seeds", table["seeds"]) if "seeds" in table else given["seeds"]
-        for seed, point in itertools.product(seeds, _points(axes, own, arm)):
-            settings = common | dict.fromkeys(fields, str(seed)) | point | own
-            trials.append(_trial(given["recipe"], arm, seed, point, settings))
-    stages = _stage1_runs(given["recipe"], trials)
+        of_arm = _settings(f"arms.{arm}", {k: v for k, v in arm_table.items() if k != "seeds"})
+        seeds = _seeds(f"arms.{arm}.seeds", arm_table.get("seeds", table["seeds"]))
+        for seed, point in itertools.product(seeds, _points(axes, of_arm, arm)):
+            settings = common | dict.fromkeys(fields, str(seed)) | point | of_arm
+            trials.append(_trial(table["recipe"], arm, seed, point, settings))
+    stages = _stage1_runs(table["recipe"], trials)
     trials = [_going_on(trial, stages) for trial in trials]
     ordered = _in_order([*stages.values()], trials)
     _check_names(ordered)
-    return Sweep(given["name"], given["recipe"], measure, given.get("cpus", 2), tuple(ordered))
+    return Sweep(table["name"], table["recipe"], measure, table.get("cpus", 2), tuple(ordered))
 
 
-def _check_keys(given: dict) -> None:
-    for key, value in given.items():
+def _check_keys(table: dict) -> None:
+    for key, value in table.items():
         if key not in KEYS:
             raise SweepError(f"unknown key {key!r}; a sweep has {', '.join(KEYS)}")
         if type(value) is not KEYS[key]:
             wanted = {str: "text", list: "a list", int: "a whole number", dict: "a table"}[KEYS[key]]
             raise SweepError(f"{key}={value!r} is not {wanted}")
     for key in ("name", "recipe", "seeds"):
-        if key not in given:
+        if key not in table:
             raise SweepError(f"{key} is missing; a sweep needs name, recipe and seeds")
-    _seeds("seeds", given["seeds"])
-    if given.get("cpus", 1) < 1:
-        raise SweepError(f"cpus={given['cpus']}; a trial needs at least one core")
-    if not storage.RUN_NAME.fullmatch(given["name"]):
-        raise SweepError(f"name={given['name']!r} is no run name; take lower-case letters, digits, '._-'")
-    known = recipes.flat(recipes.get(given["recipe"]))
-    for field in given.get("seed_fields", SEED_FIELDS):
+    _seeds("seeds", table["seeds"])
+    if table.get("cpus", 1) < 1:
+        raise SweepError(f"cpus={table['cpus']}; a trial needs at least one core")
+    if not storage.RUN_NAME.fullmatch(table["name"]):
+        raise SweepError(f"name={table['name']!r} is no run name; take lower-case letters, digits, '._-'")
+    known = recipes.flat(recipes.get(table["recipe"]))
+    for field in table.get("seed_fields", SEED_FIELDS):
         if field not in known or type(known[field]) is not int:
             raise SweepError(f"seed_fields has {field!r}, which is no whole-numbered field of a recipe")
 
@@ -149,14 +149,14 @@ def _seeds(key: str, values) -> list[int]:
 
 def _settings(where: str, table: dict, path: str = "") -> dict[str, str]:
     """field -> value as text. A dotted key is a nested table to TOML, a quoted one is not: both are read."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for key, value in table.items():
         field = f"{path}.{key}" if path else key
         inner = _settings(where, value, field) if isinstance(value, dict) else {field: _text(field, value)}
-        if twice := found.keys() & inner.keys():
+        if twice := fields.keys() & inner.keys():
             raise SweepError(f"{where} sets {min(twice)} twice; give it once")
-        found |= inner
-    return found
+        fields |= inner
+    return fields
 
 
 def _text(field: str, value) -> str:
@@ -180,13 +180,13 @@ def _axes(table: dict) -> dict[str, list[str]]:
             elif not isinstance(value, list) or not value:
                 raise SweepError(f"axis {field} is {value!r}; list its values, e.g. {field} = [1e-4, 3e-4]")
             else:
-                yield field, [_text(field, one) for one in value]
+                yield field, [_text(field, item) for item in value]
 
     return dict(flat(table, ""))
 
 
-def _points(axes: dict[str, list[str]], own: dict[str, str], arm: str) -> list[dict[str, str]]:
-    if both := axes.keys() & own.keys():
+def _points(axes: dict[str, list[str]], of_arm: dict[str, str], arm: str) -> list[dict[str, str]]:
+    if both := axes.keys() & of_arm.keys():
         raise SweepError(f"{min(both)} is an axis and a field of arm {arm!r}; leave one of them out")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -220,7 +220,7 @@ def _stage1_runs(recipe: str, trials: list[Trial]) -> dict[tuple, Trial]:
     Its settings are those that stage 1 and its evaluation depend on.
     """
     stages: dict[tuple, Trial] = {}
-    carried = {_stage1_key(one.recipe) for one in trials if one.recipe.dmt.optimizer_state == "carried"}
+    carried = {_stage1_key(trial.recipe) for trial in trials if trial.recipe.dmt.optimizer_state == "carried"}
     for trial in trials:
         key = _stage1_key(trial.recipe)
         if _without_stage1(trial.recipe) or key in stages:
@@ -251,7 +251,7 @@ def _in_order(stages: list[Trial], trials: list[Trial]) -> list[Trial]:
     """Seed by seed, so that a sweep that is broken off has whole seeds; each stage 1 before its trials."""
     ordered = []
     for seed in dict.fromkeys(trial.seed for trial in trials):
-        for stage in (one for one in stages if one.seed == seed):
+        for stage in (stage for stage in stages if stage.seed == seed):
             ordered += [stage, *(trial for trial in trials if trial.stage1 == stage.name)]
         ordered += [trial for trial in trials if trial.seed == seed and not trial.stage1]
     return ordered

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from medkit import MedkitError
-from medkit.pipeline import engines, runner, sweep, sweep_file, trial
+from medkit.pipeline import engines, runner, sweep, sweep_file, trials
 from medkit.runs import run_json, storage
 
 TRAINING = 'recipe: str = ""\nrun_dir: str = ""\ndata_dir: str = ""\nsettings: str = ""\nreplay: bool = True'
@@ -112,7 +112,7 @@ class Here:
         self.ran.append(job.name)
         before = os.environ.get("MEDKIT_RESULTS")
         try:
-            trial.run(job)
+            trials.run(job)
         except (ValueError, MedkitError) as error:
             return job, str(error)
         finally:
@@ -146,7 +146,7 @@ def without_kernels(recipe, *, name, data_dir, settings, resume, steps, folder, 
 @pytest.fixture
 def sweep_here(place, monkeypatch, notebook_folder):
     """sweep.run in this process; returns (exit code, trials that ran, what was said)."""
-    monkeypatch.setattr(trial.runner, "run", without_kernels)
+    monkeypatch.setattr(trials.runner, "run", without_kernels)
 
     def call(**options):
         engine, out = Here(), io.StringIO()
@@ -223,14 +223,14 @@ def test_a_failed_trial_is_named_and_the_others_go_on(place, sweep_here, tiny_ll
 
 def test_what_goes_on_from_a_failed_stage_1_is_named_too(place, sweep_here, tiny_llama_folder, monkeypatch):
     write_sweep(place, tiny_llama_folder, [0], seeds=[0, 1])
-    real = trial.runner.run
+    real = trials.runner.run
 
     def fails(recipe, *, name, **options):
         if name == "stage1-s0":
             raise MedkitError("no memory")
         return real(recipe, name=name, **options)
 
-    monkeypatch.setattr(trial.runner, "run", fails)
+    monkeypatch.setattr(trials.runner, "run", fails)
     code, ran, said = sweep_here()
     assert (code, ran) == (1, ["stage1-s0", "stage1-s1", "k0-s1"])
     assert "failed: stage1-s0: no memory" in said
@@ -349,7 +349,7 @@ def test_stopped_and_killed_it_goes_on_where_it_was(place, notebook_folder, tiny
 
 def job(tmp_path, name="k0-s0", stage1="stage1-s0", settings=(), measure=("mcq", "consumer")):
     is_stage1 = name.startswith("stage1")
-    return trial.Job(str(tmp_path), "cpu", name, settings, stage1, is_stage1, measure)
+    return trials.Job(str(tmp_path), "cpu", name, settings, stage1, is_stage1, measure)
 
 
 def test_a_trial_is_stage_2_and_its_own_models(tmp_path):
@@ -357,7 +357,7 @@ def test_a_trial_is_stage_2_and_its_own_models(tmp_path):
     given = {"recipe": "cpu", "run_dir": "results/x", "data_dir": "", "settings": ""}
 
     def steps(one):
-        chosen = trial.steps(one)
+        chosen = trials.steps(one)
         runner.step_parameters(chosen, runner.NOTEBOOK_FOLDER, given)  # the real notebooks take them
         return {step.name: step.fixed.get("models", step.fixed.get("replay")) for step in chosen}
 
@@ -376,7 +376,7 @@ def test_a_trial_is_stage_2_and_its_own_models(tmp_path):
         **{"02_stage2": True, "03_mcq_eval": "med-nirvana,relearned", "04_consumer_eval": "med-nirvana"}
     }
     # One stage for everything waits for no stage 1, and needs none of its files.
-    joint = trial.steps(job(tmp_path, stage1="", settings=("dmt.handover=joint",)))
+    joint = trials.steps(job(tmp_path, stage1="", settings=("dmt.handover=joint",)))
     assert [step.needs for step in joint] == [(), ("stage2/adapter",), ("stage2/adapter",)]
 
 
@@ -384,7 +384,7 @@ def test_a_trial_that_was_killed_is_named_with_the_signal(tmp_path):
     one = job(tmp_path)
     assert engines.failure(one, -9) == "its process was ended by SIGKILL"
     assert engines.failure(one, 3) == "exit code 3"
-    storage.write_text(trial.error_file(one), "no memory\n")
+    storage.write_text(trials.error_file(one), "no memory\n")
     assert engines.failure(one, 1) == "no memory"
 
 

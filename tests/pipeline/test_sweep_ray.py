@@ -57,9 +57,15 @@ def wait_for(what, process, seconds=600):
 
 def medkit(place, *arguments, **environment):
     command = [sys.executable, "-m", "medkit", "sweep", *arguments]
-    # Ray gives each trial as many threads as cores; sums differ in their last digits with the number of threads.
-    own = {"MEDKIT_RESULTS": str(place / "results"), "MEDKIT_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=place, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True)
+    # Ray gives a trial as many threads as cores, and sums differ in their last digits with that number.
+    own = {
+        "MEDKIT_RESULTS": str(place / "results"),
+        "MEDKIT_CACHE": str(place / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        command, cwd=place, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.slow

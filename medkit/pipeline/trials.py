@@ -1,6 +1,6 @@
 """One trial of a sweep, in a process of its own: an ordinary run, and what is kept of it.
 
-    python -m medkit.pipeline.trial '{"sweep": ..., "name": ..., ...}'
+    python -m medkit.pipeline.trials '{"sweep": ..., "name": ..., ...}'
 
 The process ends with the one that started it, so that a trial is never at work twice: its standard input is
 a pipe that the starter holds open.
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "medkit.pipeline.trial", json.dumps(asdict(self))]
+        return [sys.executable, "-m", "medkit.pipeline.trials", json.dumps(asdict(self))]
 
     @property
     def folder(self) -> Path:
@@ -182,9 +182,9 @@ def _end_with_starter() -> None:
 
 
 def main() -> int:
-    given = json.loads(sys.argv[1])
-    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
-    job = Job(**given | lists)
+    fields = json.loads(sys.argv[1])
+    lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    job = Job(**fields | lists)
     _end_with_starter()
     error_file(job).unlink(missing_ok=True)
     try:
