@@ -11,6 +11,11 @@ __version__ = "0.1.0"
 class MedkitError(ValueError):
     """What every refusal of medkit derives from: one line that names the thing and the fix."""
 
+    def halves(self) -> tuple[str, str]:
+        """(thing, fix)."""
+        thing, _, fix = str(self).rpartition("; ")
+        return (thing, fix) if thing else (fix, "")
+
 
 # The one thing that happens at import. The libraries read these switches when they are imported
 # themselves, so they have to stand before that; whoever has set one already keeps his choice.

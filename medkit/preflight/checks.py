@@ -66,7 +66,7 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
         try:
             return checks + _rows_and_model(recipe, shape, loaded, data_dir, Path(scratch))
         except MedkitError as error:  # a template that cannot be masked, sources too small to be split
-            return [*checks, Check("rows", "fail", *_halves(error))]
+            return [*checks, Check("rows", "fail", *error.halves())]
 
 
 def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
@@ -254,7 +254,7 @@ def _model_there(recipe) -> Check:
     except hub.HubError:
         raise
     except MedkitError as error:
-        return Check("model", "fail", *_halves(error))
+        return Check("model", "fail", *error.halves())
     return Check("model", "pass", f"{base} can be read")
 
 
@@ -280,12 +280,6 @@ def _handover(recipe) -> list[Check]:
     return [Check("hand-over", "pass", "stage 1's adapter is merged into the weights it is trained against")]
 
 
-def _halves(error: MedkitError) -> tuple[str, str]:
-    """A refusal as (thing, fix)."""
-    thing, _, fix = str(error).rpartition("; ")
-    return (thing, fix) if thing else (fix, "")
-
-
 def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
     """Every source read as a run would: (a check each, records of the training parts). A folder is read
     whole; of the hub, the first rows."""
@@ -304,7 +298,7 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
         except hub.HubError:  # one line for all that comes from there
             raise
         except MedkitError as error:
-            checks.append(Check(f"data {source} {which}", "fail", *_halves(error)))
+            checks.append(Check(f"data {source} {which}", "fail", *error.halves()))
             continue
         dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
         message = f"{len(one.records):,} of {one.rows:,} rows read; dropped: {dropped}"

@@ -9,7 +9,7 @@ from medkit.data.sources import EXAMS, SOURCES
 from medkit.recipes import Recipe, TrainSpec
 from medkit.runs import storage
 from medkit.train.cpu import UNPACKED_GB
-from medkit.train.metrics import PEAK_FLOPS
+from medkit.train.metrics import data_sheet
 
 GB = 1e9
 GPU_MFU = 0.35  # share of the data sheet's FLOP/s a run is assumed to reach where none was measured
@@ -219,7 +219,7 @@ def flop_rate(hardware: dict) -> tuple[float | None, str]:
     if not hardware["gpus"]:
         return CPU_FLOPS * hardware["cores"], f"assumed {CPU_FLOPS / 1e9:.0f} GFLOP/s a core"
     device = hardware["gpus"][0]["name"]
-    peak = next((p for key, p in PEAK_FLOPS.items() if key in device), None)
-    if peak is None:
+    peak = data_sheet(device)[0]
+    if not peak:
         return None, f"no data-sheet speed known for {device}"
     return GPU_MFU * peak, f"assumed {GPU_MFU:.0%} of {peak / 1e12:.0f} TFLOP/s"

@@ -17,9 +17,9 @@ from medkit.preflight.estimate import GB, Shape
 from medkit.recipes import RELEASED, Recipe
 from medkit.records import LETTERS
 from medkit.runs.arms import required
+from medkit.train.metrics import data_sheet
 
 CONSUMER_MODELS = 2  # base, Med-Nirvana
-BANDWIDTH = {"H100 NVL": 3.9e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 1.9e12}  # B/s
 QUERIES = ("icliniq", "healthcaremagic")
 SAMPLE = 400  # prompts of each source
 CPU_BANDWIDTH = 10e9  # bytes/s, assumed
@@ -64,72 +64,49 @@ def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass
     shared = len(prompts.shared_start([one for name in EXAMS for one in ids[name]]))
     general = [len(prompts.prompt_ids(tokenizer, chat, one)) for one in written.questions()]
     counts = {name: there[name] for name in EXAMS}
-    of_exams = {name: lengths[name] for name in EXAMS}
+    queries = [n for name in QUERIES for n in lengths[name]]
     return {
-        "03_mcq_eval": [
-            *exam_passes(recipe, counts, of_exams, shared, RELEASED["max_new_tokens"]),
-            *further_passes(recipe, counts, of_exams, shared, general),
-        ],
-        "04_consumer_eval": consumer_passes(
-            recipe, sum(there[name] for name in QUERIES), [n for name in QUERIES for n in lengths[name]]
-        ),
+        "03_mcq_eval": exam_passes(recipe, counts, {name: lengths[name] for name in EXAMS}, shared, general),
+        "04_consumer_eval": consumer_passes(recipe, sum(there[name] for name in QUERIES), queries),
     }
 
 
 def exam_passes(
-    recipe: Recipe, counts: dict[str, int], lengths: Mapping[str, Sequence[int]], shared: int, released: int
-) -> list[Pass]:
-    """Notebook 03's. counts: evaluation questions there are, by benchmark; lengths: tokens of the prompts of
-    some of each; shared: tokens that all begin with; released: new tokens of the released protocol."""
-    spec, models = recipe.mcq, _exam_models(recipe)
-    longest = max(max(of) for of in lengths.values())
-
-    def asked(rows: int) -> dict[str, int]:
-        return {name: min(rows or count, count) for name, count in counts.items()}
-
-    def tokens(questions: dict[str, int], less: int = 0) -> float:
-        return sum(n * (sum(lengths[name]) / len(lengths[name]) - less) for name, n in questions.items())
-
-    scored = asked(spec.rows)
-    spared = shared if spec.prefix_cache else 0
-    at_once = max(1, spec.max_batch_tokens // longest)
-    found = [
-        Pass("questions by letter", models, sum(scored.values()), tokens(scored, spared), longest, at_once)
-    ]
-    if spec.generated_rows:
-        spoken, batch = asked(spec.generated_rows), spec.answers_at_once(longest)
-        for name, new in (("answers in words", spec.max_new_tokens), ("answers as released", released)):
-            found.append(Pass(name, models, sum(spoken.values()), tokens(spoken), longest, batch, new))
-    return found
-
-
-def _exam_models(recipe: Recipe) -> int:
-    """Models that notebook 03 compares at most: base, Med-Mix, Med-Nirvana, control; and the probe."""
-    return len({*required(recipe), "med-mix", "control"})
-
-
-def further_passes(
     recipe: Recipe,
     counts: dict[str, int],
     lengths: Mapping[str, Sequence[int]],
     shared: int,
-    general: Sequence[int],
+    general: Sequence[int] = (1,),
 ) -> list[Pass]:
-    """Notebook 03's beside the protocols: questions in the other cyclic orders of their options, and the
-    general ones, `general` tokens long; the texts for perplexity are shorter and fewer, and left out."""
-    spec, models, found = recipe.mcq, _exam_models(recipe), []
+    """Notebook 03's. counts: evaluation questions there are, by benchmark; lengths: tokens of the prompts of
+    some of each; shared: tokens that all begin with; general: tokens of the general questions. The texts for
+    perplexity are shorter and fewer, and left out.
+    """
+    spec, models = recipe.mcq, len({*required(recipe), "med-mix", "control"})
     spared = shared if spec.prefix_cache else 0
-    orders = {name: len(pubmedqa.OPTIONS if name == "pubmedqa" else LETTERS) - 1 for name in counts}
-    asked = {name: orders[name] * min(spec.permutations, count) for name, count in counts.items()}
+
+    def one(name: str, questions: dict[str, int], of: Mapping = lengths, new_tokens: int = 0) -> Pass:
+        longest = max(max(of[source]) for source in questions)
+        batch = spec.answers_at_once(longest) if new_tokens else max(1, spec.max_batch_tokens // longest)
+        less = 0 if new_tokens else spared
+        tokens = sum(n * (sum(of[source]) / len(of[source]) - less) for source, n in questions.items())
+        return Pass(name, models, sum(questions.values()), tokens, longest, batch, new_tokens)
+
+    def at_most(rows: int) -> dict[str, int]:
+        return {source: min(rows or count, count) for source, count in counts.items()}
+
+    found = [one("questions by letter", at_most(spec.rows))]
+    if spec.generated_rows:
+        spoken = at_most(spec.generated_rows)
+        found.append(one("answers in words", spoken, new_tokens=spec.max_new_tokens))
+        found.append(one("answers as released", spoken, new_tokens=RELEASED["max_new_tokens"]))
     if spec.permutations:
-        tokens = sum(n * (sum(lengths[name]) / len(lengths[name]) - spared) for name, n in asked.items())
-        longest = max(max(of) for of in lengths.values())
-        at_once = max(1, spec.max_batch_tokens // longest)
-        found.append(Pass("in other orders", models, sum(asked.values()), tokens, longest, at_once))
+        others = {s: len(pubmedqa.OPTIONS if s == "pubmedqa" else LETTERS) - 1 for s in counts}
+        found.append(
+            one("in other orders", {s: others[s] * n for s, n in at_most(spec.permutations).items()})
+        )
     if spec.general:
-        at_once = max(1, spec.max_batch_tokens // max(general))
-        tokens = sum(general) - spared * len(general)
-        found.append(Pass("general questions", models, len(general), tokens, max(general), at_once))
+        found.append(one("general questions", {"general": len(general)}, {"general": general}))
     return found
 
 
@@ -169,8 +146,7 @@ def hours(recipe: Recipe, shape: Shape, passes: Sequence[Pass], hardware: dict) 
     gpu = bool(hardware["gpus"])
     bandwidth, read = CPU_BANDWIDTH, estimate.memory(shape, recipe, recipe.stage1, gpu)
     if gpu:
-        device = hardware["gpus"][0]["name"]
-        bandwidth = estimate.GPU_MFU * next(b for key, b in BANDWIDTH.items() if key in device)
+        bandwidth = estimate.GPU_MFU * data_sheet(hardware["gpus"][0]["name"])[1]
     moved = (read["unpacked weights"] or read["weights"]) * GB
     if gpu and recipe.model.load_in_4bit:
         moved += UNPACKED_PASSES * shape.body

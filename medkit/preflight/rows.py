@@ -28,62 +28,65 @@ def rows(recipe: recipes.Recipe, tokenizer, records: Sequence[MCQItem | Dialogue
     ids, labels = sample["input_ids"][:], sample["labels"][:]
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
     ends = tokenizer.convert_tokens_to_ids(chat.ends)
+    exams = [
+        (record, row, label, prompts.prompt_ids(tokenizer, chat, record))
+        for record, row, label in zip([records[i] for i in chosen], ids, labels, strict=True)
+        if isinstance(record, MCQItem)
+    ]
     checks = [
         _one_bos(tokenizer, chat, ids),
-        _end_of_turn(chat, ends, ids, labels, np.array(sample["cut"])),
+        _end_of_turn(chat, ends, ids, labels, sample["cut"]),
         _pad(tokenizer, ends),
         _supervised(prepared, ids, labels, loss_on),
         _cut(prepared, recipe.model.max_length),
-        _same_prompt(tokenizer, chat, [records[i] for i in chosen], ids, labels, loss_on),
-        _letters(tokenizer, chat, [records[i] for i in chosen], ids, recipe.data.mcq_target),
+        _same_prompt(exams, loss_on),
+        _letters(tokenizer, exams, recipe.data.mcq_target),
     ]
     return [dataclasses.replace(c, name=f"{stage}: {c.name}") for c in checks]
 
 
+def _judged(name: str, wrong: str, fix: str, right: str) -> Check:
+    """A failure where `wrong` says what it is."""
+    return Check(name, "fail", wrong, fix) if wrong else Check(name, "pass", right)
+
+
 def _one_bos(tokenizer, chat, ids) -> Check:
-    bos = tokenizer.bos_token_id
+    name, bos, text = "one BOS", tokenizer.bos_token_id, tokenizer.bos_token
     if bos is None:
-        return Check("one BOS", "pass", "the tokenizer has no BOS")
-    turns = chat.example.removeprefix(tokenizer.bos_token).count(
-        tokenizer.bos_token
-    )  # that it opens, or ends
+        return Check(name, "pass", "the tokenizer has no BOS")
+    turns = chat.example.removeprefix(text).count(text)  # that it opens, or ends
     doubled = sum(row[:2] == [bos, bos] or (not turns and row.count(bos) > 1) for row in ids)
     lacking = sum(row[0] != bos for row in ids)
     if lacking == len(ids) and not doubled and tokenizer.encode("x")[0] != bos:  # as Phi-3's template has it
         fix = "see that the model was trained without it"
-        return Check("one BOS", "warn", f"neither template nor tokenizer writes {tokenizer.bos_token}", fix)
-    if doubled or lacking:
-        message = (
-            f"of {len(ids)} rows {doubled} have more than one {tokenizer.bos_token}, {lacking} begin without"
-        )
-        return Check(
-            "one BOS", "fail", message, "let either the template or the tokenizer write it, not both"
-        )
-    return Check("one BOS", "pass", f"{len(ids)} rows begin with one {tokenizer.bos_token}")
+        return Check(name, "warn", f"neither template nor tokenizer writes {text}", fix)
+    wrong = f"of {len(ids)} rows {doubled} have more than one {text}, {lacking} begin without"
+    fix = "let either the template or the tokenizer write it, not both"
+    return _judged(name, wrong if doubled or lacking else "", fix, f"{len(ids)} rows begin with one {text}")
 
 
 def _end_of_turn(chat, ends, ids, labels, cut) -> Check:
     """The last answer's end must be learned; a row that was cut may have lost it."""
-    name, end = "end of turn supervised", " or ".join(chat.ends)
-    whole = [(i, x) for i, x, lost in zip(ids, labels, cut, strict=True) if not lost]
-    wrong = sum(label[_last(row, ends) :][:1] in ([], [prompts.IGNORED]) for row, label in whole)
-    if wrong:
-        fix = "supervise the answer up to and with the end-of-turn token, or the model never stops"
-        return Check(name, "fail", f"of {len(whole)} rows {wrong} do not learn {end}", fix)
-    return Check(name, "pass", f"{end} in each of {len(whole)} rows")
-
-
-def _last(row: list[int], ends: list[int]) -> int:
-    return max((i for i, token in enumerate(row) if token in ends), default=len(row))
+    end, whole, wrong = " or ".join(chat.ends), 0, 0
+    for row, label, lost in zip(ids, labels, cut, strict=True):
+        if not lost:
+            last = max((i for i, token in enumerate(row) if token in ends), default=None)
+            whole, wrong = whole + 1, wrong + (last is None or label[last] == prompts.IGNORED)
+    return _judged(
+        "end of turn supervised",
+        f"of {whole} rows {wrong} do not learn {end}" if wrong else "",
+        "supervise the answer up to and with the end-of-turn token, or the model never stops",
+        f"{end} in each of {whole} rows",
+    )
 
 
 def _pad(tokenizer, ends) -> Check:
     pad = tokenizer.pad_token_id
-    if pad is None or pad in (*ends, tokenizer.eos_token_id):
-        shown = "no pad" if pad is None else f"pad is {tokenizer.pad_token}, the end token too"
-        fix = "set another pad_token in its tokenizer_config.json, or the end of a turn is masked as padding"
-        return Check("pad token", "fail", shown, fix)
-    return Check("pad token", "pass", f"{tokenizer.pad_token}, not the end of a turn")
+    wrong = "no pad" if pad is None else ""
+    if pad in (*ends, tokenizer.eos_token_id):
+        wrong = wrong or f"pad is {tokenizer.pad_token}, the end token too"
+    fix = "set another pad_token in its tokenizer_config.json, or the end of a turn is masked as padding"
+    return _judged("pad token", wrong, fix, f"{tokenizer.pad_token}, not the end of a turn")
 
 
 def _supervised(prepared, ids, labels, loss_on) -> Check:
@@ -95,7 +98,6 @@ def _supervised(prepared, ids, labels, loss_on) -> Check:
     )
     silent = sum(all(label == prompts.IGNORED for label in row) for row in labels)
     share = sum(label != prompts.IGNORED for row in labels for label in row) / max(1, sum(map(len, ids)))
-    empty = int((counted == 0).sum())
     message = f"{share:.2%} of the sample's tokens, {counted.sum():,} of {length.sum():,} in all"
     if strange:
         return Check(
@@ -108,61 +110,58 @@ def _supervised(prepared, ids, labels, loss_on) -> Check:
         return Check(name, "fail", f"{message}, with the loss on answers", "the prompts are not masked")
     if loss_on == "text" and share < 1:
         return Check(name, "fail", f"{message}, with the loss on the text", "prepare the rows anew")
-    if empty or silent:
+    if empty := max(int((counted == 0).sum()), silent):
         fix = "raise model.max_length: their answers were cut off"
-        return Check(name, "warn", f"{message}; {max(empty, silent)} rows have none", fix)
+        return Check(name, "warn", f"{message}; {empty} rows have none", fix)
     return Check(name, "pass", message)
 
 
 def _cut(prepared, max_length) -> Check:
     cut = np.array(prepared["cut"])
-    rows_cut, lost = int((cut > 0).sum()), int(cut.sum())
-    longest = int((np.array(prepared["length"]) + cut).max())
+    rows_cut, longest = int((cut > 0).sum()), int((np.array(prepared["length"]) + cut).max())
     if not rows_cut:
         return Check("rows cut", "pass", f"none; the longest has {longest} of {max_length} tokens")
-    message = f"{rows_cut} of {len(cut)} rows lose {lost:,} tokens at {max_length}; the longest has {longest}"
+    message = f"{rows_cut} of {len(cut)} rows lose {cut.sum():,} tokens at {max_length}"
     status = "fail" if rows_cut > 0.1 * len(cut) else "warn"
-    return Check("rows cut", status, message, f"--set model.max_length={longest}")
+    return Check(
+        "rows cut", status, f"{message}; the longest has {longest}", f"--set model.max_length={longest}"
+    )
 
 
-def _same_prompt(tokenizer, chat, records, ids, labels, loss_on) -> Check:
+def _same_prompt(exams, loss_on) -> Check:
     """Token for token, what is scored must be what was trained on, up to the answer."""
-    name, exams, wrong = "same prompt in training and evaluation", 0, []
-    for record, row, label in zip(records, ids, labels, strict=True):
-        if not isinstance(record, MCQItem):
-            continue
-        exams += 1
-        prompt = prompts.prompt_ids(tokenizer, chat, record)[: len(row)]
+    wrong = []
+    for record, row, label, prompt in exams:
+        asked = prompt[: len(row)]
         first = next((i for i, x in enumerate(label) if x != prompts.IGNORED), len(row))
-        if row[: len(prompt)] != prompt or (loss_on == "answer" and first != len(prompt)):
+        if row[: len(asked)] != asked or (loss_on == "answer" and first != len(asked)):
             wrong.append(f"{record.source}/{record.id}")
-    if wrong:
-        fix = "render both with the same tokenizer and chat template"
-        return Check(name, "fail", f"{len(wrong)} of {exams} questions differ, first {wrong[0]}", fix)
-    return Check(name, "pass", f"{exams} questions" if exams else "no question in the sample")
+    return _judged(
+        "same prompt in training and evaluation",
+        f"{len(wrong)} of {len(exams)} questions differ, first {wrong[0]}" if wrong else "",
+        "render both with the same tokenizer and chat template",
+        f"{len(exams)} questions" if exams else "no question in the sample",
+    )
 
 
-def _letters(tokenizer, chat, records, ids, target) -> Check:
+def _letters(tokenizer, exams, target) -> Check:
     """The letter is to be learned as the token that is scored, at the place where it is scored."""
-    name, exams, wrong = "letters", 0, []
     try:
         place = prompts.letter_place(tokenizer, target)
     except prompts.PromptError as error:
-        message, _, fix = str(error).rpartition("; ")
-        return Check(name, "fail", message, fix)
-    for record, row in zip(records, ids, strict=True):
-        if not isinstance(record, MCQItem):
-            continue
-        exams += 1
-        prompt = prompts.prompt_ids(tokenizer, chat, record)
+        return Check("letters", "fail", *error.halves())
+    wrong = []
+    for record, row, _, prompt in exams:
         wanted = [*place["encode"](record), place["letter_tokens"][LETTERS.index(record.answer)]]
-        # Another prompt is told above; a row that was cut may end before its letter.
+        # Another prompt is reported above; a row that was cut may end before its letter.
         if row[: len(prompt)] == prompt and row[: len(wanted)] != wanted[: len(row)]:
             wrong.append(f"{record.source}/{record.id}")
-    if wrong:
-        fix = "prepare the rows with the data.mcq_target that is scored"
-        return Check(name, "fail", f"{len(wrong)} of {exams} answers are other tokens, first {wrong[0]}", fix)
-    return Check(name, "pass", f"one token each, {' '.join(map(str, place['letter_tokens']))}")
+    return _judged(
+        "letters",
+        f"{len(wrong)} of {len(exams)} answers are other tokens, first {wrong[0]}" if wrong else "",
+        "prepare the rows with the data.mcq_target that is scored",
+        f"one token each, {' '.join(map(str, place['letter_tokens']))}",
+    )
 
 
 def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:

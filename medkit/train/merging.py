@@ -29,6 +29,7 @@ def merge_adapter(model, tokenizer, folder: str | Path) -> None:
     index, the tokenizer's files. The model stays as it is; one file's tensors are in memory at a time.
     Raises MergeError as `check_merge` does.
     """
+    import torch
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
@@ -38,7 +39,8 @@ def merge_adapter(model, tokenizer, folder: str | Path) -> None:
     check_merge(model, folder)
     tensors, dtype = _tensors(model), _dtype(model)
     plan = split_torch_state_dict_into_shards(
-        {name: _empty(shape, dtype) for name, (shape, _) in tensors.items()}, max_shard_size=SHARD_BYTES
+        {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, _) in tensors.items()},
+        max_shard_size=SHARD_BYTES,
     )
     with appears_whole(folder) as aside:
         for file, names in plan.filename_to_tensors.items():
@@ -47,7 +49,7 @@ def merge_adapter(model, tokenizer, folder: str | Path) -> None:
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (aside / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-        _config(model, tensors, dtype).save_pretrained(aside)
+        _config(model, dtype).save_pretrained(aside)
         if (generation := getattr(_base(model), "generation_config", None)) is not None:
             generation.to_json_file(aside / "generation_config.json")
         tokenizer.save_pretrained(aside)
@@ -87,14 +89,8 @@ def _dtype(model):
     return own if own in (torch.float16, torch.bfloat16) else torch.bfloat16
 
 
-def _empty(shape, dtype):
-    import torch
-
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
 def _written(compute: Callable, dtype):
-    """On the CPU, in the written dtype; what is no number with a fraction stays as it is."""
+    """On the CPU, in the written dtype; whole numbers stay as they are."""
     import torch
 
     with torch.no_grad():
@@ -102,84 +98,61 @@ def _written(compute: Callable, dtype):
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
 
 
-def _config(model, tensors: dict, dtype):
+def _config(model, dtype):
     config = copy.deepcopy(_base(model).config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype, config.use_cache = dtype, True  # which training switches off
-    base = _base(model)
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    names = [f"{name}.weight" for name, module in base.named_modules() if any(module is end for end in ends)]
-    # Tied weights are written once, unless an adapter acts on one of the two: then they are tied no more.
-    if all(name in tensors for name in names):
-        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     return config
 
 
 def _tensors(model) -> dict[str, tuple]:
-    """Name, as Transformers saves it -> (shape, function that computes it)."""
-    found: dict[str, tuple] = {}
-    _collect(_base(model), "", found, set())
+    """Name, as Transformers saves it -> (shape, function that computes it). Tied weights are in it once."""
+    base, found = _base(model), {}
+    layers = _lora_layers(base)
+    for name, weight in base.named_parameters():
+        layer, adapted, kind = name.rpartition(".base_layer.")
+        if adapted:
+            compute = partial(_merged, layers[layer]) if kind == "weight" else weight.float
+            found[f"{layer}.{kind}"] = _shape(weight), compute
+        elif ".lora_" not in name:
+            plain = weight.is_floating_point() and weight.element_size() > 1
+            if not plain and getattr(weight, "quant_state", None) is None:
+                kind = str(weight.dtype).partition(".")[2]
+                raise MergeError(f"{name} holds {kind} weights, into which no adapter is merged")
+            found[name] = _shape(weight), partial(_dequantized, weight)
+    for name, module in base.named_modules():
+        for kind, one in module.named_buffers(recurse=False):
+            if kind not in module._non_persistent_buffers_set:
+                found[f"{name}.{kind}"] = one.shape, partial(_dequantized, one)
     return found
 
 
-def _collect(module, prefix: str, found: dict, seen: set) -> None:
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
-
-    if isinstance(module, LoraLayer):
-        _collect_lora(module, prefix, found)
-    elif isinstance(module, ModulesToSaveWrapper):
-        _collect(module.modules_to_save[module.active_adapters[0]], prefix, found, seen)
-    elif isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-        raise MergeError(f"{prefix[:-1]} carries a {type(module).__name__}; only LoRA merges")
-    else:
-        _collect_own(module, prefix, found, seen)
-        for name, child in module.named_children():
-            _collect(child, f"{prefix}{name}.", found, seen)
-
-
-def _collect_own(module, prefix: str, found: dict, seen: set) -> None:
-    """A module's own parameters and saved buffers; tied ones once."""
-    passing = module._non_persistent_buffers_set
-    buffers = {name: one for name, one in module._buffers.items() if name not in passing}
-    for name, one in {**module._parameters, **buffers}.items():
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        plain = name in buffers or (one.is_floating_point() and one.element_size() > 1)
-        if not plain and getattr(one, "quant_state", None) is None:
-            kind = str(one.dtype).partition(".")[2]
-            raise MergeError(f"{prefix}{name} holds {kind} weights, into which no adapter is merged")
-        found[prefix + name] = _shape(one), partial(_dequantized, one)
-
-
-def _collect_lora(layer, prefix: str, found: dict) -> None:
-    from peft.tuners.lora import Embedding, Linear
+def _lora_layers(base) -> dict:
+    """Name -> layer; MergeError, naming the module, for any other kind of adapter."""
+    from peft.tuners.lora import Linear
     from peft.tuners.lora.bnb import Linear4bit
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
+    layers = {}
+    for name, module in base.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            if (
+                not isinstance(module, (Linear, Linear4bit))
+                or module.lora_variant
+                or any(module.lora_bias.values())
+            ):
+                raise MergeError(
+                    f"{name} carries a {type(module).__name__}; only LoRA on linear layers merges"
+                )
+            layers[name] = module
+    return layers
+
+
+def _merged(layer):
     (adapter,) = layer.active_adapters
-    plain = adapter not in layer.lora_variant or layer.use_dora.get(adapter)
-    if not isinstance(layer, (Embedding, Linear, Linear4bit)) or not plain:
-        raise MergeError(f"{prefix[:-1]} carries an adapter that is neither LoRA nor DoRA; only these merge")
-    base = layer.get_base_layer()
-    found[f"{prefix}weight"] = _shape(base.weight), partial(_merged, layer, adapter)
-    bias = getattr(base, "bias", None)
-    if layer.lora_bias.get(adapter):
-        if bias is None:
-            raise MergeError(f"{prefix[:-1]} has no bias, and its adapter one (lora_bias); it does not merge")
-        added = layer.lora_B[adapter].bias
-        found[f"{prefix}bias"] = bias.shape, lambda: bias.float() + layer.scaling[adapter] * added.float()
-    elif bias is not None:
-        found[f"{prefix}bias"] = bias.shape, lambda: bias
-
-
-def _merged(layer, adapter: str):
-    weight = _dequantized(layer.get_base_layer().weight).float()
-    if adapter in layer.lora_variant:  # DoRA: m (W + s B A) / |W + s B A|
-        return layer.lora_variant[adapter].merge_safe(layer, adapter, weight)
-    return weight + layer.get_delta_weight(adapter).float()
+    return _dequantized(layer.get_base_layer().weight).float() + layer.get_delta_weight(adapter).float()
 
 
 def _shape(weight):

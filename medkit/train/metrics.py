@@ -12,8 +12,14 @@ from medkit import MedkitError
 from medkit.runs import loss, machine, storage
 from medkit.train.cpu import row_lengths
 
-# Dense bf16 FLOP/s by the vendors' data sheets, for MFU; a device that is not listed gets none.
-PEAK_FLOPS = {"H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+# Dense bf16 FLOP/s and bytes/s by the vendors' data sheets; the first name found in a device's own counts.
+DATA_SHEETS = {
+    "H100 NVL": (835e12, 3.9e12),
+    "H100 PCIe": (756e12, 2.0e12),
+    "H100": (989e12, 3.35e12),
+    "H200": (989e12, 4.8e12),
+    "A100": (312e12, 1.9e12),
+}
 
 
 class TrainerError(MedkitError):
@@ -102,7 +108,9 @@ class Meter:
 
     def mfu(self, tokens_per_s: float) -> float | None:
         """Model FLOP/s utilization: the share of the devices' peak; None where that is not known."""
-        peak = peak_flops()
+        import torch
+
+        peak = data_sheet(torch.cuda.get_device_name())[0] if torch.cuda.is_available() else 0.0
         return tokens_per_s * self.flops / peak / processes() if peak else None
 
 
@@ -136,13 +144,9 @@ def peak_memory_gb() -> float:
     return held.get("peak_gpu_memory_gb", held["peak_memory_gb"])
 
 
-def peak_flops() -> float | None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+def data_sheet(device: str) -> tuple[float, float]:
+    """(FLOP/s, bytes/s) of a GPU; zeros where they are not known."""
+    return next((speeds for name, speeds in DATA_SHEETS.items() if name in device), (0.0, 0.0))
 
 
 class LossLog:
