@@ -147,7 +147,7 @@ def test_a_value_of_the_wrong_type_is_one_line_with_the_field(field):
         ({"zzz": "1"}, "unknown field 'zzz'"),
         ({"name": "mine"}, "unknown field 'name'"),
         ({"stage1": "1"}, "unknown field 'stage1'"),
-        ({"stage1.batch_size": "0"}, "batch_size is 0; it must be above 0"),
+        ({"stage1.batch_size": "0"}, "batch_size is 0; it must be at least 1"),
         ({"stage1.batch_size": "4.5"}, "a value of type whole number was expected"),
         ({"stage1.learning_rate": "nan"}, "a value of type number was expected"),
         ({"stage1.learning_rate": "-1e-4"}, "it must be above 0"),

@@ -10,6 +10,7 @@ from medkit.evaluate import generation, mcq
 from medkit.preflight import estimate, evaluation_costs
 from medkit.preflight.evaluation_costs import Pass
 from medkit.records import ConsumerQuery, MCQItem
+from medkit.train import metrics
 
 LAPTOP = {"system": "", "processor": "", "cores": 2, "memory_gb": 16.0, "gpus": []}
 H100 = {**LAPTOP, "gpus": [{"name": "NVIDIA H100 80GB HBM3", "memory_gb": 79.6, "driver": "580.1"}]}
@@ -19,7 +20,7 @@ LENGTHS = {"medqa": [300, 320], "medmcqa": [160], "pubmedqa": [440, 500]}  # mea
 
 def test_every_question_as_released():
     recipe = recipes.get("as_released")
-    letters, words, released = evaluation_costs.exam_passes(recipe, COUNTS, LENGTHS, 60, 128)
+    letters, words, released = evaluation_costs.exam_passes(recipe, COUNTS, LENGTHS, 60)
     # 1,273 + 4,183 + 1,000 = 6,456 questions of base, Med-Mix, Med-Nirvana and the control
     assert (letters.models, letters.prompts, letters.generated) == (4, 6456, 0)
     # 1,273 x (310 - 60) + 4,183 x (160 - 60) + 1,000 x (470 - 60) = 318,250 + 418,300 + 410,000
@@ -33,26 +34,26 @@ def test_every_question_as_released():
 
 def test_some_questions_in_words_and_rows_cut_by_the_recipe():
     recipe = recipes.get("recommended", {"mcq.rows": "50", "mcq.prefix_cache": "false"})
-    letters, words, released = evaluation_costs.exam_passes(recipe, COUNTS, LENGTHS, 60, 128)
+    letters, words, released, *_ = evaluation_costs.exam_passes(recipe, COUNTS, LENGTHS, 60)
     assert letters.prompts == 150 and letters.prompt_tokens == 50 * (310 + 160 + 470)
     assert (words.new_tokens, released.new_tokens) == (32, 128)
-    recipe = recipes.get("recommended", {"mcq.generated_rows": "0"})
-    assert [one.name for one in evaluation_costs.exam_passes(recipe, COUNTS, LENGTHS, 60, 128)] == [
+    recipe = recipes.get("paper", {"mcq.generated_rows": "0"})
+    assert [one.name for one in evaluation_costs.exam_passes(recipe, COUNTS, LENGTHS, 60)] == [
         "questions by letter"
     ]
-    few = evaluation_costs.exam_passes(recipes.get("recommended"), {"medqa": 7}, {"medqa": [9]}, 0, 128)
+    few = evaluation_costs.exam_passes(recipes.get("paper"), {"medqa": 7}, {"medqa": [9]}, 0)
     assert [one.prompts for one in few] == [7, 7, 7]
 
 
 def test_other_orders_and_general_questions():
     recipe = recipes.get("recommended")
-    orders, general = evaluation_costs.further_passes(recipe, COUNTS, LENGTHS, 60, [100, 140])
+    *_, orders, general = evaluation_costs.exam_passes(recipe, COUNTS, LENGTHS, 60, [100, 140])
     # 200 of each: 3 x 200 x (310 - 60) + 3 x 200 x (160 - 60) + 2 x 200 x (470 - 60)
     assert orders.prompts == 1600 and orders.prompt_tokens == 150_000 + 60_000 + 164_000
     assert general.prompts == 2 and general.prompt_tokens == 240 - 2 * 60 and general.batch == 8192 // 140
-    few = evaluation_costs.further_passes(recipe, {"pubmedqa": 7}, {"pubmedqa": [9]}, 0, [9])
-    assert few[0].prompts == 14  # no more are there
-    assert evaluation_costs.further_passes(recipes.get("paper"), COUNTS, LENGTHS, 60, [9]) == []
+    few = evaluation_costs.exam_passes(recipe, {"pubmedqa": 7}, {"pubmedqa": [9]}, 0)
+    assert few[3].prompts == 14  # no more are there
+    assert len(evaluation_costs.exam_passes(recipes.get("paper"), COUNTS, LENGTHS, 60)) == 3
 
 
 def test_patients_queries():
@@ -88,7 +89,7 @@ def test_hours_of_llama_8b_on_an_h100():
     )
 
 
-@pytest.mark.parametrize("device", estimate.PEAK_FLOPS)
+@pytest.mark.parametrize("device", metrics.DATA_SHEETS)
 def test_every_device_with_a_speed_has_a_bandwidth(device):
     hardware = {**LAPTOP, "gpus": [{"name": f"NVIDIA {device} 80GB"}]}
     passes = [Pass("words", 1, 8, 800, 100, 8, 16)]
