@@ -8,13 +8,15 @@ the file as a whole is wrong, it raises ValueError with "expected ..., found ...
 import json
 import math
 import re
+import reprlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medkit import pubmedqa
 from medkit.data import references
+from medkit.data.formats import shown
 from medkit.data.transcript import turns_of
 from medkit.records import LETTERS, ConsumerQuery, Dialogue, MCQItem, RecordError
 
@@ -27,7 +29,6 @@ class Form:
     `own_id` names the column that holds the upstream's id; without one the id is counted up.
     """
 
-    name: str
     columns: tuple[str, ...]  # a row of this form has all of these
     convert: Callable[..., Any]
     own_id: str = ""
@@ -36,9 +37,6 @@ class Form:
     @property
     def reads(self) -> tuple[str, ...]:
         return (*self.columns, *self.also, *filter(None, [self.own_id]))
-
-    def fits(self, row: dict) -> bool:
-        return all(column in row for column in self.columns)
 
 
 def text(row: dict, column: str) -> str:
@@ -60,52 +58,56 @@ def without_nan(value: object, depth: int = 3) -> object:
     return value
 
 
+def whole_number(value: object) -> Any:
+    """3 for 3, 3.0 or "3" (CSV cells are text, Parquet columns with nulls floats); else the value itself, or
+    text that shows it."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.0)?", value.strip()):
+        return int(float(value))
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return (
+        value if isinstance(value, str | int | float) and not isinstance(value, bool) else reprlib.repr(value)
+    )
+
+
 def identifier(value: object) -> str:
     """The upstream's id as text; whole numbers that nulls in the column made floats lose ".0"."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = "" if value is None else str(value).strip()
+    text = str(value).strip() if isinstance(value, str | int | float) else ""
     return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
 
 
 def medqa(row: dict, id: str, notes: Counter) -> MCQItem:
     """Hub and original columns: question, options ({A..D} or a list of {key, value}), answer_idx."""
-    options = row["options"]
-    if isinstance(options, str):  # a CSV cell
-        options = _cell_of_json(options)
+    options = _cell(row["options"])
     if options is None:
         raise RecordError("not four options", f"{id} has none")
-    if isinstance(options, dict):
-        options = [{"key": letter, "value": option} for letter, option in options.items()]
-    if isinstance(options, list):  # Arrow pads the structs of a file to the same letters
-        options = [pair for pair in options if not _is_padding(pair)]
-    if not isinstance(options, list) or not all(isinstance(pair, dict) for pair in options):
-        raise ValueError(
-            f"expected options as a struct or a list of key and value, found {str(options)[:60]!r}; "
-            "write them as {A: ..., B: ..., C: ..., D: ...}"
+    try:
+        pairs = (
+            options.items()
+            if isinstance(options, dict)
+            else [(o["key"], o.get("value")) for o in options if o]
         )
-    letters = "".join(sorted(str(pair.get("key")) for pair in options))
-    if len(options) > 4:
+    except (TypeError, KeyError, AttributeError):
         raise ValueError(
-            f"expected the four options A-D, found {len(options)} ({letters[:20]}); use the 4-option files"
+            f"expected options as a struct or a list of key and value, found {shown(options)}; "
+            "write them as {A: ..., B: ..., C: ..., D: ...}"
+        ) from None
+    # Arrow pads the structs of a file to the same letters.
+    pairs = [(key, value) for key, value in pairs if key in tuple(LETTERS) or value not in (None, "")]
+    letters = "".join(sorted(str(key) for key, _ in pairs))
+    if len(pairs) > 4:
+        raise ValueError(
+            f"expected the four options A-D, found {len(pairs)} ({letters[:20]}); use the 4-option files"
         )
     if letters != LETTERS:
         raise RecordError("not four options", f"{id} has {letters[:20] or 'none'}")
-    by_letter = {pair["key"]: pair.get("value") for pair in options}
-    choices = tuple(_option(by_letter[letter]) for letter in LETTERS)
+    choices = tuple(_option(value) for _, value in sorted(pairs))
     answer = text(row, "answer_idx")
     item = _medqa_item(id, text(row, "question"), choices, answer, str(row.get("meta_info") or ""))
     stated = row.get("answer")
     if isinstance(stated, str) and stated.strip() != choices[LETTERS.index(answer)]:
         raise RecordError("answer text is not the option of its letter", id)
     return item
-
-
-def _is_padding(pair: object) -> bool:
-    """Whether it is no option at all: null, or nothing under another key than A to D."""
-    return pair is None or (
-        isinstance(pair, dict) and pair.get("value") in (None, "") and pair.get("key") not in tuple(LETTERS)
-    )
 
 
 def medqa_hf(row: dict, id: str, notes: Counter) -> MCQItem:
@@ -118,9 +120,8 @@ def medqa_hf(row: dict, id: str, notes: Counter) -> MCQItem:
     if label not in range(4):
         raise RecordError("label is not 0-3", id)
     parts = (text(row, column) for column in ("sent1", "sent2") if row[column] is not None)
-    question = " ".join(filter(None, parts))
     choices = tuple(_option(row[f"ending{i}"]) for i in range(4))
-    return _medqa_item(id, question, choices, LETTERS[label], "")
+    return _medqa_item(id, " ".join(filter(None, parts)), choices, LETTERS[label], "")
 
 
 def _medqa_item(id: str, question: str, options: tuple[str, ...], answer: str, group: str) -> MCQItem:
@@ -130,114 +131,85 @@ def _medqa_item(id: str, question: str, options: tuple[str, ...], answer: str, g
     return item
 
 
-class CopError(ValueError):
-    """A `cop` column whose convention cannot be told; `value`: the one that stands against it, if any."""
+def cop_base(cells: Sequence[tuple[str, object]]) -> int:
+    """What `cop` counts from, 0 (hub) or 1 (original files), judged from all of one file's (place, cop).
 
-    def __init__(self, message: str, value: object = None):
-        super().__init__(message)
-        self.value = value
-
-
-def cop_base(values: Counter) -> int:
-    """What `cop` counts from, 0 (hub) or 1 (original files), judged from all values of one file.
-
-    `values` counts each value of the column. Raises CopError where the values are mixed, withheld (-1), or
-    too few to tell.
+    Raises ValueError where the values are mixed, withheld (-1), or too few to tell.
     """
-    known = {value for value in values if isinstance(value, int) and 0 <= value <= 4}
-    if -1 in values:
-        raise CopError(
-            f"expected cop 0-3 or 1-4, found -1 in {values[-1]} rows: the test answers are not public; "
-            "use the validation file",
-            -1,
+    first: dict[object, str] = {}  # value -> where it appears first
+    for place, cell in cells:
+        first.setdefault(whole_number(cell), place)
+    if odd := [value for value in first if value not in range(5)]:
+        fix = "the test answers are not public; use the validation file" if -1 in odd else "correct the row"
+        raise ValueError(f"expected cop 0-3 or 1-4, found {odd[0]!r:.60} ({first[odd[0]]}); {fix}")
+    if {0, 4} <= first.keys():
+        raise ValueError(
+            f"expected one cop convention in the file, found both 0 ({first[0]}) and 4 ({first[4]}); "
+            "separate the hub's rows (0-3) from the original ones (1-4)"
         )
-    if odd := [value for value in values if value not in known]:
-        raise CopError(f"expected cop 0-3 or 1-4, found {odd[0]!r:.60}; correct or remove the row", odd[0])
-    if {0, 4} <= known:
-        later = [value for value in values if value in (0, 4)][1]  # a Counter keeps the order of appearance
-        raise CopError(
-            f"expected one cop convention in the file, found both 0 ({values[0]} rows) and 4 ({values[4]} "
-            "rows); separate the hub's rows (0-3) from the original ones (1-4)",
-            later,
-        )
-    if not {0, 4} & known:
-        raise CopError(
-            f"expected cop to reach 0 (hub, 0-3) or 4 (original, 1-4), found only {sorted(known)}: the "
+    if not {0, 4} & first.keys():
+        raise ValueError(
+            f"expected cop to reach 0 (hub, 0-3) or 4 (original, 1-4), found only {sorted(first)}: the "
             "convention cannot be told; use a larger piece of the file"
         )
-    return 0 if 0 in known else 1
+    return 0 if 0 in first else 1
 
 
-def medmcqa(base: int) -> Callable[[dict, str, Counter], MCQItem]:
-    """The converter for a file whose `cop` counts from `base`. `exp` holds the answer and is never read."""
-
-    def convert(row: dict, id: str, notes: Counter) -> MCQItem:
-        if row.get("ope") not in (None, ""):
-            raise ValueError("expected the four options opa to opd, found a fifth (ope); use a 4-option file")
-        subject = row.get("subject_name")
-        options = tuple(_option(row[column]) for column in ("opa", "opb", "opc", "opd"))
-        answer = LETTERS[whole_number(row["cop"]) - base]
-        group = subject if isinstance(subject, str) else ""
-        item = MCQItem(id, "medmcqa", text(row, "question"), options, answer, group=group)
-        if item.repeats_an_option:
-            notes["rows that repeat an option's text"] += 1
-            gold = options[LETTERS.index(answer)].lower()
-            notes["rows that repeat the correct option's text"] += (
-                sum(option.lower() == gold for option in options) > 1
-            )
-        return item
-
-    return convert
+def medmcqa(row: dict, id: str, notes: Counter, base: int = 0) -> MCQItem:
+    """`cop` counts from `base` (cop_base). `exp` holds the answer and is never read."""
+    if row.get("ope") not in (None, ""):
+        raise ValueError("expected the four options opa to opd, found a fifth (ope); use a 4-option file")
+    options = tuple(_option(row[column]) for column in ("opa", "opb", "opc", "opd"))
+    place = whole_number(row["cop"]) - base
+    subject = row.get("subject_name")
+    group = subject if isinstance(subject, str) else ""
+    item = MCQItem(id, "medmcqa", text(row, "question"), options, LETTERS[place], group=group)
+    if item.repeats_an_option:
+        notes["rows that repeat an option's text"] += 1
+        same = [option.lower() for option in options].count(options[place].lower())
+        notes["rows that repeat the correct option's text"] += same > 1
+    return item
 
 
-def pubmedqa_hub(row: dict, id: str, notes: Counter) -> MCQItem:
-    context = row["context"]
-    if isinstance(context, str):  # a CSV cell
-        context = _cell_of_json(context)
-    if isinstance(context, dict):
-        context = context.get("contexts")
-    elif context is not None:
-        raise ValueError(f"expected context.contexts, found {context!r:.60}; write it as {{contexts: [...]}}")
-    return _pubmedqa_item(row, id, text(row, "question"), context)
+def pubmedqa_item(row: dict, id: str, notes: Counter) -> MCQItem:
+    """The hub's columns question, context.contexts and final_decision, or the original QUESTION and CONTEXTS.
 
-
-def pubmedqa_original(row: dict, id: str, notes: Counter) -> MCQItem:
-    return _pubmedqa_item(row, id, text(row, "QUESTION"), row["CONTEXTS"])
-
-
-def _pubmedqa_item(row: dict, id: str, question: str, contexts: object) -> MCQItem:
-    """The conclusion (long_answer) stays out: it gives the decision away (reasoning-required setting)."""
+    The conclusion (long_answer) stays out: it gives the decision away (reasoning-required setting).
+    """
+    question = text(row, "QUESTION" if "QUESTION" in row else "question")
+    contexts = row["CONTEXTS"] if "CONTEXTS" in row else _cell(row["context"])
+    if isinstance(contexts, dict):
+        contexts = contexts.get("contexts")
     decision = text(row, "final_decision").lower()
     if decision not in pubmedqa.OPTIONS:
         raise RecordError("decision is not yes, no or maybe", id)
     if contexts is not None and not isinstance(contexts, list):
-        raise ValueError(f"expected contexts as a list of texts, found {contexts!r:.60}; write a list")
+        raise ValueError(f"expected contexts as a list of texts, found {shown(contexts)}; write a list")
     parts = [part for part in contexts or () if part is not None]
-    if not all(isinstance(part, str) for part in parts):
+    context = "\n".join(part.strip() for part in parts if isinstance(part, str))
+    if not context.strip() or not all(isinstance(part, str) for part in parts):
         raise RecordError("no context", id)
-    context = "\n".join(part.strip() for part in parts)
-    if not context.strip():
-        raise RecordError("no context", id)
-    answer = pubmedqa.to_letter(decision)
     fold = "fold" if re.fullmatch("[0-9]{1,9}", id) and int(id) in pubmedqa.OFFICIAL_TEST_PMIDS else ""
-    return MCQItem(id, "pubmedqa", question, pubmedqa.OPTIONS, answer, context, fold)
+    return MCQItem(id, "pubmedqa", question, pubmedqa.OPTIONS, pubmedqa.to_letter(decision), context, fold)
 
 
 def notechat(row: dict, id: str, notes: Counter) -> Dialogue:
     """Columns conversation and data, the note, which is mostly empty."""
-    turns, changed = turns_of(text(row, "conversation"))
     note = "" if row.get("data") is None else text(row, "data")
-    dialogue = Dialogue(id, "notechat", turns, note)
-    notes.update(changed)
+    dialogue = _dialogue("notechat", id, text(row, "conversation"), note, "", notes)
     notes["rows without a note"] += not dialogue.note
     return dialogue
 
 
 def mts_dialog(row: dict, id: str, notes: Counter) -> Dialogue:
     """Columns dialogue, section_text (the section of a note that it was written for) and section_header."""
-    turns, changed = turns_of(text(row, "dialogue"))
-    header = text(row, "section_header")
-    dialogue = Dialogue(id, "mts_dialog", turns, text(row, "section_text"), header)
+    note, header = text(row, "section_text"), text(row, "section_header")
+    return _dialogue("mts_dialog", id, text(row, "dialogue"), note, header, notes)
+
+
+def _dialogue(source: str, id: str, conversation: str, note: str, group: str, notes: Counter) -> Dialogue:
+    turns, changed = turns_of(conversation)
+    dialogue = Dialogue(id, source, turns, note, group)
     notes.update(changed)
     return dialogue
 
@@ -276,15 +248,6 @@ def _consumer(source: str, id: str, query: str, reference: str, notes: Counter) 
     return record
 
 
-def whole_number(value: object) -> Any:
-    """3 for 3, 3.0 or "3" (CSV cells are text, Parquet columns with nulls floats); else the value itself."""
-    if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.0)?", value.strip()):
-        return int(float(value))
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else repr(value)
-
-
 def _option(value: object) -> str:
     """An option's text; a number is one (1.5 mg), a struct or a list is not."""
     if value is None:
@@ -294,10 +257,13 @@ def _option(value: object) -> str:
     return str(value).strip()
 
 
-def _cell_of_json(cell: str) -> object:
+def _cell(value: object) -> Any:
+    """A struct or list; as the cell of a CSV it is JSON."""
+    if not isinstance(value, str):
+        return value
     try:
-        return without_nan(json.loads(cell))
+        return without_nan(json.loads(value))
     except (ValueError, RecursionError):
         raise ValueError(
-            f"expected JSON in the cell, found {cell[:60]!r}; use JSON Lines or Parquet"
+            f"expected JSON in the cell, found {value[:60]!r}; use JSON Lines or Parquet"
         ) from None

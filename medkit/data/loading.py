@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 from medkit.data import hub
 from medkit.data.files import read_rows
-from medkit.data.formats import SourceError, data_files, digest, is_saved, listed, printable, unreadable
+from medkit.data.formats import SourceError, data_files, digest, is_saved, printable, shortened, unreadable
 
 if TYPE_CHECKING:
     from medkit.data.sources import Source
 
 ONLY_SPLIT = "*"  # the one split the repository has, whatever it is called
-ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -36,45 +35,50 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
 
     Raises SourceError where there is none, or where a path speaks for training and for evaluation.
     """
-    folder = _folder(data_dir, source.name)
-    try:
-        os.lstat(folder)
-    except FileNotFoundError:
-        raise SourceError(
-            f"no folder {source.name} in {printable(str(data_dir))}; put {source.title}'s files into one"
-        ) from None
-    except OSError as error:
-        raise unreadable(str(folder), error) from None
+    folder = _folder(source, data_dir)
     wanted = source.parts[part]
     others = [other for other in source.parts.values() if other.named != wanted.named]
     paths = {printable(path.relative_to(data_dir).as_posix()): path for path in data_files(folder)}
-    _check_one_revision(source, paths)
+    # A folder of the hub's cache may hold several revisions of the same rows.
+    revisions = sorted({found[1] for name in paths if (found := re.search("/snapshots/([^/]{,7})", name))})
+    if len(revisions) > 1:
+        raise SourceError(
+            f"{source.name}/snapshots: expected one revision, found {shortened(', '.join(revisions))}; "
+            f"link the one you mean (snapshots/REVISION) as {source.name}"
+        )
     chosen = []
     for name, path in paths.items():
         labels = _labels(source, path, folder)
-        if not wanted.takes(labels) or _is_fold_file(path, name):
+        if not wanted.takes(labels):
             continue
         if any(other.takes(labels) for other in others):
             raise SourceError(f"{name}: cannot tell whether it is for training or evaluation; rename it")
         chosen.append(RawFile(name, read_rows(path, name), name, digest(path, name)))
     if not chosen:
+        if paths:
+            instead = f"{shortened(', '.join(paths))}; rename the file or its folder"
+        else:
+            files = sorted(path.name for path in folder.rglob("[!.]*") if os.path.isfile(path))
+            but = f" but {shortened(', '.join(files))}" if files else ""
+            instead = f"no .jsonl, .json, .csv or .parquet file{but}; put the files there, unpacked"
         raise SourceError(
             f"{source.name} {part}: expected a file of the {wanted.config or wanted.split} split, named so "
-            f"in its path ({wanted.why}), found {_found_instead(paths, folder)}"
+            f"in its path ({wanted.why}), found {instead}"
         )
     return chosen
 
 
-def _folder(data_dir: Path, name: str) -> Path:
-    """The source's folder: `name` itself, or as its authors spell it (MTS-Dialog for mts_dialog)."""
-    exact = data_dir / name
-    if os.path.lexists(exact):
-        return exact
+def _folder(source: Source, data_dir: Path) -> Path:
+    """The source's folder: its name itself, or as its authors spell it (MTS-Dialog for mts_dialog)."""
     try:
-        spelt = [path for path in sorted(data_dir.iterdir()) if path.name.lower().replace("-", "_") == name]
+        names = [name for name in os.listdir(data_dir) if name.lower().replace("-", "_") == source.name]
     except OSError as error:
         raise unreadable(str(data_dir), error) from None
-    return next(iter(spelt), exact)
+    if not names:
+        raise SourceError(
+            f"no folder {source.name} in {printable(str(data_dir))}; put {source.title}'s files into one"
+        )
+    return data_dir / (source.name if source.name in names else min(names))
 
 
 def _labels(source: Source, path: Path, folder: Path) -> str:
@@ -93,39 +97,6 @@ def _noted(file: Path, key: str) -> str:
         return str(json.loads(file.read_text(encoding="utf-8"))[key] or "").lower()
     except (OSError, ValueError, LookupError, TypeError):  # reading its rows will say what is wrong
         return ""
-
-
-def _check_one_revision(source: Source, names: Iterable[str]) -> None:
-    """A folder of the hub's cache may hold several revisions of the same rows."""
-    revisions = sorted({found[1] for name in names if (found := re.search("/snapshots/([^/]+)/", name))})
-    if len(revisions) > 1:
-        raise SourceError(
-            f"{source.name}/snapshots: expected one revision, found {listed(r[:7] for r in revisions)}; "
-            f"link the one you mean (snapshots/REVISION) as {source.name}"
-        )
-
-
-def _found_instead(paths: Iterable[str], folder: Path) -> str:
-    """What a folder without a file of the part holds, and what to do about it."""
-    if paths:
-        return f"{listed(paths)}; rename the file or its folder"
-    files = sorted(path.name for path in folder.rglob("[!.]*") if os.path.isfile(path))
-    nothing = "no .jsonl, .json, .csv or .parquet file"
-    if archives := [name for name in files if name.lower().endswith(ARCHIVES)]:
-        return f"{nothing} but {listed(archives)}; unpack it"
-    return f"{nothing}{f' but {listed(files)}' if files else ''}; put the data set's files there"
-
-
-def _is_fold_file(path: Path, name: str) -> bool:
-    """Whether it is PubMedQA's test_ground_truth.json: PMID -> decision, no rows in it."""
-    if not name.lower().endswith(".json"):
-        return False
-    try:
-        with path.open("rb") as file:
-            start = file.read(200)
-    except OSError:  # reading its rows will say why
-        return False
-    return re.match(rb'\s*\{\s*"\d+"\s*:\s*"(yes|no|maybe)"', start) is not None
 
 
 def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
@@ -147,7 +118,7 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
         data = datasets.load_dataset(source.hub_id, wanted.config, split=split, revision=source.revision)
     except Exception as error:  # the libraries below raise dozens of kinds
         hub.refuse(name, error)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = shortened(f"{type(error).__name__}: {error}", 200)
         raise SourceError(
             f"{name}: cannot be read from the hub ({reason}); check the connection, or give --data-dir"
         ) from None

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from medkit.data import converters
-from medkit.data.formats import SourceError, listed
+from medkit.data.converters import Form
+from medkit.data.formats import SourceError, shortened
 from medkit.data.loading import ONLY_SPLIT, RawFile, from_folder, from_hub
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
 from medkit.text_keys import content_key, text_of
@@ -45,7 +47,7 @@ class Source:
     revision: str  # commit of the hub repository; "main" where no commit could be found to pin
     licence: str  # SPDX identifier where there is one
     parts: dict[str, Part]  # "train", "eval", and what DataSpec.reads may take in their place
-    forms: tuple[converters.Form, ...]
+    forms: tuple[Form, ...]
     home: str = ""
 
     @property
@@ -73,11 +75,8 @@ MEDQA = Source(
         "eval": Part("test", 1_273, "the official test questions, labels public", named=TEST_FILE),
     },
     forms=(
-        converters.Form(
-            "hub", ("question", "options", "answer_idx"), converters.medqa, also=("answer", "meta_info")
-        ),
-        converters.Form(
-            "-hf variant",
+        Form(("question", "options", "answer_idx"), converters.medqa, also=("answer", "meta_info")),
+        Form(  # the -hf variant
             ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
             converters.medqa_hf,
             own_id="id",
@@ -99,11 +98,9 @@ MEDMCQA = Source(
         "eval": Part("validation", 4_183, "the test answers are not public", named=VALIDATION_FILE),
     },
     forms=(
-        # The converter depends on the file: see _converter.
-        converters.Form(
-            "hub or original",
+        Form(
             ("question", "opa", "opb", "opc", "opd", "cop"),
-            converters.medmcqa,
+            converters.medmcqa,  # with the file's base of cop: see _converter
             own_id="id",
             also=("subject_name", "ope"),
         ),
@@ -140,17 +137,13 @@ PUBMEDQA = Source(
             not_named=OTHER_PQA,
         ),
         "eval": EXPERT,
-        # The two belong together: what trains on the one is evaluated on the other.
+        # The two belong together: what trains on the first is evaluated on the second.
         "labelled_outside_fold": replace(EXPERT, fold=False, why="expert-labelled, outside the test fold"),
         "official_fold": replace(EXPERT, fold=True, why="the official 500-row test fold"),
     },
     forms=(
-        converters.Form(
-            "hub", ("question", "context", "final_decision"), converters.pubmedqa_hub, own_id="pubid"
-        ),
-        converters.Form(
-            "original", ("QUESTION", "CONTEXTS", "final_decision"), converters.pubmedqa_original, own_id="key"
-        ),
+        Form(("question", "context", "final_decision"), converters.pubmedqa_item, own_id="pubid"),
+        Form(("QUESTION", "CONTEXTS", "final_decision"), converters.pubmedqa_item, own_id="key"),
     ),
 )
 
@@ -162,7 +155,7 @@ NOTECHAT = Source(
     revision="main",
     licence="unknown",
     parts={"train": Part("train", 207_001, "the only split; validation rows are drawn from it")},
-    forms=(converters.Form("hub", ("conversation",), converters.notechat, also=("data",)),),
+    forms=(Form(("conversation",), converters.notechat, also=("data",)),),
 )
 
 OTHER_MTS = "augmented|summaries|scores"  # translated there and back; what models and judges wrote
@@ -175,15 +168,13 @@ MTS_DIALOG = Source(
     revision="main",
     licence="cc-by-4.0",
     parts={
-        "train": Part("train", 1_201, "the official training rows", named=TRAIN_FILE, not_named=OTHER_MTS),
+        "train": Part("train", 1_201, "the official training rows", None, TRAIN_FILE, OTHER_MTS),
         "validation": Part(
-            "validation", 100, "the official validation rows", named=VALIDATION_FILE, not_named=OTHER_MTS
+            "validation", 100, "the official validation rows", None, VALIDATION_FILE, OTHER_MTS
         ),
-        "test": Part("test", 400, "both challenges' test rows", named=TEST_FILE, not_named=OTHER_MTS),
+        "test": Part("test", 400, "both challenges' test rows", None, TEST_FILE, OTHER_MTS),
     },
-    forms=(
-        converters.Form("original", ("section_header", "section_text", "dialogue"), converters.mts_dialog),
-    ),
+    forms=(Form(("section_header", "section_text", "dialogue"), converters.mts_dialog),),
     home="https://github.com/abachaa/MTS-Dialog",
 )
 
@@ -195,7 +186,7 @@ ICLINIQ = Source(
     revision="main",
     licence="unknown",
     parts={"eval": Part(ONLY_SPLIT, 7_321, "the only split, called train in one mirror and test in another")},
-    forms=(converters.Form("hub", ("input", "answer_icliniq"), converters.icliniq),),
+    forms=(Form(("input", "answer_icliniq"), converters.icliniq),),
 )
 
 HEALTHCAREMAGIC = Source(
@@ -206,7 +197,7 @@ HEALTHCAREMAGIC = Source(
     revision="505443eac4e99ccedeffbb6f640061223d1d4bb3",
     licence="unknown",
     parts={"eval": Part("train", 112_165, "the only split")},
-    forms=(converters.Form("hub", ("instruction", "input", "output"), converters.healthcaremagic),),
+    forms=(Form(("instruction", "input", "output"), converters.healthcaremagic),),
 )
 
 SOURCES: dict[str, Source] = {
@@ -218,24 +209,24 @@ EXAMS = ("medqa", "medmcqa", "pubmedqa")  # stage 1 trains on them, notebook 03 
 
 @dataclass
 class Loaded:
-    """What one part of a source gave."""
+    """What was read of one part of a source."""
 
     records: list = field(default_factory=list)
     places: list[int] = field(default_factory=list)  # of each record among the rows read, from 0
     rows: int = 0  # rows read; with a limit, those read until it was reached
     dropped: Counter = field(default_factory=Counter)  # reason -> rows
     first_dropped: dict[str, str] = field(default_factory=dict)  # reason -> file, row: detail
-    origin: str = ""
+    origin: str = ""  # "files" or "hub"
     files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256, or hub id -> commit
     notes: Counter = field(default_factory=Counter)  # what was changed or is odd in rows that were kept
     example: tuple[dict, Any] | None = None  # the first row that was kept, as read and as a record
 
     def by_row(self) -> list:
-        """One entry a row read, in their order: its record, or None where it was dropped."""
-        found = [None] * self.rows
+        """For each row read, in order, its record, or None where it was dropped."""
+        rows = [None] * self.rows
         for place, record in zip(self.places, self.records, strict=True):
-            found[place] = record
-        return found
+            rows[place] = record
+        return rows
 
 
 def load(
@@ -276,7 +267,7 @@ def load(
 
 
 def _distinct(source: Source, part: str, files: list[RawFile], loaded: Loaded, progress: bool) -> Iterator:
-    """The files' records under unique ids, without those that an earlier file holds too."""
+    """The files' records under unique ids, without those that are in an earlier file too."""
     # NoteChat's repeated files are the mixture's to count; elsewhere they are one set in several forms.
     compare = len(files) > 1 and source.kind is not Dialogue
     ids: set[str] = set()
@@ -301,25 +292,17 @@ def _distinct(source: Source, part: str, files: list[RawFile], loaded: Loaded, p
 
 def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progress: bool) -> Iterator:
     """The file's usable rows as records; the others are counted in `loaded`."""
-    form, convert, raw = _converter(source, file)
+    form, convert, rows = _converter(source, file)
     title = f"{source.name} {part}"
-    for place, row in tqdm(raw, desc=title, unit=" rows", disable=not progress, leave=False):
+    for place, row in tqdm(rows, desc=title, unit=" rows", disable=not progress, leave=False):
         loaded.rows += 1
         id = converters.identifier(row.get(form.own_id)) or f"{source.name}-{part}-{loaded.rows - 1:06d}"
         try:
             record = convert(row, id, loaded.notes)
-            _check_encodable(record)
-            _check_fold(source.parts[part], record)
+            _check_record(source.parts[part], record)
         except RecordError as error:
             loaded.dropped[error.reason] += 1
             loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
-        except KeyError as error:
-            raise SourceError(
-                f"{file.name}, {place}: expected the columns {_names(form.columns)}, found no {error}; "
-                "every row needs each of them"
-            ) from None
-        except RecursionError:
-            raise SourceError(f"{file.name}, {place}: brackets nested too deep; correct the file") from None
         except ValueError as error:
             raise SourceError(f"{file.name}, {place}: {error}") from None
         else:
@@ -327,9 +310,14 @@ def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progres
             yield record
 
 
-def _check_fold(part: Part, record) -> None:
-    """RecordError for a row on the other side of PubMedQA's official test fold than the part's; ValueError
-    where that cannot be told: no row that evaluates may have trained."""
+def _check_record(part: Part, record) -> None:
+    """RecordError for text that no file and no tokenizer takes, and for a row on the other side of PubMedQA's
+    official test fold than the part's; ValueError where the side is unknown: no row that evaluates may have
+    trained."""
+    try:
+        f"{record.id}{text_of(record)}{getattr(record, 'group', '')}".encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+        raise RecordError("text is not valid Unicode", ascii(record.id)[1:-1]) from None
     if part.fold is None:
         return
     if not record.id.isdigit():
@@ -341,43 +329,30 @@ def _check_fold(part: Part, record) -> None:
         raise RecordError("outside the official test fold" if part.fold else "in the official test fold")
 
 
-def _check_encodable(record) -> None:
-    """JSON can spell half a surrogate pair, which no file and no tokenizer takes."""
-    try:
-        f"{record.id}{text_of(record)}{getattr(record, 'group', '')}".encode()
-    except UnicodeEncodeError:
-        raise RecordError("text is not valid Unicode", ascii(record.id)[1:-1]) from None
-
-
 def _converter(source: Source, file: RawFile):
-    """The form of the file, judged by its first row; its converter; the rows, with what that reads."""
+    """The form of the file, judged by its first row; its converter; the rows, with the columns it reads."""
     raw = iter(file.rows)
-    first = next(raw, None)
-    if first is None:
+    if (first := next(raw, None)) is None:
         raise SourceError(f"{file.name}: expected rows, found none")
-    form = next((form for form in source.forms if form.fits(first[1])), None)
-    if form is None:
-        nearest = max(source.forms, key=lambda form: len(set(form.columns) & set(first[1])))
-        found = listed(sorted(first[1]), 40) or "none"
-        raise SourceError(
-            f"{file.name}, {first[0]}: expected the columns {_names(nearest.columns)}, found {found}: not a "
-            f"{source.title} file; see {source.card}"
-        )
-    slim = (
-        (place, {k: converters.without_nan(row[k]) for k in form.reads if k in row})
-        for place, row in chain([first], raw)
-    )
+    form = max(source.forms, key=lambda form: len(set(form.columns) & set(first[1])))
+    rows = _read_columns(source, form, file, chain([first], raw))
     if form.convert is not converters.medmcqa:
-        return form, form.convert, slim
-    kept = list(slim)  # cop's convention is the whole file's, so the whole file is looked at first
-    values = [converters.whole_number(row.get("cop")) for _, row in kept]
+        return form, form.convert, rows
+    rows = list(rows)  # cop's convention is the whole file's, so the whole file is looked at first
     try:
-        base = converters.cop_base(Counter(values))
-    except converters.CopError as error:
-        place = f", {kept[values.index(error.value)][0]}" if error.value in values else ""
-        raise SourceError(f"{file.name}{place}: {error}") from None
-    return form, converters.medmcqa(base), kept
+        base = converters.cop_base([(place, row["cop"]) for place, row in rows])
+    except ValueError as error:
+        raise SourceError(f"{file.name}: {error}") from None
+    return form, partial(converters.medmcqa, base=base), rows
 
 
-def _names(columns: Iterable[str]) -> str:
-    return ", ".join(sorted(columns))
+def _read_columns(source: Source, form: Form, file: RawFile, raw) -> Iterator[tuple[str, dict]]:
+    """The rows with the form's columns alone and null for NaN; SourceError where a row lacks one."""
+    for place, row in raw:
+        if not set(form.columns) <= row.keys():
+            raise SourceError(
+                f"{file.name}, {place}: expected the columns {', '.join(sorted(form.columns))}, found "
+                f"{shortened(', '.join(sorted(row)), 40) or 'none'}: not a {source.title} file; see "
+                f"{source.card}"
+            )
+        yield place, {column: converters.without_nan(row[column]) for column in form.reads if column in row}

@@ -22,7 +22,7 @@ from medkit import MedkitError
 from medkit.__main__ import main
 from medkit.data import converters
 from medkit.data.files import read_rows
-from medkit.data.formats import data_files, listed
+from medkit.data.formats import data_files
 from medkit.data.sources import load
 from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
 
@@ -292,7 +292,7 @@ def test_a_linked_folder_of_the_hubs_cache_is_read(tmp_path):
     (data / "medqa").unlink()
     (data / "medqa").symlink_to(cache / "snapshots/0fb93dd")
     blob.unlink()
-    assert "cannot be read (No such file or directory); it is a link to something" in refused(data)
+    assert "cannot be read (No such file or directory); it is missing, or a link" in refused(data)
 
 
 def test_a_linked_sub_folder_is_followed_and_a_circle_is_not(tmp_path):
@@ -346,7 +346,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         ),
         ("train.jsonl", LINES.replace("\n", "\r").encode() + LATIN, ", line 6: expected UTF-8, found byte"),
         ("train.csv", CSV.encode() + b"caf\xe9,a,b,c\n", ", line 7: expected UTF-8, found byte 0xe9; save"),
-        ("train.parquet.gz", gzip.compress(parquet(MEDQA)), ": expected a Parquet file, found b'\\x1f\\x8b"),
+        ("train.parquet.gz", gzip.compress(parquet(MEDQA)), ": expected whole Parquet or Arrow data"),
         (
             "train.jsonl",
             archive("zip"),
@@ -372,14 +372,14 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.csv",
             "404: Not Found",
-            ": expected rows, found only the line '404: Not Found'; fetch it again",
+            ": expected rows, found none; fetch or write it again",
         ),
-        ("train.parquet", "Entry not found", ": expected a Parquet file, found b'Entry not found'"),
+        ("train.parquet", "Entry not found", ": expected whole Parquet or Arrow data, found"),
         ("train.jsonl", LINES.encode("utf-16"), ": expected rows, found UTF-16 text; save the file as UTF-8"),
         (
             "train.jsonl",
             LINES.encode("utf-16-le"),
-            ": expected UTF-8 text, found zero bytes; fetch it again, or",
+            ": expected rows, found zero bytes, which no UTF-8 text has",
         ),
         ("train.jsonl", parquet(MEDQA), ": expected rows, found a Parquet file; name it .parquet"),
         (
@@ -387,7 +387,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
             LINES + "\0" * 900,
             ", line 6: expected whole JSON, found Expecting value (column 1, near",
         ),
-        ("train.jsonl", LINES.replace("\n", ",\n"), "; remove the comma that ends the line"),
+        ("train.jsonl", LINES.replace("\n", ",\n"), "found Extra data (column 159, near"),
         (
             "train.json",
             json.dumps(MEDQA)[:-1] + ",]",
@@ -397,7 +397,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.json",
             json.dumps(MEDQA)[:-30],
-            "; the row is cut off: fetch it again, or write it on one line",
+            "found Unterminated string starting at (column 760, near",
         ),
         (
             "train.jsonl",
@@ -408,16 +408,6 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
             "train.jsonl",
             str(MEDQA[0]),
             "found Expecting property name enclosed in double quotes (column 2, near",
-        ),
-        (
-            "train.jsonl",
-            LINES + '{"question": 1, "question": 2}',
-            ", line 6: expected a row, found the name 'quest",
-        ),
-        (
-            "train.json",
-            '[{"a": 1},\n{"a": 1, "a": 2}]',
-            ": expected a row, found the name 'a' twice in one object",
         ),
         (
             "train.csv",
@@ -431,23 +421,14 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         ),
         ("train.csv", CSV + "a,b\n", ", row 6: expected 4 cells as in the header, found 2; quote the cells"),
         ("train.csv", TABLE.to_csv(), ", row 1: expected JSON in the cell, found"),
-        ("train.json", TABLE.to_json(orient="split"), ': expected rows, found a table in the orient "split"'),
-        ("train.json", TABLE.to_json(orient="table"), ': expected rows, found a table in the orient "table"'),
+        ("train.json", TABLE.to_json(orient="split"), ", found columns, data, index: not a MedQA"),
+        ("train.json", TABLE.to_json(orient="table"), ", found data, schema: not a MedQA"),
         (
             "train.json",
             TABLE.to_json(orient="values"),
             ", row 1: expected a row of named columns, found list",
         ),
-        (
-            "train.json",
-            json.dumps(TABLE.to_dict("list")),
-            ': expected rows, found a table in the orient "list"',
-        ),
-        (
-            "train.json",
-            '{"a": {"0": 1, "1": 2}, "b": {"0": 1}}',
-            ": expected columns of the same rows, found",
-        ),
+        ("train.json", json.dumps(TABLE.to_dict("list")), ", line 1: expected options as a struct"),
         ("train.jsonl", json.dumps({f"c{i}": i for i in range(9_000)}), ", found c0, c1, c10, c100"),
         ("train.jsonl", json.dumps({"c" * 9_000: 1}), ", found ccccc"),
         (
@@ -462,7 +443,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         ),
         ("train.json", "[" * 900 + "]" * 900, ", row 1: expected a row of named columns, found list [["),
         ("train.jsonl", '["\\ud83d\\n"]', ", row 1: expected a row of named columns, found str '\\ud83d\\n'"),
-        ("train.json", "[]", ": expected rows, found an empty file; fetch or write it again"),
+        ("train.json", "[]", ": expected rows, found none; fetch or write it again"),
         (
             "train.parquet",
             parquet(MEDQA)[:-50],
@@ -471,7 +452,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.parquet",
             parquet(pyarrow.table({"question": undecoded([b"a", b"caf\xe9"]), "answer": ["x", "y"]})),
-            ", row 2, column question: expected UTF-8, found byte 0xe9; write the column's text",
+            ", row 2, column question: expected UTF-8; write the column's text again",
         ),
         (
             "train.parquet",
@@ -486,7 +467,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
                     }
                 )
             ),
-            ", row 4500, column options: expected UTF-8, found byte 0xff",
+            ", row 4500, column options: expected UTF-8",
         ),
         (
             "train.parquet",
@@ -502,22 +483,26 @@ def test_what_cannot_be_read_is_one_short_line_with_the_place_and_the_fix(tmp_pa
     assert message.startswith(f"medqa/{name}") and expected in message
 
 
+def test_undecoded_text_within_a_list_names_the_column(tmp_path):
+    lists = pyarrow.ListArray.from_arrays([0, 2, 3], undecoded([b"a", b"b", b"\xff"]))
+    put(tmp_path, "medqa/train.parquet", parquet(pyarrow.table({"options": lists})))
+    assert refused(tmp_path).startswith("medqa/train.parquet, after row 0, column options: expected UTF-8;")
+
+
 def test_undecoded_text_in_a_save_to_disk_folder(tmp_path):
     table = pyarrow.table({"question": undecoded([b"a", b"b", b"caf\xe9"])})
     datasets.Dataset(table).save_to_disk(tmp_path / "medqa/train")
-    assert refused(tmp_path).startswith(
-        "medqa/train, row 3, column question: expected UTF-8, found byte 0xe9"
-    )
+    assert refused(tmp_path).startswith("medqa/train, row 3, column question: expected UTF-8; write")
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("train.zip", "no .jsonl, .json, .csv or .parquet file but train.zip; unpack it"),
-        ("train.tar.gz", "no .jsonl, .json, .csv or .parquet file but train.tar.gz; unpack it"),
+        ("train.zip", "no .jsonl, .json, .csv or .parquet file but train.zip; put the files there, unpacked"),
+        ("train.tar.gz", "no .jsonl, .json, .csv or .parquet file but train.tar.gz; put the files"),
         (
             "train.jsonl/notes.md",
-            "no .jsonl, .json, .csv or .parquet file but notes.md; put the data set's files",
+            "no .jsonl, .json, .csv or .parquet file but notes.md; put the files there",
         ),
         ("rows.jsonl", "found medqa/rows.jsonl; rename the file or its folder"),
     ],
@@ -554,12 +539,6 @@ def test_names_that_no_terminal_prints_are_escaped(tmp_path):
     name = os.fsdecode(b"train_caf\xe9\n.jsonl")
     put(tmp_path, f"medqa/{name}", "{")
     assert refused(tmp_path).startswith("medqa/train_caf\\udce9\\n.jsonl")
-
-
-def test_a_list_of_names_is_short_and_counts_the_others():
-    assert listed(["a", "b"]) == "a, b"
-    assert listed(f"n{i}" for i in range(1_000)) == ", ".join(f"n{i}" for i in range(14)) + " and 986 more"
-    assert len(listed(["x" * 500])) == 60
 
 
 # NaN and null
