@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -32,13 +33,14 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def offered(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`: each name is loaded from its module, or MODULE.NAME, when first asked for.
-    Importing the package loads none."""
+    """A package's `__getattr__`: names in `homes` are loaded from their module, or MODULE.NAME, when first
+    asked for, and its modules by their own names. Importing the package loads none."""
 
     def find(name: str) -> Any:
-        if name not in homes:
+        module, _, its_name = homes.get(name, name).partition(".")
+        if name not in homes and find_spec(f"{package}.{name}") is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, _, its_name = homes[name].partition(".")
-        return getattr(import_module(f"{package}.{module}"), its_name or name)
+        loaded = import_module(f"{package}.{module}")
+        return getattr(loaded, its_name or name) if name in homes else loaded
 
     return find

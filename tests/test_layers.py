@@ -1,6 +1,7 @@
 """The layout holds: imports point downwards and in no circle, functions and modules stay small."""
 
 import ast
+import json
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def test_a_report_imports_no_torch():
             named = {n.module for n in ast.walk(MODULES[module]) if isinstance(n, ast.ImportFrom)}
             named |= {a.name for n in ast.walk(MODULES[module]) if isinstance(n, ast.Import) for a in n.names}
             assert not {name for name in named if name and name.partition(".")[0] == "torch"}, module
+
+
+def test_notebooks_import_from_ten_names():
+    names = set("recipes prompts pubmedqa dmt data runs train evaluate report preflight".split())
+    for path in (PACKAGE.parent / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("medkit"):
+                assert node.module == "medkit" and {alias.name for alias in node.names} <= names, path.name
 
 
 def test_functions_and_modules_are_small():
