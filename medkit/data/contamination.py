@@ -1,5 +1,5 @@
 """Duplicates, and evaluation items found in training rows: as they are, as the same question with other
-options, by 13-grams, or nearly (MinHash)."""
+options, by 13-grams, or nearly."""
 
 import hashlib
 import re
@@ -19,7 +19,6 @@ NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
 SHINGLE = 3  # words; short, so that one changed word leaves most of a 25-word question's shingles
 QUESTION = 8  # words from which an exam question is its own ("All of the following are true, except" is not)
 NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a near-duplicate
-PERMUTATIONS, BANDS = 128, 32  # bands of 4: a pair at similarity 0.7 becomes a candidate with p = 0.9998
 
 # A correct answer that says nothing of its own, so that a short question may share it by chance.
 GENERIC = re.compile(
@@ -60,9 +59,7 @@ def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[M
     that is no "all of the above".
 
     Only the evaluation side is kept in memory; `train` may be a generator. An item of fewer than 13 words
-    has no 13-gram and can match by the other methods only. MinHash candidates are checked against the
-    true similarity, so a near-duplicate below 0.7 is never reported, and one of 0.7 or more is missed with
-    a probability of at most 0.0002.
+    has no 13-gram and can match by the other methods only.
     """
     index = _Index(evaluation)
     best: dict[tuple[int, str], tuple[float, Any]] = {}  # (item, method) -> score, training record
@@ -109,80 +106,69 @@ def counts(matches: Iterable[Match], share: float = 0.5) -> dict[str, dict[str, 
 
 
 class _Index:
-    """The evaluation items, by normalized text, by question, by 13-gram and by MinHash band."""
+    """The evaluation items by normalized text, by question, and by the n-grams of their words."""
 
     def __init__(self, records: Sequence):
-        from datasketch import MinHash, MinHashLSH
-
         self.codes = _Codes()
-        self.empty_minhash = MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32")
-        self.lsh = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))
-        self.exact, self.questions, self.short = (defaultdict(list) for _ in range(3))
-        self.shingles: list[np.ndarray] = []
-        grams = []
+        self.texts, self.questions, self.short = (defaultdict(set) for _ in range(3))
+        grams, shingles = [], []
         for item, record in enumerate(records):
             text, unordered, question, short = _texts(record)
-            codes = self._encode(text)
-            for same in {text, unordered} - {""}:
-                self.exact[digest(same)].append(item)
-            for places, key in ((self.questions, question), (self.short, short)):
-                if key:
-                    places[digest(key)].append(item)
-            grams.append(np.unique(_ngrams(codes, NGRAM)))
-            self.shingles.append(np.unique(_ngrams(codes, min(SHINGLE, len(codes)))))
-            if text:
-                self.lsh.insert(item, self._minhash(self.shingles[-1]), check_duplication=False)
-        self.gram_count = np.array([len(own) for own in grams], dtype=np.int64)
-        every = np.concatenate([*grams, np.empty(0, np.uint64)])
-        order = np.argsort(every, kind="stable")
-        self.grams = every[order]
-        self.gram_owner = np.repeat(np.arange(len(records)), self.gram_count)[order]
+            for items, keys in (
+                (self.texts, {text, unordered}),
+                (self.questions, {question}),
+                (self.short, {short}),
+            ):
+                for key in keys - {""}:
+                    items[digest(key)].add(item)
+            words = self._encode(text)
+            grams.append(_ngrams(words, NGRAM))
+            shingles.append(_ngrams(words, min(SHINGLE, len(words))))
+        self.grams, self.shingles = _Grams(grams), _Grams(shingles)
 
     def matches(self, record) -> Iterable[tuple[int, str, float]]:
         """(item, method, score) for each item that the training record matches."""
         text, unordered, question, short = _texts(record)
         if not text:  # nothing but punctuation: equal to any other such text, and means nothing
             return
-        exact = {item for same in {text, unordered} for item in self.exact.get(digest(same), ())}
-        for item in exact:
-            yield item, "exact", 1.0
-        for method, places, key in (
+        exact = self.texts.get(digest(text), set()) | self.texts.get(digest(unordered), set())
+        yield from ((item, "exact", 1.0) for item in exact)
+        for method, items, key in (
             ("same question", self.questions, question),
             ("short question", self.short, short),
         ):
-            for item in places.get(digest(key), ()) if key else ():
-                if item not in exact:
-                    yield item, method, 1.0
-        codes = self._encode(text)
-        for item, shared in self._shared_grams(np.unique(_ngrams(codes, NGRAM))).items():
-            yield item, "13-gram", shared / int(self.gram_count[item])
-        shingles = np.unique(_ngrams(codes, min(SHINGLE, len(codes))))
-        for item in self.lsh.query(self._minhash(shingles)):
-            shared = np.intersect1d(shingles, self.shingles[item], assume_unique=True).size
-            similarity = shared / (shingles.size + self.shingles[item].size - shared)
-            if similarity >= NEAR:
-                yield item, "near-duplicate", similarity
-
-    def _shared_grams(self, grams: np.ndarray) -> Counter:
-        start = np.searchsorted(self.grams, grams, "left")
-        shared = Counter()
-        inside = start < len(self.grams)
-        for gram in grams[inside][self.grams[np.asarray(start)[inside]] == grams[inside]]:
-            left, right = (
-                np.searchsorted(self.grams, gram, "left"),
-                np.searchsorted(self.grams, gram, "right"),
-            )
-            shared.update(self.gram_owner[left:right].tolist())
-        return shared
+            same = items.get(digest(key), set()) if key else set()
+            yield from ((item, method, 1.0) for item in same - exact)
+        words = self._encode(text)
+        shared, _ = self.grams.shared(_ngrams(words, NGRAM))
+        for item in np.flatnonzero(shared):
+            yield int(item), "13-gram", float(shared[item] / self.grams.sizes[item])
+        shared, either = self.shingles.shared(_ngrams(words, min(SHINGLE, len(words))))
+        for item in np.flatnonzero(shared >= NEAR * either):
+            if (similarity := float(shared[item] / either[item])) >= NEAR:
+                yield int(item), "near-duplicate", similarity
 
     def _encode(self, text: str) -> np.ndarray:
         words = text.split()
         return np.fromiter(map(self.codes.__getitem__, words), np.uint64, len(words))
 
-    def _minhash(self, shingles: np.ndarray):
-        minhash = self.empty_minhash.copy()
-        minhash.update_batch((shingles >> np.uint64(32)).tolist())  # affine32 takes 32 bits
-        return minhash
+
+class _Grams:
+    """Sets of n-grams, and how many another set shares with each of them."""
+
+    def __init__(self, sets: list[np.ndarray]):
+        self.sizes = np.array([len(grams) for grams in sets], dtype=np.int64)
+        grams = np.concatenate([*sets, np.empty(0, np.uint64)])
+        order = np.argsort(grams, kind="stable")
+        self.grams, self.owners = grams[order], np.repeat(np.arange(len(sets)), self.sizes)[order]
+
+    def shared(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each set, how many n-grams it has in common with these, and how many the two have together."""
+        start, end = np.searchsorted(self.grams, grams), np.searchsorted(self.grams, grams, "right")
+        owners = [self.owners[a:b] for a, b in np.stack([start, end], 1)[start < end]]
+        empty = np.empty(0, np.int64)
+        counts = np.bincount(np.concatenate([empty, *owners]), minlength=len(self.sizes))
+        return counts, self.sizes + len(grams) - counts
 
 
 def _texts(record) -> tuple[str, str, str, str]:
@@ -213,7 +199,7 @@ _FACTORS = np.random.default_rng(13).integers(0, 2**63, NGRAM, dtype=np.uint64) 
 
 
 def _ngrams(codes: np.ndarray, n: int) -> np.ndarray:
-    """64-bit hashes of the n-grams of a text of words, shape [max(0, words - n + 1)]."""
+    """64-bit hashes of the different n-grams of a text of words, at most words - n + 1."""
     if n == 0 or len(codes) < n:
         return np.empty(0, np.uint64)
-    return np.lib.stride_tricks.sliding_window_view(codes, n) @ _FACTORS[:n]
+    return np.unique(np.lib.stride_tricks.sliding_window_view(codes, n) @ _FACTORS[:n])

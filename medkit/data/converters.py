@@ -136,7 +136,7 @@ def cop_base(cells: Sequence[tuple[str, object]]) -> int:
 
     Raises ValueError where the values are mixed, withheld (-1), or too few to tell.
     """
-    first: dict[object, str] = {}  # value -> where it appears first
+    first: dict[Any, str] = {}  # value -> where it appears first
     for place, cell in cells:
         first.setdefault(whole_number(cell), place)
     if odd := [value for value in first if value not in range(5)]:

@@ -121,7 +121,7 @@ def _keyed(whole: Any) -> str:
     return "columns" if numbered and not all(key.isdecimal() for key in whole) else "ids"
 
 
-def _parse(text: str, name: str, line: int = 0) -> object:
+def _parse(text: str, name: str, line: int = 0) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import os
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,7 +117,7 @@ def _open_zstd(path: Path, mode: str) -> BinaryIO:
     return pyarrow.CompressedInputStream(path.open(mode), "zstd")
 
 
-DECOMPRESS = {
+DECOMPRESS: dict[bytes, Callable[..., BinaryIO]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,

@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 # Those of which another version may move a number.
 LIBRARIES = """
 medkit torch transformers trl peft unsloth unsloth_zoo bitsandbytes accelerate datasets tokenizers
-bert-score papermill numpy pandas scipy statsmodels scikit-learn datasketch
+bert-score papermill numpy pandas scipy statsmodels scikit-learn
 """.split()
 
 # A line of nvidia-smi's CSV: a name may hold commas, and what a driver does not say is "[N/A]" or the like.
