@@ -2,7 +2,7 @@
 
 import pytest
 
-from medkit import prompts, pubmedqa
+from medkit import MedkitError, prompts, pubmedqa
 from medkit.records import ConsumerQuery, MCQItem
 
 ITEM = MCQItem("1", "medqa", "Which is it?", ("one", "two", "three", "four"), "C")
@@ -35,11 +35,11 @@ def test_pubmedqa_both_ways(decision, letter):
 
 @pytest.mark.parametrize("letter", ["D", "", "yes"])
 def test_no_decision_but_three(letter):
-    with pytest.raises(pubmedqa.PubMedQAError, match="is not one of PubMedQA's letters"):
+    with pytest.raises(MedkitError, match="is not one of PubMedQA's letters"):
         pubmedqa.to_decision(letter)
 
 
 @pytest.mark.parametrize("decision", ["Yes", "", "unclear", "A"])
 def test_no_letter_for_another_decision(decision):
-    with pytest.raises(pubmedqa.PubMedQAError, match="is not one of PubMedQA's decisions"):
+    with pytest.raises(MedkitError, match="is not one of PubMedQA's decisions"):
         pubmedqa.to_letter(decision)

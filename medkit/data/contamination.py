@@ -1,7 +1,6 @@
 """Duplicates, and evaluation items found in training rows: as they are, as the same question with other
 options, by 13-grams, or nearly."""
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from medkit.records import LETTERS, MCQItem
-from medkit.text_keys import content_key, digest, normalize, options_of, stem, text_of
+from medkit.text_keys import content_key, normalize, options_of, stem, text_of
 
 METHODS = ("exact", "same question", "short question", "13-gram", "near-duplicate")
 NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
@@ -109,21 +108,24 @@ class _Index:
     """The evaluation items by normalized text, by question, and by the n-grams of their words."""
 
     def __init__(self, records: Sequence):
-        self.codes = _Codes()
-        self.texts, self.questions, self.short = (defaultdict(set) for _ in range(3))
+        self.codes: dict[str, int] = {}  # word -> number
+        # Text -> items: of the whole, of a question with its context, of a short question with its answer.
+        self.exact, self.questions, self.short = (defaultdict(set) for _ in range(3))
         grams, shingles = [], []
         for item, record in enumerate(records):
             text, unordered, question, short = _texts(record)
-            for items, keys in (
-                (self.texts, {text, unordered}),
-                (self.questions, {question}),
-                (self.short, {short}),
-            ):
-                for key in keys - {""}:
-                    items[digest(key)].add(item)
-            words = self._encode(text)
-            grams.append(_ngrams(words, NGRAM))
-            shingles.append(_ngrams(words, min(SHINGLE, len(words))))
+            by_text = (
+                (self.exact, text),
+                (self.exact, unordered),
+                (self.questions, question),
+                (self.short, short),
+            )
+            for items, key in by_text:
+                items[key].add(item)
+            grams.append(self._ngrams(text, NGRAM))
+            shingles.append(self._ngrams(text, SHINGLE))
+        for items in (self.exact, self.questions, self.short):
+            items.pop("", None)
         self.grams, self.shingles = _Grams(grams), _Grams(shingles)
 
     def matches(self, record) -> Iterable[tuple[int, str, float]]:
@@ -131,26 +133,28 @@ class _Index:
         text, unordered, question, short = _texts(record)
         if not text:  # nothing but punctuation: equal to any other such text, and means nothing
             return
-        exact = self.texts.get(digest(text), set()) | self.texts.get(digest(unordered), set())
+        exact = self.exact.get(text, set()) | self.exact.get(unordered, set())
         yield from ((item, "exact", 1.0) for item in exact)
-        for method, items, key in (
-            ("same question", self.questions, question),
-            ("short question", self.short, short),
-        ):
-            same = items.get(digest(key), set()) if key else set()
-            yield from ((item, method, 1.0) for item in same - exact)
-        words = self._encode(text)
-        shared, _ = self.grams.shared(_ngrams(words, NGRAM))
+        yield from ((item, "same question", 1.0) for item in self.questions.get(question, set()) - exact)
+        yield from ((item, "short question", 1.0) for item in self.short.get(short, set()) - exact)
+        shared, _ = self.grams.shared(self._ngrams(text, NGRAM))
         for item in np.flatnonzero(shared):
             yield int(item), "13-gram", float(shared[item] / self.grams.sizes[item])
-        shared, either = self.shingles.shared(_ngrams(words, min(SHINGLE, len(words))))
-        for item in np.flatnonzero(shared >= NEAR * either):
-            if (similarity := float(shared[item] / either[item])) >= NEAR:
-                yield int(item), "near-duplicate", similarity
+        shared, either = self.shingles.shared(self._ngrams(text, SHINGLE))
+        for item in np.flatnonzero(shared >= NEAR * np.maximum(either, 1)):
+            yield int(item), "near-duplicate", float(shared[item] / either[item])
 
-    def _encode(self, text: str) -> np.ndarray:
+    def _ngrams(self, text: str, n: int) -> np.ndarray:
+        """64-bit hashes of the different n-grams of a text's words; a shorter text is one shingle."""
         words = text.split()
-        return np.fromiter(map(self.codes.__getitem__, words), np.uint64, len(words))
+        n = min(n, len(words)) if n == SHINGLE else n
+        if n == 0 or len(words) < n:
+            return np.empty(0, np.uint64)
+        codes = np.array([self.codes.setdefault(word, len(self.codes)) for word in words], np.uint64)
+        return np.unique(np.lib.stride_tricks.sliding_window_view(codes, n) @ _FACTORS[:n])
+
+
+_FACTORS = np.random.default_rng(13).integers(0, 2**63, NGRAM, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 class _Grams:
@@ -184,22 +188,3 @@ def _texts(record) -> tuple[str, str, str, str]:
     gold = options[LETTERS.index(record.answer)] if options else ""
     own = question and gold and not GENERIC.fullmatch(gold)
     return whole, unordered, "", f"{question}\n{gold}" if own else ""
-
-
-class _Codes(dict):
-    """word -> 64 bits, the same in every process (Python's own hash is not)."""
-
-    def __missing__(self, word: str) -> int:
-        code = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        self[word] = code
-        return code
-
-
-_FACTORS = np.random.default_rng(13).integers(0, 2**63, NGRAM, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-
-
-def _ngrams(codes: np.ndarray, n: int) -> np.ndarray:
-    """64-bit hashes of the different n-grams of a text of words, at most words - n + 1."""
-    if n == 0 or len(codes) < n:
-        return np.empty(0, np.uint64)
-    return np.unique(np.lib.stride_tricks.sliding_window_view(codes, n) @ _FACTORS[:n])

@@ -8,7 +8,7 @@ import os
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from medkit import MedkitError
 
@@ -117,7 +117,7 @@ def _open_zstd(path: Path, mode: str) -> BinaryIO:
     return pyarrow.CompressedInputStream(path.open(mode), "zstd")
 
 
-DECOMPRESS: dict[bytes, Callable[..., BinaryIO]] = {
+DECOMPRESS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
