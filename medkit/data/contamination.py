@@ -105,38 +105,29 @@ def counts(matches: Iterable[Match], share: float = 0.5) -> dict[str, dict[str, 
 
 
 class _Index:
-    """The evaluation items by normalized text, by question, and by the n-grams of their words."""
+    """The evaluation items by what they are compared by: texts, and the n-grams of their words."""
 
     def __init__(self, records: Sequence):
         self.codes: dict[str, int] = {}  # word -> number
-        # Text -> items: of the whole, of a question with its context, of a short question with its answer.
-        self.exact, self.questions, self.short = (defaultdict(set) for _ in range(3))
-        grams, shingles = [], []
+        self.same: dict[tuple[str, str], set[int]] = defaultdict(set)  # (method, text) -> items
+        texts = []
         for item, record in enumerate(records):
-            text, unordered, question, short = _texts(record)
-            by_text = (
-                (self.exact, text),
-                (self.exact, unordered),
-                (self.questions, question),
-                (self.short, short),
-            )
-            for items, key in by_text:
-                items[key].add(item)
-            grams.append(self._ngrams(text, NGRAM))
-            shingles.append(self._ngrams(text, SHINGLE))
-        for items in (self.exact, self.questions, self.short):
-            items.pop("", None)
-        self.grams, self.shingles = _Grams(grams), _Grams(shingles)
+            text, keys = _keys(record)
+            texts.append(text)
+            for key in keys:
+                self.same[key].add(item)
+        self.grams, self.shingles = (
+            _Grams([self._ngrams(text, n) for text in texts]) for n in (NGRAM, SHINGLE)
+        )
 
     def matches(self, record) -> Iterable[tuple[int, str, float]]:
         """(item, method, score) for each item that the training record matches."""
-        text, unordered, question, short = _texts(record)
-        if not text:  # nothing but punctuation: equal to any other such text, and means nothing
-            return
-        exact = self.exact.get(text, set()) | self.exact.get(unordered, set())
-        yield from ((item, "exact", 1.0) for item in exact)
-        yield from ((item, "same question", 1.0) for item in self.questions.get(question, set()) - exact)
-        yield from ((item, "short question", 1.0) for item in self.short.get(short, set()) - exact)
+        text, keys = _keys(record)
+        same: set[int] = set()
+        for key in keys:
+            found = self.same.get(key, set()) - same
+            yield from ((item, key[0], 1.0) for item in found)
+            same |= found
         shared, _ = self.grams.shared(self._ngrams(text, NGRAM))
         for item in np.flatnonzero(shared):
             yield int(item), "13-gram", float(shared[item] / self.grams.sizes[item])
@@ -175,16 +166,22 @@ class _Grams:
         return counts, self.sizes + len(grams) - counts
 
 
-def _texts(record) -> tuple[str, str, str, str]:
-    """Normalized: the whole text; the same with an exam's options sorted; an exam's context and question, ""
-    where it is too short to be its own; a short one's with the correct answer, "" where that is generic."""
+def _keys(record) -> tuple[str, list[tuple[str, str]]]:
+    """A record's normalized text, and (method, text) for each method that compares whole texts. A record of
+    nothing but punctuation has none: it would equal any other."""
     if not isinstance(record, MCQItem):
         text = normalize(text_of(record))
-        return text, text, "", ""
+        return text, [("exact", text)] if text else []
     question, options = normalize(stem(record)), [normalize(option) for option in options_of(record)]
-    whole, unordered = (" ".join(filter(None, (question, *part))) for part in (options, sorted(options)))
-    if len(question.split(maxsplit=QUESTION)) >= QUESTION:
-        return whole, unordered, question, ""
-    gold = options[LETTERS.index(record.answer)] if options else ""
-    own = question and gold and not GENERIC.fullmatch(gold)
-    return whole, unordered, "", f"{question}\n{gold}" if own else ""
+    text, unordered = (" ".join(filter(None, (question, *part))) for part in (options, sorted(options)))
+    keys = [("exact", text), ("exact", unordered)] if text else []
+    if len(question.split()) >= QUESTION:
+        keys.append(("same question", question))
+    elif (
+        question
+        and options
+        and (gold := options[LETTERS.index(record.answer)])
+        and not GENERIC.fullmatch(gold)
+    ):
+        keys.append(("short question", f"{question}\n{gold}"))
+    return text, keys
