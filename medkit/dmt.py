@@ -1,7 +1,7 @@
 """Which rows a stage trains on: the stage-1 mixture and its split, NoteChat's split, and the DMT replay."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +25,8 @@ def shuffled(count: int, seed: int) -> np.ndarray:
 class Stage1:
     """The union of the exam sources, split for training and validation.
 
-    Rows are drawn before unusable ones are dropped, as the released notebooks draw them: one dropped row less
-    would be another permutation of all.
+    Rows are drawn before unusable ones are dropped, as in the released notebooks: dropping a row first would
+    change the whole permutation.
     """
 
     records: Sequence  # the usable rows, source after source
@@ -51,9 +51,9 @@ class Stage1:
 def mix_exams(sources: dict[str, Sequence], validation_share: float, seed: int) -> Stage1:
     """Mix the sources and hold out `validation_share` of all rows, rounded up, by `seed`.
 
-    sources: the rows of each in their order, None for one that was dropped (sources.Loaded.by_row). On the
-    paper's sizes (Table 1): 10,178 + 182,822 + 211,269 = 404,269 rows, of which 40,427 validate and 363,842
-    train. Raises MixtureError where one of the two parts would be empty.
+    sources: the rows of each in their order, None for a dropped one (sources.Loaded.by_row). With the paper's
+    sizes (Table 1): 10,178 + 182,822 + 211,269 = 404,269 rows, of which 40,427 validate and 363,842 train.
+    Raises MixtureError where one of the two parts would be empty.
     """
     rows = [row for part in sources.values() for row in part]
     usable = np.array([row is not None for row in rows], dtype=bool)
@@ -69,18 +69,18 @@ def mix_exams(sources: dict[str, Sequence], validation_share: float, seed: int) 
 
 @dataclass(frozen=True)
 class Dialogues:
-    """NoteChat as stage 2 uses it; `asked` is larger than what is there where rows were short."""
+    """NoteChat as stage 2 uses it; `asked` is larger than what there is where rows were short."""
 
     train: list[Dialogue]
     validation: list[Dialogue]
-    further: list[Dialogue]  # what the draw would go on with in training
+    further: list[Dialogue]  # those that a larger training draw would add, in order
     rows: int  # conversations read
     kept: int  # usable ones among them
     distinct: int  # different conversations among those
     with_note: int  # usable ones that have their clinical note
-    validation_verbatim_in_train: int  # validation conversations that also stand in training
-    notes_on_both_sides: int  # as far as notes are there
-    asked: tuple[int, int]  # training and validation rows the recipe names
+    validation_verbatim_in_train: int  # validation conversations that are training conversations too
+    notes_on_both_sides: int  # clinical notes, as far as rows have them
+    asked: tuple[int, int]  # training and validation rows that the recipe names
 
 
 def split_notechat(
@@ -94,62 +94,52 @@ def split_notechat(
 ) -> Dialogues:
     """Draw training and validation conversations by `seed`.
 
-    rows: in their order, None for one that was dropped (sources.Loaded.by_row). With neither `deduplicate`
-    nor `by_note` the dropped ones are drawn too and then left out, so that the others are those that the
-    released notebooks draw. `by_note`: all conversations of one clinical note fall on the same side. Where
-    there are fewer conversations than asked for, all are used, in the asked proportion. Raises MixtureError
-    where one side would be empty.
+    rows: in their order, None for a dropped one (sources.Loaded.by_row). With neither `deduplicate` nor
+    `by_note` the dropped ones are drawn too and then left out, so that the rest are those that the released
+    notebooks draw: rows 1 to 100,000 of the shuffle train and the next 10,000 validate. `by_note`: all
+    conversations of one clinical note fall on the same side. Where there are fewer conversations than asked
+    for, all are used, in the asked proportion. Raises MixtureError where one side would be empty.
     """
     records = [row for row in rows if row is not None]
-    keys = [content_key(record) for record in records]
-    first = {}
-    for index, key in enumerate(keys):
-        first.setdefault(key, index)
-    pool = [records[i] for i in first.values()] if deduplicate else records if by_note else list(rows)
+    first: dict[bytes, Dialogue] = {}
+    for record in records:
+        first.setdefault(content_key(record), record)
+    distinct = list(first.values())
+    pool = distinct if deduplicate else records if by_note else list(rows)
     scale = min(1.0, len(pool) / (train + validation))
-    want_train, want_validation = math.floor(train * scale), max(1, math.floor(validation * scale))
-    group = note_key if by_note else None
-    sides = _draw(pool, want_validation, want_train, group, seed)
-    right, left, further = ([row for row in side if row is not None] for side in sides)
-    if not left or not right:
+    to_train, to_validate = math.floor(train * scale), max(1, math.floor(validation * scale))
+    drawn = [pool[i] for i in shuffled(len(pool), seed)]
+    if by_note:
+        notes: dict[bytes, list] = {}
+        for dialogue in drawn:
+            notes.setdefault(note_key(dialogue), []).append(dialogue)
+        held_out, training = [], []
+        for dialogues in notes.values():
+            (held_out if len(held_out) < to_validate else training).extend(dialogues)
+    else:
+        held_out = drawn[to_train : to_train + to_validate]
+        training = drawn[:to_train] + drawn[to_train + to_validate :]
+    parts = held_out[:to_validate], training[:to_train], training[to_train:]
+    held_out, training, further = ([row for row in part if row is not None] for part in parts)
+    if not training or not held_out:
         raise MixtureError(
-            f"{len(records)} conversations give {len(left)} for training and {len(right)} for validation; "
-            "NoteChat needs at least two notes"
+            f"{len(records)} conversations give {len(training)} for training and {len(held_out)} for "
+            "validation; NoteChat needs at least two notes"
         )
-    in_train = {content_key(d) for d in left}
-    notes = [{note_key(d) for d in side if d.note} for side in (left, right)]
+    in_train = {content_key(dialogue) for dialogue in training}
+    with_note = [{note_key(dialogue) for dialogue in part if dialogue.note} for part in (training, held_out)]
     return Dialogues(
-        train=left,
-        validation=right,
+        train=training,
+        validation=held_out,
         further=further,
         rows=len(rows),
         kept=len(records),
-        distinct=len(first),
+        distinct=len(distinct),
         with_note=sum(bool(record.note) for record in records),
-        validation_verbatim_in_train=sum(content_key(d) in in_train for d in right),
-        notes_on_both_sides=len(notes[0] & notes[1]),
+        validation_verbatim_in_train=sum(content_key(dialogue) in in_train for dialogue in held_out),
+        notes_on_both_sides=len(with_note[0] & with_note[1]),
         asked=(train, validation),
     )
-
-
-def _draw(pool, want_validation: int, want_train: int, group: Callable | None, seed: int):
-    """(validation, training, what is left for training). Without `group` training comes first, as in the
-    released notebooks: rows 1 to 100,000 of the shuffle train and the next 10,000 validate."""
-    order = shuffled(len(pool), seed)
-    if group is None:
-        return (
-            [pool[i] for i in order[want_train : want_train + want_validation]],
-            [pool[i] for i in order[:want_train]],
-            [pool[i] for i in order[want_train + want_validation :]],
-        )
-    members: dict[bytes, list] = {}
-    for i in order:
-        members.setdefault(group(pool[i]), []).append(pool[i])
-    right: list = []
-    left: list = []
-    for rows in members.values():
-        (right if len(right) < want_validation else left).extend(rows)
-    return right[:want_validation], left[:want_train], left[want_train:]
 
 
 @dataclass(frozen=True)
@@ -168,18 +158,19 @@ def sample_replay(first: Stage1, share: float, train: int, validation: int) -> R
     """Draw `share` replayed rows per NoteChat row (paper: 1/3) from stage 1's own parts, never across.
 
     100,000 and 10,000 conversations at 1/3 give 33,333 and 3,333. The draw is the first rows of the
-    parts shuffled by stage 1's seed, those that were dropped among them left out. Raises MixtureError where a
-    part has fewer rows than that.
+    parts shuffled by stage 1's seed, without the dropped ones among them. Raises MixtureError where a part
+    has fewer rows than that.
     """
-    replayed = {}
-    parts = {"train": (first.train_drawn, train), "validation": (first.validation_drawn, validation)}
-    for name, (drawn, rows) in parts.items():
+
+    def draw(name: str, drawn: np.ndarray, rows: int) -> list:
         count, have = math.floor(round(share * rows, 6)), len(drawn)
         if count > have:
             raise MixtureError(f"dmt.replay_share asks for {count} of stage 1's {have} {name} rows; lower it")
-        chosen = drawn[shuffled(have, first.seed)[:count]]
-        replayed[name] = [first.records[i] for i in chosen if i >= 0]
-    return Replay(**replayed)
+        return [first.records[i] for i in drawn[shuffled(have, first.seed)[:count]] if i >= 0]
+
+    return Replay(
+        draw("train", first.train_drawn, train), draw("validation", first.validation_drawn, validation)
+    )
 
 
 @dataclass(frozen=True)
@@ -204,11 +195,11 @@ class Stage2:
 
 
 def mix_stage2(first: Stage1, split: Dialogues, spec: DmtSpec, with_replay: bool = True) -> Stage2:
-    """The consultations and what the recipe puts beside them: replayed rows; as many further consultations
+    """The consultations, and what the recipe adds to them: replayed rows; as many further consultations
     (`fill`); or, in one stage for everything (`handover` joint), all of stage 1's training rows.
 
-    Without the replay nothing is beside them. All arms validate on the same rows, so that their loss curves
-    can be compared. Raises MixtureError where there are too few rows of either kind.
+    Without the replay nothing is added. All arms validate on the same rows, so that their loss curves can be
+    compared. Raises MixtureError where there are too few rows of either kind.
     """
     drawn = sample_replay(first, spec.replay_share, len(split.train), len(split.validation))
     if not with_replay:
@@ -227,7 +218,7 @@ def mix_stage2(first: Stage1, split: Dialogues, spec: DmtSpec, with_replay: bool
 
 
 def replay_shares(first: Stage1, second: Stage2, rows) -> dict[str, float]:
-    """What share of what the replay is. `rows`: the tokenized training rows of `second.train`.
+    """The replay's share of several things. `rows`: the tokenized training rows of `second.train`.
 
     With the loss on answers a replayed exam row brings two supervised tokens and a consultation some
     hundreds, so that a quarter of the rows can be a hundredth of what is learned from.
