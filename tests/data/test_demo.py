@@ -282,7 +282,9 @@ def test_no_two_parts_share_a_topic():
     }
     groups = [{group["topic"] for group, _ in exams.facts() if group["part"] == part} for part in PARTS]
     complaints = [
-        content_words(text for c in consultations.complaints() for text in (c["name"], c["impression"])),
+        content_words(
+            text for c in consultations.written()["complaint"] for text in (c["name"], c["impression"])
+        ),
         *(content_words(p["topic"] for p in chain(*queries.pairs(part).values())) for part in PARTS),
     ]
     for parts in (areas.values(), groups, complaints):
@@ -363,12 +365,14 @@ def test_consultations_alternate_and_end_with_the_doctor(corpora):
 def test_a_physician_asks_explains_and_advises_in_full_sentences(corpora):
     """Every turn after a visit's questions has 20 to 60 words; where the patient has told all of it at once,
     the answer has about as many as a physician's letter."""
-    history = tuple(q for c in consultations.complaints() for item in c["history"] for q in item[:2])
+    history = tuple(
+        q for c in consultations.written()["complaint"] for item in c["history"] for q in item[:2]
+    )
     visits, told = [], []
     for row in corpora["report"]["notechat/train.jsonl"]:
         patients = [text for speaker, text in turns(row) if speaker == "Patient"]
         doctors = [text for speaker, text in turns(row) if speaker == "Doctor"]
-        greeted = doctors[0] in consultations.GREETINGS
+        greeted = doctors[0] in consultations.written()["phrases"]["greetings"]
         (told if len(patients) == 2 else visits).append(doctors[greeted:])
     assert len(visits) == len(told) == 80  # one of each a note
     for questions_and_advice in visits:

@@ -7,20 +7,22 @@ from pathlib import Path
 
 from medkit.pubmedqa import OPTIONS
 
-ANSWERS = OPTIONS
 ROWS = {"train": 400, "tune": 150, "report": 300}
 FIRST_ID = {"train": 99_100_000, "tune": 99_200_000, "report": 99_300_000}
 
 # A lower value is better for some outcomes and a higher one for others: the words that go with each.
-LOWERS = {"verb": "reduce", "verbs": "reduces", "did": "reduced", "ing": "reducing", "moved": "fell"}
-LOWERS |= {"gain": "reduction"}
-RAISES = {"verb": "improve", "verbs": "improves", "did": "improved", "ing": "improving", "moved": "rose"}
-RAISES |= {"gain": "improvement"}
+FORMS = {
+    key: dict(zip(("verb", "verbs", "did", "ing", "moved", "gain"), words.split(), strict=True))
+    for key, words in (
+        ("lowers", "reduce reduces reduced reducing fell reduction"),
+        ("raises", "improve improves improved improving rose improvement"),
+    )
+}
 
 
 def wordings() -> dict[str, dict]:
     """The sentence patterns and areas of abstracts.toml, under "train", "tune" and "report"."""
-    return tomllib.loads((Path(__file__).parent / "abstracts.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def pubmedqa(part: str, rng: random.Random) -> list[dict]:
@@ -32,10 +34,10 @@ def pubmedqa(part: str, rng: random.Random) -> list[dict]:
     topics = [
         (area["people"], treatment, outcome, forms)
         for area in words["area"]
-        for key, forms in (("lowers", LOWERS), ("raises", RAISES))
+        for key, forms in FORMS.items()
         for treatment, outcome in product(area["treatments"], area[key])
     ]
-    answers = [ANSWERS[number % 3] for number in range(count)]
+    answers = [OPTIONS[number % 3] for number in range(count)]
     rng.shuffle(answers)
     questions = rng.sample(list(product(topics, words["questions"])), count)
     return [

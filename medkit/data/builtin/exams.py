@@ -21,7 +21,7 @@ PATIENTS = {  # slot -> noun and the ages drawn from, in years
 
 def facts() -> list[tuple[dict, dict]]:
     """(group, fact) pairs of exams.toml, in its order."""
-    groups = tomllib.loads((Path(__file__).parent / "exams.toml").read_text(encoding="utf-8"))["group"]
+    groups = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["group"]
     return [(group, fact) for group in groups for fact in group["fact"]]
 
 

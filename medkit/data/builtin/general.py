@@ -1,4 +1,4 @@
-"""General knowledge: questions and texts on which a medical model shows what it has kept of the rest."""
+"""General knowledge: questions and texts that show what a medical model has kept of the rest."""
 
 import tomllib
 from pathlib import Path
@@ -7,7 +7,7 @@ from medkit.records import LETTERS, MCQItem
 
 
 def _written() -> dict:
-    return tomllib.loads((Path(__file__).parent / "general.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def questions() -> list[MCQItem]:
@@ -16,18 +16,12 @@ def questions() -> list[MCQItem]:
     `source` is "general", `group` the subject. Every letter is right 32 times, four times in each subject.
     """
     items = []
-    for number, one in enumerate(_written()["question"]):
+    for number, question in enumerate(_written()["question"]):
         place = number % len(LETTERS)
-        options = [*one["others"][:place], one["answer"], *one["others"][place:]]
+        options = [*question["others"][:place], question["answer"], *question["others"][place:]]
+        asked, subject = question["question"], question["subject"]
         items.append(
-            MCQItem(
-                id=f"general-{number:03d}",
-                source="general",
-                question=one["question"],
-                options=tuple(options),
-                answer=LETTERS[place],
-                group=one["subject"],
-            )
+            MCQItem(f"general-{number:03d}", "general", asked, tuple(options), LETTERS[place], group=subject)
         )
     return items
 
