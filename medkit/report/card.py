@@ -22,7 +22,7 @@ from medkit import MedkitError, recipes
 from medkit.data.sources import SOURCES
 from medkit.recipes import Recipe
 from medkit.report import published
-from medkit.report.markdown import BUILT_IN, grid, in_percent, with_interval
+from medkit.report.markdown import BUILT_IN, grid, in_percent, interval, percent
 from medkit.runs import run_json, storage
 
 MODEL = "med-nirvana"
@@ -36,6 +36,69 @@ UNSTATED = {"license": "other", "license_name": "that-of-the-base-model-and-the-
 PROTOCOL = (
     "zero-shot; the answer is the letter of the highest log-probability at the place where training puts it"
 )
+# Jinja2; a line that ends in a backslash goes on in the next.
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A LoRA adapter for medical questions, trained in two stages by medkit: multiple-choice exams, then \
+consultations with a replayed share of the exams (dual-stage mixed fine-tuning), after *Multi-Stage QLoRA \
+with Augmented Structured Dialogue Corpora*. Recipe `{{ recipe.name }}`: {{ recipe.about }}.
+
+{% if builtin %}**{{ built_in }}**
+
+{% endif %}## Intended use, and what it is not for
+
+Research on fine-tuning and on evaluation. **Not for clinical use**: nothing here was examined for safety, \
+no clinician read its answers, and it may state falsehoods with confidence.
+
+## Use
+
+Load the base{{ " in 4 bit (NF4), as it was trained" if recipe.model.load_in_4bit }}, then the adapter; ask \
+with the tokenizer and the chat template of this folder.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{{ base_model }}")
+model = PeftModel.from_pretrained(base, "FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+## Training data
+
+{{ "The corpus that medkit ships, written for it (Apache-2.0)." if builtin else licences }}
+
+## Training
+
+{{ stages }}
+
+LoRA r {{ recipe.lora.r }}, alpha {{ recipe.lora.alpha }}{{ ", rank-stabilized" if recipe.lora.rslora }}, on \
+{{ recipe.lora.target_modules | join(", ") }}; hand-over between the stages: {{ recipe.dmt.handover }}; \
+replayed rows per consultation: {{ "%.4f" | format(recipe.dmt.replay_share) }}. \
+{{ versions | join(", ") }}. On {{ machine }}. The run's ledger.md sets every choice beside the paper's.
+
+## Evaluation
+
+{{ accuracies }}
+
+Protocol: {{ protocol }}; Wilson's 95% intervals.
+
+{% if consumer %}Patients' queries (n = {{ consumer.n }}): BERTScore F1 against one physician's answer \
+{{ f1 }}, `{{ consumer.scorer.hash }}`. Likeness to a physician's wording is not safety.
+
+{% endif %}{% if contaminated %}{{ contaminated }} of the evaluation questions were found in the training \
+rows.
+
+{% endif %}## Not tested
+
+Safety, harm, bias by group of patients, other languages, several turns with a real patient, robustness to \
+wording, and everything else that is not in the tables above. One training seed: the intervals cover the \
+draw of questions, not the draw of training runs.
+"""
 
 
 class CardError(MedkitError):
@@ -56,211 +119,154 @@ def write(run: str) -> Path:
     storage.require(place, ["stage2/adapter/adapter_model.safetensors"])
     storage.check_own(place)
     recipe = recipes.from_dict(info["recipe"])
+    base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
     summary = storage.load(place, "mcq/summary.json", ("models", "datasets"))
     hub = place / "hub"
-    _link_adapter(place / "stage2" / "adapter", hub, recipe)
-    storage.write_text(hub / "README.md", str(card(place, info, recipe, summary)))
-    for name, entry in _entries(info, summary).items():
-        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
-        storage.write_text(hub / ".eval_results" / f"{name}.yaml", text)
+    _link_adapter(place / "stage2" / "adapter", hub, base)
+    storage.write_text(hub / "README.md", f"{_card(place, info, recipe, base, summary)}\n")
+    if info["data"]["origin"] != "builtin":  # a corpus that the hub does not have
+        for name, accuracy in _accuracies(summary).items():
+            entry = eval_result_entries_to_yaml([_entry(name, accuracy, info)])
+            text = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)
+            storage.write_text(hub / ".eval_results" / f"{name}.yaml", text)
     return hub
 
 
-def card(place: Path, info: dict, recipe: Recipe, summary: dict) -> ModelCard:
+def _link_adapter(adapter: Path, hub: Path, base: str) -> None:
+    hub.mkdir(parents=True, exist_ok=True)
+    for file in sorted(adapter.iterdir()):
+        if file.name not in ("README.md", "adapter_config.json") and file.is_file():
+            (hub / file.name).unlink(missing_ok=True)
+            os.link(file, hub / file.name)
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    storage.write_json(hub / "adapter_config.json", config | {"base_model_name_or_path": base})
+
+
+def _card(place: Path, info: dict, recipe: Recipe, base: str, summary: dict) -> ModelCard:
     """The model card; its metadata is refused by ModelCardData where the hub would refuse it."""
-    builtin = info["data"]["origin"] == "builtin"
-    trained_on = [SOURCES[name] for name in _training_sources(recipe)]
+    builtin, title = info["data"]["origin"] == "builtin", f"Med-Nirvana ({place.name})"
+    sources = [SOURCES[name] for name in ("medqa", "medmcqa", "pubmedqa", recipe.data.dialogues)]
+    accuracies = _accuracies(summary)
     data = ModelCardData(
-        base_model=HUB_NAMES.get(recipe.model.base, recipe.model.base),
+        base_model=base,
         library_name="peft",
         pipeline_tag="text-generation",
         language="en",
         tags=["medical", "qlora", "not-for-clinical-use"],
-        datasets=None if builtin else [source.hub_id for source in trained_on if source.hub_id],
-        model_name=f"Med-Nirvana ({place.name})",
-        eval_results=None if builtin else _model_index(summary),
+        datasets=None if builtin else [source.hub_id for source in sources if source.hub_id],
+        model_name=title,
+        eval_results=None if builtin else [_result(name, own) for name, own in accuracies.items()],
         **LICENCES.get(recipe.model.base, UNSTATED),
     )
-    body = "\n\n".join(_sections(place, info, recipe, summary, trained_on, builtin))
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+    path = place / "consumer" / "summary.json"
+    consumer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found = (summary.get("without_contaminated") or {}).get("left_out") or {}
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        title=title,
+        recipe=recipe,
+        builtin=builtin,
+        built_in=BUILT_IN,
+        licences=_licences(sources),
+        stages=_stages(info, recipe),
+        versions=[
+            f"{name} {info['versions'][name]}"
+            for name in ("unsloth", "trl", "peft")
+            if info["versions"].get(name)
+        ],
+        machine=", ".join(map(str, info["hardware"]["gpus"])) or info["hardware"]["processor"],
+        accuracies=_evaluation(accuracies),
+        protocol=PROTOCOL,
+        consumer=consumer,
+        f1=interval(consumer["models"][MODEL]["f1"], digits=3) if consumer else "",
+        contaminated=f"{sum(found.values()):,}" if summary.get("contamination_known") else "",
+    )
 
 
-def _link_adapter(adapter: Path, hub: Path, recipe: Recipe) -> None:
-    hub.mkdir(parents=True, exist_ok=True)
-    for file in sorted(adapter.iterdir()):
-        if file.name in ("README.md", "adapter_config.json") or not file.is_file():
-            continue
-        (hub / file.name).unlink(missing_ok=True)
-        os.link(file, hub / file.name)
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = HUB_NAMES.get(recipe.model.base, recipe.model.base)
-    storage.write_json(hub / "adapter_config.json", config)
-
-
-def _training_sources(recipe: Recipe) -> list[str]:
-    return ["medqa", "medmcqa", "pubmedqa", recipe.data.dialogues]
-
-
-def _rows(summary: dict) -> dict[str, dict]:
+def _accuracies(summary: dict) -> dict[str, dict]:
     """Benchmark -> Med-Nirvana's accuracy with n and interval, and the benchmark's chance."""
-    rows = {}
-    for name, dataset in summary["datasets"].items():
-        if own := dataset["models"].get(MODEL):
-            rows[name] = own | {"chance": dataset["chance"]}
-    if not rows:
+    found = {
+        name: dataset["models"][MODEL] | {"chance": dataset["chance"]}
+        for name, dataset in summary["datasets"].items()
+        if MODEL in dataset["models"]
+    }
+    if not found:
         raise CardError("mcq/summary.json has no results of Med-Nirvana; run notebook 03_mcq_eval first")
-    return rows
+    return found
 
 
 def _note(own: dict) -> str:
-    interval = f"[{100 * own['low']:.1f}, {100 * own['high']:.1f}]"
-    return f"n = {own['n']}, Wilson 95% {interval}; {PROTOCOL}; medkit"
+    ends = f"[{100 * own['low']:.1f}, {100 * own['high']:.1f}]"
+    return f"n = {own['n']}, Wilson 95% {ends}; {PROTOCOL}; medkit"
 
 
-def _model_index(summary: dict) -> list[EvalResult]:
-    results = []
-    for name, own in _rows(summary).items():
-        source, part = SOURCES[name], SOURCES[name].parts["eval"]
-        results.append(
-            EvalResult(
-                task_type="question-answering",
-                task_name="multiple choice",
-                dataset_type=source.hub_id,
-                dataset_name=source.title,
-                dataset_config=part.config,
-                dataset_split=part.split,
-                dataset_revision=source.revision if source.pinned else None,
-                metric_type="accuracy",
-                metric_name=f"accuracy, % ({_note(own)})",
-                metric_value=round(100 * own["accuracy"], 2),
-            )
-        )
-    return results
-
-
-def _entries(info: dict, summary: dict) -> dict[str, EvalResultEntry]:
-    """Benchmark -> entry of `.eval_results`; none for the built-in corpus, which the hub does not have."""
-    if info["data"]["origin"] == "builtin":
-        return {}
-    return {
-        name: EvalResultEntry(
-            dataset_id=SOURCES[name].hub_id,
-            task_id=SOURCES[name].parts["eval"].config or "default",
-            value=round(100 * own["accuracy"], 2),
-            dataset_revision=SOURCES[name].revision if SOURCES[name].pinned else None,
-            date=info["notebooks"]["03_mcq_eval"]["started"],
-            notes=_note(own),
-        )
-        for name, own in _rows(summary).items()
-    }
-
-
-def _sections(place, info, recipe, summary, trained_on, builtin: bool):
-    yield f"# Med-Nirvana ({place.name})"
-    yield (
-        "A LoRA adapter for medical questions, trained in two stages by medkit: multiple-choice exams, then "
-        "consultations with a replayed share of the exams (dual-stage mixed fine-tuning), after *Multi-Stage "
-        f"QLoRA with Augmented Structured Dialogue Corpora*. Recipe `{recipe.name}`: {recipe.about}."
-    )
-    if builtin:
-        yield f"**{BUILT_IN}**"
-    yield (
-        "## Intended use, and what it is not for\n\n"
-        "Research on fine-tuning and on evaluation. **Not for clinical use**: nothing here was examined for "
-        "safety, no clinician read its answers, and it may state falsehoods with confidence."
-    )
-    yield _use(recipe)
-    yield f"## Training data\n\n{_licences(trained_on, builtin)}"
-    yield f"## Training\n\n{_training(info, recipe)}"
-    yield f"## Evaluation\n\n{_evaluation(place, summary)}"
-    yield (
-        "## Not tested\n\nSafety, harm, bias by group of patients, other languages, several turns with a "
-        "real patient, robustness to wording, and everything else that is not in the tables above. One "
-        "training seed: the intervals cover the draw of questions, not the draw of training runs."
+def _result(name: str, own: dict) -> EvalResult:
+    """A benchmark in the card's model-index."""
+    source, part = SOURCES[name], SOURCES[name].parts["eval"]
+    return EvalResult(
+        task_type="question-answering",
+        task_name="multiple choice",
+        dataset_type=source.hub_id,
+        dataset_name=source.title,
+        dataset_config=part.config,
+        dataset_split=part.split,
+        dataset_revision=source.revision if source.pinned else None,
+        metric_type="accuracy",
+        metric_name=f"accuracy, % ({_note(own)})",
+        metric_value=round(100 * own["accuracy"], 2),
     )
 
 
-def _use(recipe: Recipe) -> str:
-    base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
-    quantized = " in 4 bit (NF4), as it was trained" if recipe.model.load_in_4bit else ""
-    return (
-        "## Use\n\nLoad the base"
-        f"{quantized}, then the adapter; ask with the tokenizer and the chat template of this folder.\n\n"
-        "```python\n"
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        'model = PeftModel.from_pretrained(base, "FOLDER")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        "```"
+def _entry(name: str, own: dict, info: dict) -> EvalResultEntry:
+    """The same in `.eval_results`."""
+    source = SOURCES[name]
+    return EvalResultEntry(
+        dataset_id=source.hub_id,
+        task_id=source.parts["eval"].config or "default",
+        value=round(100 * own["accuracy"], 2),
+        dataset_revision=source.revision if source.pinned else None,
+        date=info["notebooks"]["03_mcq_eval"]["started"],
+        notes=_note(own),
     )
 
 
-def _licences(trained_on, builtin: bool) -> str:
-    if builtin:
-        return "The corpus that medkit ships, written for it (Apache-2.0)."
+def _licences(sources) -> str:
     rows = [
         {
             "source": source.title,
             "where": source.hub_id or source.home,
             "licence": "**none stated**" if source.licence == "unknown" else source.licence,
         }
-        for source in trained_on
+        for source in sources
     ]
     return grid(pd.DataFrame(rows))
 
 
-def _training(info: dict, recipe: Recipe) -> str:
+def _stages(info: dict, recipe: Recipe) -> str:
     rows = []
     for stage, notebook in (("stage1", "01_stage1"), ("stage2", "02_stage2")):
         spec, done = getattr(recipe, stage), info["notebooks"].get(notebook, {})
-        rows.append(
-            {
-                "stage": stage[-1],
-                "samples": f"{done.get('samples', 0):,}",
-                "steps": f"{done.get('steps', 0):,}",
-                "learning rate": f"{spec.learning_rate:g}",
-                "samples a step": str(spec.batch_size * spec.accumulation),
-                "loss on": spec.loss_on,
-                "hours": f"{done.get('seconds', 0) / 3600:.2f}",
-            }
-        )
-    lora, versions = recipe.lora, info["versions"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("unsloth", "trl", "peft") if versions.get(name))
-    hardware = info["hardware"]
-    machine = ", ".join(str(gpu) for gpu in hardware["gpus"]) or hardware["processor"]
-    return (
-        f"{grid(pd.DataFrame(rows))}\n\nLoRA r {lora.r}, alpha {lora.alpha}"
-        f"{', rank-stabilized' if lora.rslora else ''}, on {', '.join(lora.target_modules)}; hand-over "
-        f"between the stages: {recipe.dmt.handover}; replayed rows per consultation: "
-        f"{recipe.dmt.replay_share:.4f}. "
-        f"{named}. On {machine}. The run's ledger.md sets every choice beside the paper's."
-    )
+        row = {
+            "stage": stage[-1],
+            "samples": f"{done.get('samples', 0):,}",
+            "steps": f"{done.get('steps', 0):,}",
+        }
+        row |= {"learning rate": f"{spec.learning_rate:g}"}
+        row |= {"samples a step": str(spec.batch_size * spec.accumulation), "loss on": spec.loss_on}
+        rows.append(row | {"hours": f"{done.get('seconds', 0) / 3600:.2f}"})
+    return grid(pd.DataFrame(rows))
 
 
-def _evaluation(place: Path, summary: dict) -> str:
+def _evaluation(accuracies: dict[str, dict]) -> str:
     rows = [
         {
             "benchmark": published.TITLES.get(name, name),
             "n": f"{own['n']:,}",
-            "accuracy, %": in_percent(own["accuracy"], own["low"], own["high"]),
+            "accuracy, %": percent(own),
             "chance, %": in_percent(own["chance"]),
             "no readable answer": str(own["unparsed"]),
         }
-        for name, own in _rows(summary).items()
+        for name, own in accuracies.items()
     ]
-    parts = [f"{grid(pd.DataFrame(rows))}\n\nProtocol: {PROTOCOL}; Wilson's 95% intervals."]
-    consumer = place / "consumer" / "summary.json"
-    if consumer.is_file():
-        found = json.loads(consumer.read_text(encoding="utf-8"))
-        f1 = found["models"][MODEL]["f1"]
-        parts.append(
-            f"Patients' queries (n = {found['n']}): BERTScore F1 against one physician's answer "
-            f"{with_interval(f1['mean'], f1['low'], f1['high'], 3)}, `{found['scorer']['hash']}`. "
-            "Likeness to a physician's wording is not safety."
-        )
-    without = summary.get("without_contaminated") or {}
-    if summary.get("contamination_known"):
-        found = sum((without.get("left_out") or {}).values())
-        parts.append(f"{found:,} of the evaluation questions were found in the training rows.")
-    return "\n\n".join(parts)
+    return grid(pd.DataFrame(rows))

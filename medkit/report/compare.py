@@ -4,19 +4,19 @@ A side is a run's folder, or samples of lm-evaluation-harness (report.harness). 
 sides answered, with the same correct answer, are compared; what is left out is counted.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from nbconvert.filters import markdown2html
 
 from medkit import MedkitError
 from medkit.evaluate import accuracy, statistics
 from medkit.report import harness
-from medkit.report.markdown import WIDTH, fitted, grid, in_percent, wrapped
+from medkit.report.markdown import ALPHA, fitted, grid, in_percent, number, percent, wrapped
+from medkit.report.page import html
 from medkit.runs import run_json, storage
 
-ALPHA = 0.05
 # Fields that make the same question another prompt, or read its answer otherwise.
 PROTOCOL = ("model.chat_template", "data.mcq_target")
 OTHER_QUESTIONS = 0.05  # share of ids with other answers from which on the ids number other questions
@@ -41,7 +41,8 @@ def read(given: str) -> Side:
     """The side that `given` names: a run (name or folder), a samples file, or a folder of samples files."""
     place = Path(given).expanduser()
     if harness.sample_files(place):
-        return Side(place.stem if place.is_file() else place.name, harness.read_samples(place), _HARNESS)
+        protocol = {"answers": "lm-evaluation-harness's task"}
+        return Side(place.stem if place.is_file() else place.name, harness.read_samples(place), protocol)
     folder = storage.folder(given)
     info = run_json.read(folder)
     if info is None:
@@ -53,9 +54,6 @@ def read(given: str) -> Side:
     return Side(folder.name, items, protocol, settings, info["data"]["origin"])
 
 
-_HARNESS = {"answers": "lm-evaluation-harness's task"}
-
-
 def compare(first: Side, second: Side, seed: int = 0) -> dict:
     """Everything the tables show; JSON-plain. Accuracies are fractions, differences second minus first.
 
@@ -65,25 +63,18 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
     why. "protocol" and "settings": fields that differ. Raises CompareError where nothing is left.
     """
     shared, left_out = _shared(first, second)
-    pairs = _pairs(first, second)
     rows = []
     for dataset, ids in shared.items():
-        for one, other in pairs:
-            outcomes = [
-                side.items[(side.items["model"] == model) & (side.items["dataset"] == dataset)]
-                .set_index("item_id")["correct"]
-                .reindex(ids)
-                for side, model in ((first, one), (second, other))
-            ]
-            if any(outcome.isna().any() for outcome in outcomes):
+        outcomes = [_outcomes(side, dataset, ids) for side in (first, second)]
+        for one, other in _pairs(first, second):
+            if one not in outcomes[0] or other not in outcomes[1]:
                 continue  # a model that was not asked this benchmark
-            before, after = (outcome.to_numpy(dtype=bool) for outcome in outcomes)
+            before, after = outcomes[0][one].to_numpy(), outcomes[1][other].to_numpy()
             found = storage.plain(statistics.compare(before, after, seed))
-            found |= {"first_accuracy": before.mean(), "second_accuracy": after.mean()}
-            found["detectable"] = statistics.detectable_difference(
-                found["n"], found["first_only"] + found["second_only"]
-            )
-            rows.append({"dataset": dataset, "first": one, "second": other, **storage.plain(found)})
+            discordant = found["first_only"] + found["second_only"]
+            found |= {"first_accuracy": float(before.mean()), "second_accuracy": float(after.mean())}
+            found["detectable"] = statistics.detectable_difference(found["n"], discordant)
+            rows.append({"dataset": dataset, "first": one, "second": other, **found})
     if not rows:
         raise CompareError(
             f"{first.name} and {second.name} have no question in common "
@@ -98,6 +89,14 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
         "protocol": _differing(first.protocol, second.protocol),
         "settings": _differing(first.settings, second.settings) if first.settings and second.settings else {},
     }
+
+
+def _outcomes(side: Side, dataset: str, ids: list[str]) -> pd.DataFrame:
+    """A row a question of `ids`, a column a model that answered all of them: whether it was right."""
+    own = side.items[side.items["dataset"] == dataset].pivot(
+        index="item_id", columns="model", values="correct"
+    )
+    return own.reindex(ids).dropna(axis="columns").astype(bool)
 
 
 def _shared(first: Side, second: Side) -> tuple[dict[str, list[str]], list[str]]:
@@ -145,8 +144,8 @@ def page(found: dict) -> pd.DataFrame:
             "n": f"{row['n']:,}",
             "first, %": in_percent(row["first_accuracy"]),
             "second, %": in_percent(row["second_accuracy"]),
-            "second - first, points": in_percent(row["difference"], row["low"], row["high"]),
-            "detectable": "" if math.isnan(row["detectable"]) else f"{100 * row['detectable']:.1f}",
+            "second - first, points": percent(row, "difference"),
+            "detectable": number(100 * row["detectable"]),
             "p (Holm)": f"{row['p_holm']:.2g}",
         }
         for row in found["comparisons"]
@@ -166,11 +165,8 @@ def text(found: dict) -> str:
     if found["left_out"]:
         parts.append(f"Left out: {'; '.join(found['left_out'])}.")
     if found["protocol"]:
-        parts.append(
-            "**The protocols differ, and every difference above contains that**: "
-            + "; ".join(f"{name} ({one}, {other})" for name, (one, other) in found["protocol"].items())
-            + "."
-        )
+        named = "; ".join(f"{name} ({one}, {other})" for name, (one, other) in found["protocol"].items())
+        parts.append(f"**The protocols differ, and every difference above contains that**: {named}.")
     if found["settings"]:
         named = "; ".join(f"`{name}` {one}, {other}" for name, (one, other) in found["settings"].items())
         parts.append(f"Settings that differ (first, second): {named}.")
@@ -182,30 +178,15 @@ def text(found: dict) -> str:
 def write(found: dict) -> Path:
     """compare.json, compare.md and compare.html (which loads nothing) in results/compare-FIRST-SECOND, the
     folder that is returned."""
-    from nbconvert.filters.markdown_mistune import markdown2html_mistune
-
-    slug = storage.slug(f"compare-{found['first']}-{found['second']}")
-    place = storage.root() / slug
+    place = storage.root() / storage.slug(f"compare-{found['first']}-{found['second']}")
     title = f"{found['first']} and {found['second']}, compared"
     markdown = f"# {title}\n\n{grid(page(found))}\n\n{text(found)}\n"
     storage.write_json(place / "compare.json", found)
     storage.write_text(place / "compare.md", markdown)
-    body = markdown2html_mistune(markdown)
-    storage.write_text(place / "compare.html", _HTML.format(title=title, body=body))
+    storage.write_text(place / "compare.html", html(title, markdown2html(markdown)))
     return place
 
 
-_HTML = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: left }}
-</style></head><body>
-{body}
-</body></html>
-"""
-
-
 def terminal(found: dict) -> str:
-    """The table and its text in at most WIDTH columns."""
-    return f"{fitted(page(found), WIDTH)}\n\n{wrapped(text(found))}"
+    """The table and its text, markdown.WIDTH columns wide at most."""
+    return f"{fitted(page(found))}\n\n{wrapped(text(found))}"

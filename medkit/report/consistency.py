@@ -7,7 +7,6 @@ import pandas as pd
 
 from medkit import MedkitError
 from medkit.evaluate import accuracy
-from medkit.runs import loss as loss_file
 from medkit.runs import run_json, storage
 from medkit.runs.arms import ARMS, required
 from medkit.runs.run_json import Run
@@ -28,26 +27,22 @@ def check(run: Run) -> str:
     return "\n".join(f"- {checked(run)}" for checked in checks)
 
 
-def _has_control(run: Run) -> bool:
-    """Whether the run has a control arm. One that was trained from an earlier stage 1 and is not among the
-    evaluated models is not the run's, as where notebooks 01 to 05 are run once after make demo."""
+def arms(run: Run) -> tuple[str, ...]:
+    """The models of stage 2: Med-Nirvana, and the control arm where the run has one.
+
+    One that was trained from an earlier stage 1 and is not among the evaluated models is not the run's, as
+    where notebooks 01 to 05 are run once after make demo."""
     entries = run.info["notebooks"]
-    if CONTROL not in entries:
-        return False
     evaluated = entries.get("03_mcq_eval", {}).get("models") or {}
     first = entries.get("01_stage1", {}).get("started", "")
-    return "control" in evaluated or entries[CONTROL]["started"] > first
+    own = CONTROL in entries and ("control" in evaluated or entries[CONTROL]["started"] > first)
+    return ("med-nirvana", "control") if own else ("med-nirvana",)
 
 
 def _stages(run: Run) -> tuple[str, ...]:
-    """The training notebooks of the run, the control arm's where it has one."""
-    trained = [ARMS[name].notebook for name in required(run.recipe)] + [CONTROL] * _has_control(run)
+    """The training notebooks of the run."""
+    trained = {ARMS[name].notebook for name in (*required(run.recipe), *arms(run))}
     return tuple(name for name in (*STAGES, CONTROL) if name in trained)
-
-
-def arms(run: Run) -> tuple[str, ...]:
-    """The models of stage 2."""
-    return ("med-nirvana", "control") if _has_control(run) else ("med-nirvana",)
 
 
 def _finished(run: Run) -> str:
@@ -56,8 +51,8 @@ def _finished(run: Run) -> str:
         status = entries.get(name, {}).get("status", "missing")
         if status != "complete":
             raise ReportError(f"notebook {name} is {status}; run it before the report")
-    told = f"{len(wanted)} notebooks are complete."
-    return told if CONTROL in wanted else f"{told} No control arm: notebook 02 with replay=False trains it."
+    missing = "" if CONTROL in wanted else " No control arm: notebook 02 with replay=False trains it."
+    return f"{len(wanted)} notebooks are complete.{missing}"
 
 
 def _in_order(run: Run) -> str:
@@ -75,10 +70,12 @@ def _in_order(run: Run) -> str:
 def _same_models(run: Run) -> str:
     """Exam questions and patients' queries were answered by the same weights."""
     exams, cases = (run.info["notebooks"][name].get("models") or {} for name in EVALUATIONS)
-    for name in exams.keys() & cases.keys():
-        if exams[name] != cases[name]:
-            raise ReportError(f"{name} is not one model in 03_mcq_eval and 04_consumer_eval; run both again")
-    return f"{len(exams.keys() & cases.keys())} models have the same identity in both evaluations."
+    both = exams.keys() & cases.keys()
+    if different := sorted(name for name in both if exams[name] != cases[name]):
+        raise ReportError(
+            f"{different[0]} is not one model in 03_mcq_eval and 04_consumer_eval; run both again"
+        )
+    return f"{len(both)} models have the same identity in both evaluations."
 
 
 def _same_outcomes(run: Run) -> str:
@@ -173,46 +170,25 @@ def _but_seeds(info: dict) -> dict:
     return fields | {f"data {file}": digest for file, digest in info["data"]["hashes"].items()}
 
 
-def loss(run: Run, model: str) -> pd.DataFrame:
-    """A trained model's loss.csv; ResultsError where the arm has not been trained."""
-    return loss_file.read(run.folder, ARMS[model].folder)
-
-
-def curve_text(run: Run, models: tuple[str, ...]) -> str:
-    """Where each curve begins and ends, in a sentence a model."""
-    sentences = []
-    for model in models:
-        own = loss(run, model)
-        trained, validated = own["train_loss"].dropna(), own["eval_loss"].dropna()
-        sentence = f"{ARMS[model].title}: {int(own['step'].max()):,} steps, training loss "
-        sentence += f"{trained.iloc[0]:.3f} to {trained.iloc[-1]:.3f}"
-        if len(validated):
-            sentence += f", validation loss {validated.iloc[0]:.3f} to {validated.iloc[-1]:.3f}"
-        sentences.append(sentence + ".")
-    return " ".join(sentences)
-
-
 def costs(run: Run, price_per_hour: float = 0.0) -> pd.DataFrame:
     """Per notebook, and in all, minutes, the most memory held, the energy and CO2e where they were measured
     (runs.energy), and what the machine cost at `price_per_hour`, in its currency, where that is given."""
+    peaks = {"peak_memory_gb": "peak memory, GB", "peak_gpu_memory_gb": "peak GPU memory, GB"}
+    energy = {"energy_kwh": "kWh", "co2e_kg": "CO2e, kg"}
     entries = {name: entry for name, entry in run.info["notebooks"].items() if entry["status"] == "complete"}
     numbers = pd.DataFrame.from_dict(entries, orient="index")
-    numbers = numbers.reindex(columns=["seconds", *_PEAKS, *_ENERGY]).astype(float)
+    numbers = numbers.reindex(columns=["seconds", *peaks, *energy]).astype(float)
+    most = numbers[[*peaks]].max()
     numbers.loc["all"] = numbers.sum(min_count=1)
-    numbers.loc["all", [*_PEAKS]] = numbers[[*_PEAKS]].iloc[:-1].max()
+    numbers.loc["all", [*peaks]] = most
     table = pd.DataFrame({"minutes": (numbers["seconds"] / 60).map("{:.1f}".format, na_action="ignore")})
-    for key, title in _PEAKS.items():
-        table[title] = numbers[key].astype(object)
-    for key, title in _ENERGY.items():
+    table = table.assign(**{title: numbers[key].astype(object) for key, title in peaks.items()})
+    for key, title in energy.items():
         if numbers[key].notna().any():
             table[title] = numbers[key].map("{:.3g}".format, na_action="ignore")
     if price_per_hour:
         table["price"] = (numbers["seconds"] / 3600 * price_per_hour).map("{:.2f}".format, na_action="ignore")
     return table.fillna("")
-
-
-_PEAKS = {"peak_memory_gb": "peak memory, GB", "peak_gpu_memory_gb": "peak GPU memory, GB"}
-_ENERGY = {"energy_kwh": "kWh", "co2e_kg": "CO2e, kg"}
 
 
 def finish(run: Run) -> str:

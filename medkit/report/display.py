@@ -1,24 +1,22 @@
-"""What the notebooks show: settings; a row raw, converted and as tokens; accuracies, errors, style."""
+"""What notebooks 03 to 06 show: settings, benchmarks, a prompt, accuracies, errors, scores, style."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from IPython.display import HTML, Markdown
+from IPython.display import HTML
 from nbconvert.filters import markdown2html
 
 from medkit import prompts, recipes
-from medkit.data.sources import SOURCES, Loaded
+from medkit.data.sources import SOURCES
 from medkit.evaluate import accuracy, statistics
 from medkit.evaluate.style import MARKERS
 from medkit.records import ConsumerQuery, MCQItem
 from medkit.report import tables
 from medkit.report.figures import TITLES
-from medkit.report.markdown import in_percent, percent, with_interval
+from medkit.report.markdown import interval, percent
 from medkit.runs import arms, run_json, storage
 from medkit.runs.run_json import Run, may_show
-
-HIDDEN = "not shown: a row of a data set (show_text shows it)"
 
 
 def whole(frame: pd.DataFrame) -> HTML:
@@ -57,92 +55,6 @@ def settings(run: Run) -> HTML:
     return HTML(first.data + details("Every setting, the versions and the machine", everything).data)
 
 
-def sources(run: Run, train: dict, evaluation: dict) -> pd.DataFrame:
-    """Rows read and kept per source and part, and the reasons why others were not."""
-    rows, builtin = [], run.info["data"]["origin"] == "builtin"
-    for part, loaded in (("train", train), ("evaluation", evaluation)):
-        for name, one in loaded.items():
-            reasons = "; ".join(f"{reason}: {count}" for reason, count in one.dropped.items())
-            row = {"source": name, "part": part, "read": one.rows, "kept": len(one.records)}
-            origin = "built-in corpus" if builtin else one.origin
-            rows.append(row | {"dropped": reasons or "none", "origin": origin})
-    return pd.DataFrame(rows).set_index(["source", "part"])
-
-
-def conversations(loaded, split) -> pd.Series:
-    """How many conversations were read, dropped by reason and kept, and where they went; loaded:
-    sources.Loaded, split: dmt.Dialogues. Of notes, as far as rows have one."""
-    counts = {"read": split.rows}
-    counts |= {f"dropped: {reason}": count for reason, count in loaded.dropped.items()}
-    counts |= {"kept": split.kept, "different ones": split.distinct}
-    counts |= {"for training": len(split.train), "for validation": len(split.validation)}
-    counts |= {"validation rows verbatim in training": split.validation_verbatim_in_train}
-    counts |= {"rows with a clinical note": split.with_note}
-    if split.with_note:
-        counts |= {"clinical notes on both sides": split.notes_on_both_sides}
-    return pd.Series(counts, name="conversations")
-
-
-def duplicates(stage2: dict) -> pd.Series:
-    """What occurs twice among stage 2's consultations, from the manifest's stage2."""
-    found = stage2["notechat"]
-    groups = found["duplicate_groups"]
-    counts = {
-        "files": len(found["files"]),
-        "files of the same bytes": found["files_of_the_same_bytes"],
-        "conversations that repeat another": groups["rows"] - groups["groups"],
-    }
-    for how, count in found["validation_found_in_train"].items():
-        counts[f"validation rows found in training: {how}"] = count
-    return pd.Series(counts, name="duplicates")
-
-
-def found_in_training(part: dict) -> pd.DataFrame | Markdown:
-    """Evaluation items found in training rows by source and method, and how many of them count as known;
-    from a part of the manifest with `overlap`."""
-    if not part["overlap"]["counts"]:
-        return Markdown("No evaluation item was found in a training row, by any of the measures.")
-    counts = pd.DataFrame(part["overlap"]["counts"]).T.fillna(0).astype(int)
-    known = pd.Series([name.split("/", 1)[0] for name in part["overlap"]["contaminated"]], dtype=str)
-    return counts.assign(**{"known": known.value_counts().reindex(counts.index, fill_value=0)})
-
-
-def record(run: Run, loaded: Loaded, show_text: bool) -> HTML:
-    """The source's first row: as it was read, the record it became, and the chat made of that."""
-    if not may_show(run, show_text):
-        return HTML(f"<p>{HIDDEN}</p>")
-    if loaded.example is None:
-        return HTML("<p>No row was kept.</p>")
-    row, one = loaded.example
-    turns = prompts.messages(one, run.recipe.data.mcq_target)
-    chat = "".join(f"<p><b>{turn['role']}</b><br>{_escaped(turn['content'])}</p>" for turn in turns)
-    read = "".join(
-        f"<p><b>{_escaped(str(name))}</b><br>{_escaped(str(cell))}</p>" for name, cell in row.items()
-    )
-    return HTML(
-        _columns({"row as read": read, "record": f"<code>{_escaped(repr(one))}</code>", "chat": chat})
-    )
-
-
-def tokens(run: Run, tokenizer, row: dict, show_text: bool) -> HTML:
-    """A tokenized row; bold where the loss is taken."""
-    if not may_show(run, show_text):
-        return HTML(f"<p>{HIDDEN}</p>")
-    pieces = []
-    for token, label in zip(row["input_ids"], row["labels"], strict=True):
-        text = _escaped(tokenizer.decode([token]))
-        pieces.append(text if label == prompts.IGNORED else f"<b>{text}</b>")
-    return HTML(f"<p style='text-align:left'>{''.join(pieces)}</p>")
-
-
-def lengths_by_source(records: list, rows) -> dict[str, list[int]]:
-    """Tokens of every row, by the source of its record."""
-    lengths: dict[str, list[int]] = {}
-    for one, length in zip(records, rows["length"], strict=True):
-        lengths.setdefault(one.source, []).append(length)
-    return lengths
-
-
 def before_and_after(run: Run, item: MCQItem, before: str, after: str, show_text: bool) -> pd.DataFrame:
     """The two answers to one question, and the right one; an answer can repeat its question, so that it is
     shown where the question may be."""
@@ -177,29 +89,21 @@ def prompt(run: Run, tokenizer, item: MCQItem, show_text: bool) -> HTML:
     return HTML(f"<pre style='white-space:pre-wrap'>{html.escape(text)}</pre>")
 
 
-def accuracies(summary: dict) -> pd.DataFrame:
-    """A row a model, a column a benchmark: percent with the 95% interval."""
-    rows = {}
-    for model in summary["models"]:
-        cells = {
-            f"{TITLES[name]}, n {dataset['n']:,}": percent(dataset["models"][model])
-            for name, dataset in summary["datasets"].items()
-        }
-        rows[arms.title(model)] = cells | {"average": percent(summary["average"][model])}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
 def comparisons(summary: dict) -> pd.DataFrame:
     """Differences in points, second minus first, with the discordant questions behind them."""
-    rows = []
-    for row in summary["comparisons"]:
-        first, second = (arms.title(row[side]) for side in ("first", "second"))
-        points = in_percent(row["difference"], row["low"], row["high"])
-        shown = {"benchmark": TITLES[row["dataset"]], "difference": f"{second} minus {first}"}
-        shown |= {"shows": row["shows"], "points": points}
-        shown |= {"only the first right": row["first_only"], "only the second": row["second_only"]}
-        rows.append(shown | {"p (McNemar)": f"{row['p']:.2g}", "p (Holm)": f"{row['p_holm']:.2g}"})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "benchmark": TITLES[row["dataset"]],
+            "difference": f"{arms.title(row['second'])} minus {arms.title(row['first'])}",
+            "shows": row["shows"],
+            "points": percent(row, "difference"),
+            "only the first right": row["first_only"],
+            "only the second": row["second_only"],
+            "p (McNemar)": f"{row['p']:.2g}",
+            "p (Holm)": f"{row['p_holm']:.2g}",
+        }
+        for row in summary["comparisons"]
+    )
 
 
 def groups(summary: dict) -> HTML:
@@ -223,11 +127,11 @@ def groups(summary: dict) -> HTML:
 
 def contamination(summary: dict) -> HTML:
     """How many questions appear in training rows, and behind it the accuracies with and without them."""
-    without = summary["without_contaminated"]
-    left_out = sum(without["left_out"].values())
     if not summary["contamination_known"]:
         return HTML("<p>This run has no training rows in which the questions could be looked for.</p>")
-    asked = sum(own["n"] for own in summary["datasets"].values())
+    without = summary["without_contaminated"]
+    left_out = sum(without["left_out"].values())
+    asked = sum(of["n"] for of in summary["datasets"].values())
     line = f"{left_out:,} of {asked:,} questions appear in a training row"
     return details(f"{line}: accuracy without them", clean(summary, without)) if left_out else details(line)
 
@@ -250,12 +154,10 @@ def errors(run: Run, wrong: pd.DataFrame, items: Sequence[MCQItem], show_text: b
     rows = []
     for row in wrong.itertuples():
         item = by_id[row.dataset, row.item_id]
-        sure = {letter: getattr(row, f"logprob_{letter}") for letter in item.letters}
-        shown = {"benchmark": TITLES[row.dataset], "question": row.item_id}
-        if may_show(run, show_text):
-            shown["question"] = item.question
+        question = item.question if may_show(run, show_text) else row.item_id
+        shown = {"benchmark": TITLES[row.dataset], "question": question}
         shown |= {"gold": row.gold, "predicted": row.predicted}
-        rows.append(shown | {f"log p({letter})": f"{value:.2f}" for letter, value in sure.items()})
+        rows.append(shown | {f"log p({x})": f"{getattr(row, f'logprob_{x}'):.2f}" for x in item.letters})
     return pd.DataFrame(rows).fillna("")
 
 
@@ -280,106 +182,100 @@ def queries(run: Run, cases: Sequence[ConsumerQuery], left_out: dict[str, int]) 
     return details(f"{line}; {sum(left_out.values()):,} rows skipped", skipped)
 
 
+def _by_model(rows: Mapping[str, dict]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict({arms.title(name): row for name, row in rows.items()}, orient="index")
+
+
+def _means(own: dict, titles: Mapping[str, str]) -> dict[str, str]:
+    """title -> the mean of own[part], with its interval."""
+    return {title: interval(own[part], digits=4) for part, title in titles.items()}
+
+
+def _sides(summary: dict) -> dict[str, dict]:
+    """What was measured of each model's answers, and of the physicians'."""
+    return {**summary["models"], "physicians": summary["reference"]}
+
+
+def _minus(model: str, own: dict) -> str:
+    return f"{arms.title(model)} minus {arms.title(own['minus'])}"
+
+
 def consumer_scores(summary: dict) -> pd.DataFrame:
     """Per model BERTScore, rescaled where the encoder has a baseline, and ROUGE-L; 95% intervals."""
-    rows = {}
-    for model, own in summary["models"].items():
-        row = {title: _mean(own[part]) for part, title in _SCORES.items()}
-        if own["rescaled"]:
-            row["F1, rescaled"] = _mean(own["rescaled"]["f1"])
-        rows[arms.title(model)] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-_SCORES = {"precision": "precision", "recall": "recall", "f1": "F1", "rouge_l": "ROUGE-L"}
+    return _by_model(
+        {
+            model: _means(own, tables.SCORES)
+            | (_means(own["rescaled"], {"f1": "F1, rescaled"}) if own["rescaled"] else {})
+            for model, own in summary["models"].items()
+        }
+    )
 
 
 def lengths(summary: dict) -> pd.DataFrame:
     """Words of the answers, the physicians' last, and how many answers were cut off, empty, or cut for the
     scorer."""
-    rows = {}
-    for model, own in [*summary["models"].items(), ("physicians", summary["reference"])]:
-        row = {"words, mean": _mean(own["words"], 0), "median": own["words"]["median"]}
-        row |= {"longest": own["words"]["max"], "cut at the limit": own.get("cut", "")}
-        row |= {"too long to be asked": own.get("too_long", "")}
-        row |= {"empty": own.get("empty", ""), "longer than the encoder reads": own["truncated"]}
-        rows[arms.title(model)] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+    counts = {"cut": "cut at the limit", "too_long": "too long to be asked", "empty": "empty"}
+    counts |= {"truncated": "longer than the encoder reads"}
+    return _by_model(
+        {
+            model: {"words, mean": interval(own["words"], digits=0)}
+            | {"median": own["words"]["median"], "longest": own["words"]["max"]}
+            | {title: own.get(count, "") for count, title in counts.items()}
+            for model, own in _sides(summary).items()
+        }
+    )
 
 
 def differences(summary: dict) -> pd.DataFrame:
     """Paired differences over the cases; `same length`: both answers cut to the shorter one's words."""
-    rows = {}
-    for model, own in summary["differences"].items():
-        name = f"{arms.title(model)} minus {arms.title(own['minus'])}"
-        row = {title: _mean(own[part]) for part, title in _SCORES.items()}
-        row |= {"F1, same length": _mean(own["length_matched"]["f1"]), "words": _mean(own["words"], 0)}
-        row |= {"cases": summary["n"], "cases with two answers": own["length_matched"]["n"]}
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return _by_model(
+        {
+            _minus(model, own): _means(own, tables.SCORES)
+            | _means(own["length_matched"], {"f1": "F1, same length"})
+            | {"words": interval(own["words"], digits=0)}
+            | {"cases": summary["n"], "cases with two answers": own["length_matched"]["n"]}
+            for model, own in summary["differences"].items()
+        }
+    )
 
 
 def control(summary: dict) -> pd.DataFrame:
     """The same answers against another case's physician, and how much more their own physician gives."""
-    rows = {
-        arms.title(model): {
-            "F1, own physician": _mean(summary["models"][model]["f1"]),
-            "F1, another case's": _mean(own["f1"]),
-            "difference": _mean(own["gap"]),
+    return _by_model(
+        {
+            model: _means(summary["models"][model], {"f1": "F1, own physician"})
+            | _means(own, {"f1": "F1, another case's", "gap": "difference"})
+            for model, own in (summary["control"] or {}).items()
         }
-        for model, own in (summary["control"] or {}).items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    )
 
 
 def sampling(summary: dict) -> pd.DataFrame:
     """F1 of the greedy answer, the mean sampled one and the best sampled one, and what picking adds."""
     found = summary["sampling"] or {"models": {}, "differences": {}}
-    titles = {"greedy": "greedy", "mean": "mean of the sampled", "best": "best of them"}
-    rows = {}
-    for model, own in found["models"].items():
-        row = {title: _mean(own[kind]) for kind, title in titles.items()}
-        row |= {"best minus mean": _mean(own["gain_of_best"])}
-        rows[arms.title(model)] = row | {"best minus greedy": _mean(own["best_minus_greedy"])}
-    for model, own in found["differences"].items():
-        rows[f"{arms.title(model)}, difference"] = {t: _mean(own[kind]) for kind, t in titles.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    kinds = {"greedy": "greedy", "mean": "mean of the sampled", "best": "best of them"}
+    gains = {"gain_of_best": "best minus mean", "best_minus_greedy": "best minus greedy"}
+    rows = {model: _means(own, kinds | gains) for model, own in found["models"].items()}
+    rows |= {f"{arms.title(m)}, difference": _means(own, kinds) for m, own in found["differences"].items()}
+    return _by_model(rows).fillna("")
 
 
 def styles(summary: dict) -> pd.DataFrame:
     """Percent of answers that show each marker, with Wilson's 95% interval, the physicians' last; and paired
     differences in points, each on its own, with the bootstrap's."""
-    sides = [*summary["models"].items(), ("physicians", summary["reference"])]
-    rows = {
-        name: {"means": meaning}
-        | {arms.title(model): _share(own["style"][name], summary["n"]) for model, own in sides}
-        for name, (meaning, _) in MARKERS.items()
-    }
-    for name, row in rows.items():
+    n, rows = summary["n"], {}
+    for name, (meaning, _) in MARKERS.items():
+        row = rows[name] = {"means": meaning}
+        for model, own in _sides(summary).items():
+            share = statistics.wilson(round(own["style"][name] * n), n)
+            row[arms.title(model)] = percent(storage.plain(share))
         for model, own in summary["differences"].items():
-            title = f"{arms.title(model)} minus {arms.title(own['minus'])}"
-            row[title] = _points(own["style"][name])
+            row[_minus(model, own)] = percent(own["style"][name], "mean")
         for model, own in summary["models"].items():
-            row[f"{arms.title(model)} minus physicians"] = _points(own["style_minus_physicians"][name])
+            row[f"{arms.title(model)} minus physicians"] = percent(
+                own["style_minus_physicians"][name], "mean"
+            )
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _points(found: dict) -> str:
-    return in_percent(found["mean"], found["low"], found["high"])
-
-
-def _share(share: float, n: int) -> str:
-    return percent(storage.plain(statistics.wilson(round(share * n), n)))
-
-
-def _mean(found: dict, digits: int = 4) -> str:
-    return with_interval(found["mean"], found["low"], found["high"], digits)
-
-
-def _columns(parts: dict[str, str]) -> str:
-    heads = "".join(f"<th style='text-align:left'>{name}</th>" for name in parts)
-    cell = f"<td style='text-align:left;vertical-align:top;width:{100 // len(parts)}%'>{{}}</td>"
-    return f"<table><tr>{heads}</tr><tr>{''.join(cell.format(part) for part in parts.values())}</tr></table>"
 
 
 def _escaped(text: str) -> str:

@@ -30,6 +30,8 @@ TITLES = published.TITLES | {"notechat": "NoteChat", "mts_dialog": "MTS-Dialog"}
 TITLES |= {"icliniq": "iCliniq", "healthcaremagic": "HealthCareMagic"}
 STYLE: dict = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.25}
+ABOVE: dict = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # where a legend hides nothing
+BELOW: dict = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
 
 
 class _Shown(Figure):
@@ -70,17 +72,14 @@ def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
     Columns step, train_loss and eval_loss, a row a logged step; eval_loss is NaN between evaluations. With
     more than 60 steps the training loss is drawn pale, with its running mean over a twentieth of the steps.
     """
-    train = loss.dropna(subset="train_loss")
-    evaluated = loss.dropna(subset="eval_loss")
-    many = len(train) > 60
+    train, evaluated, window = _losses(loss)
     look: dict = {"color": SKY, "alpha": 0.6, "linewidth": 0.8, "label": "training (each step)"}
-    if not many:  # a line through one point shows nothing
+    if not window:  # a line through one point shows nothing
         look = {"color": BLUE, "marker": "." if len(train) == 1 else None, "label": "training"}
     ax.plot(train["step"], train["train_loss"], **look)
-    if many:
-        window = len(train) // 20
-        smooth = train["train_loss"].rolling(window, center=True, min_periods=1).mean()
-        ax.plot(train["step"], smooth, color=BLUE, linewidth=1.8, label=f"training (mean of {window} steps)")
+    if window:
+        look = {"color": BLUE, "linewidth": 1.8, "label": f"training (mean of {window} steps)"}
+        ax.plot(train["step"], _smooth(train["train_loss"], window), **look)
     if len(evaluated):
         look = {"color": VERMILION, "markersize": 5, "label": "validation"}
         ax.plot(evaluated["step"], evaluated["eval_loss"], "D--", **look)
@@ -95,16 +94,26 @@ def loss_arms(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> 
     """
     for i, (name, loss) in enumerate(curves.items()):
         look = _look(name, i)
-        train, evaluated = loss.dropna(subset="train_loss"), loss.dropna(subset="eval_loss")
+        train, evaluated, window = _losses(loss)
         drawn, line = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
-        if len(train) > 60:
-            drawn = drawn.rolling(len(train) // 20, center=True, min_periods=1).mean()
-            line = {"linewidth": 1}
+        if window:
+            drawn, line = _smooth(drawn, window), {"linewidth": 1}
         ax.plot(train["step"], drawn, color=look["color"], label=f"{look['label']}, training", **line)
         if len(evaluated):
             look |= {"label": f"{look['label']}, validation", "linestyle": "--", "markersize": 6}
             ax.plot(evaluated["step"], evaluated["eval_loss"], **look)
     return _loss_axes(ax, title, empty=not any(len(loss) for loss in curves.values()))
+
+
+def _losses(loss: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+    """The steps with a training loss, those with a validation loss, and the steps that a running mean takes;
+    0 for no more than 60 steps."""
+    train, evaluated = (loss.dropna(subset=name) for name in ("train_loss", "eval_loss"))
+    return train, evaluated, len(train) // 20 if len(train) > 60 else 0
+
+
+def _smooth(values: pd.Series, window: int) -> pd.Series:
+    return values.rolling(window, center=True, min_periods=1).mean()
 
 
 def loss_by_source(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> Axes:
@@ -160,15 +169,9 @@ def accuracy(ax: Axes, summary: dict) -> Axes:
         return _nothing(ax, "no benchmark was scored")
     step = 0.8 / len(models)
     for k, model in enumerate(models):
-        own = [(i, d["models"][model]) for i, d in enumerate(datasets.values()) if model in d["models"]]
-        if not own:
-            continue
-        at = [i + (k - (len(models) - 1) / 2) * step for i, _ in own]
-        middle = np.array([row["accuracy"] for _, row in own])
-        reach = np.array([[row["accuracy"] - row["low"], row["high"] - row["accuracy"]] for _, row in own]).T
-        ax.errorbar(
-            at, middle, yerr=np.abs(reach), linestyle="none", capsize=3, markersize=6, **_look(model, k)
-        )
+        rows = {i: d["models"][model] for i, d in enumerate(datasets.values()) if model in d["models"]}
+        at = [i + (k - (len(models) - 1) / 2) * step for i in rows]
+        errorbars(ax, at, [*rows.values()], "accuracy", **_look(model, k))
     for i, dataset in enumerate(datasets.values()):
         here = {"xmin": i - 0.45, "xmax": i + 0.45, "color": "black", "linewidth": 1}
         ax.hlines(dataset["chance"], linestyle=":", label="chance" if i == 0 else "", **here)
@@ -181,8 +184,21 @@ def accuracy(ax: Axes, summary: dict) -> Axes:
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_ylabel("accuracy, 95% interval\n(higher is better)")
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    ax.legend(**BELOW, ncols=3)
     return ax
+
+
+def errorbars(
+    ax: Axes, at: Sequence[float], rows: Sequence[Mapping], key: str, factor=1.0, lying=False, **look
+) -> None:
+    """A mark a row at row[key] with an interval from row["low"] to row["high"], all times `factor`; `lying`:
+    along the x axis."""
+    middle, low, high = (
+        factor * np.array([row[k] for row in rows], dtype=float) for k in (key, "low", "high")
+    )
+    reach = np.nan_to_num(np.abs([middle - low, high - middle]))
+    places = {"x": middle, "y": at, "xerr": reach} if lying else {"x": at, "y": middle, "yerr": reach}
+    ax.errorbar(**places, **{"linestyle": "none", "capsize": 3, "markersize": 6} | look)
 
 
 def forgetting(ax: Axes, summary: dict) -> Axes:
@@ -198,11 +214,8 @@ def forgetting(ax: Axes, summary: dict) -> Axes:
     for k, arm in enumerate(compared):
         own = [row for row in rows if row["second"] == arm]
         at = [-datasets.index(row["dataset"]) + (0.5 - (k + 0.5) / len(compared)) * 0.5 for row in own]
-        middle = np.array([row["difference"] for row in own]) * 100
-        low, high = (np.array([row[end] for row in own], dtype=float) * 100 for end in ("low", "high"))
         look = _look(arm, k) | {"label": f"{arms.title(arm)} minus {arms.title('med-mix')}"}
-        reach = np.abs([middle - low, high - middle])
-        ax.errorbar(middle, at, xerr=reach, linestyle="none", capsize=3, markersize=6, **look)
+        errorbars(ax, at, own, "difference", factor=100, lying=True, **look)
     ax.axvline(0, color="black", linewidth=1)
     sizes = {name: summary["datasets"][name]["n"] for name in datasets}
     names = [f"{TITLES.get(name, name)}\nn = {sizes[name]:,}" for name in datasets]
@@ -210,7 +223,7 @@ def forgetting(ax: Axes, summary: dict) -> Axes:
     ax.set_ylim(-len(datasets) + 0.5, 0.5)
     ax.set_xlabel("change in accuracy, percentage points, 95% interval\n(left of 0: forgotten in stage 2)")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    ax.legend(**ABOVE, ncols=2)
     return ax
 
 
@@ -264,7 +277,7 @@ def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
     empty = int((scores.query("sample == 0")["words"] == 0).sum())
     if empty:
         ax.set_title(f"empty answers, not shown (F1 = 0): {empty}", pad=28)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    ax.legend(**ABOVE, ncols=3)
     return ax
 
 
@@ -308,33 +321,6 @@ def confusions(summary: dict) -> Figure:
     return figure
 
 
-def token_lengths(ax: Axes, lengths: Mapping[str, Sequence[int]], cutoff: int) -> Axes:
-    """Tokens a sample, a line a source: the share of samples of at least so many, with the cutoff.
-
-    Shares over a log scale show the few that are cut as well as the many that are not.
-    """
-    ordered = {name: np.sort(np.asarray(own)) for name, own in lengths.items() if len(own)}
-    if not ordered:
-        return _nothing(ax, "no sample")
-    for k, (name, own) in enumerate(ordered.items()):
-        reaching = 1 - np.arange(len(own) + 1) / len(own)
-        cut = int((own > cutoff).sum())
-        look = {"color": CYCLE[k % len(CYCLE)], "linestyle": ("-", "--", "-.", ":")[k % 4], "linewidth": 1.6}
-        look["label"] = f"{TITLES.get(name, name)}: median {np.median(own):,.0f}, {cut:,} of {len(own):,} cut"
-        ax.step(np.append(own, own[-1]), reaching, where="pre", **look)
-    ax.axvline(cutoff, color="black", linewidth=1.2, label=f"cutoff {cutoff:,}")
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
-    ax.set_ylim(0, 1.02)
-    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
-    ax.set_xlabel("tokens of a sample (log scale)")
-    ax.set_ylabel("share of samples at least as long")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
-    return ax
-
-
 def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
     """How often a model is right when it is so sure: a mark a bin of equally many answers.
 
@@ -356,7 +342,7 @@ def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
         axis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("confidence: probability of the chosen letter")
     ax.set_ylabel("accuracy of these answers\n(nearer to the diagonal is better)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
+    ax.legend(**BELOW)
     return ax
 
 
@@ -384,7 +370,7 @@ def option_order(ax: Axes, found: Mapping[str, dict]) -> Axes:
     ax.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("accuracy (right is better; close together: the order hardly matters)")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    ax.legend(**ABOVE, ncols=2)
     return ax
 
 

@@ -35,10 +35,7 @@ def read_samples(place: Path) -> pd.DataFrame:
     `predicted` is the option with the highest log-likelihood, "" where the task generates text; `correct` is
     the harness's own metric. Raises SamplesError, one line, naming file and line.
     """
-    frames = []
-    for path in sample_files(place):
-        rows = [_outcome(path, number, line) for number, line in enumerate(_lines(path), 1)]
-        frames.append(pd.DataFrame(rows, columns=COLUMNS[1:]))
+    frames = [_outcomes(path) for path in sample_files(place)]
     if not frames or not sum(map(len, frames)):
         raise SamplesError(f"{place} holds no samples; evaluate with lm_eval --log_samples")
     found = pd.concat(frames, ignore_index=True)
@@ -56,28 +53,29 @@ def dataset_of(task: str) -> str | None:
     return next((name for name in ("medmcqa", "pubmedqa", "medqa") if name in task.lower()), None)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SamplesError(f"{path} cannot be read ({type(error).__name__}); log the samples again") from None
-
-
-def _outcome(path: Path, number: int, line: str) -> tuple:
+def _outcomes(path: Path) -> pd.DataFrame:
+    """The outcomes in one samples file, without the model's name."""
     task = next(FILE.finditer(path.name))["task"]
     dataset = dataset_of(task)
     if dataset is None:
         raise SamplesError(f"{path.name}: task {task} is not MedQA, MedMCQA or PubMedQA; leave its file out")
     try:
-        row = json.loads(line)
-        gold = _letter(row["target"])
-        metric = next(row[name] for name in ("acc", "exact_match") if name in row)
-        return dataset, _item_id(dataset, row), gold, _predicted(row["filtered_resps"]), bool(float(metric))
-    except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
-        reason = f"{type(error).__name__}: {error}"[:80]
-        raise SamplesError(
-            f"{path.name}, line {number}: no sample of the harness ({reason}); log the samples again"
-        ) from None
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SamplesError(f"{path} cannot be read ({type(error).__name__}); log the samples again") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            metric = next(row[name] for name in ("acc", "exact_match") if name in row)
+            outcome = _item_id(dataset, row), _letter(row["target"]), _predicted(row["filtered_resps"])
+            rows.append((dataset, *outcome, bool(float(metric))))
+        except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+            reason = f"{type(error).__name__}: {error}"[:80]
+            raise SamplesError(
+                f"{path.name}, line {number}: no sample of the harness ({reason}); log the samples again"
+            ) from None
+    return pd.DataFrame(rows, columns=COLUMNS[1:])
 
 
 def _letter(target) -> str:

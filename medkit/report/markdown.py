@@ -1,8 +1,8 @@
-"""One table: figures for CSV, a page for Markdown, a computed text; and what its inputs must be."""
+"""One table as CSV, Markdown and plain text; and numbers with their intervals as text."""
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ BUILT_IN = (
 )
 
 ALPHA = 0.05  # of every test, after Holm's correction
-WIDTH = 100  # columns of what a terminal is given
+WIDTH = 100  # columns of a terminal
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Table:
     def terminal(self) -> str:
         """The short page, and how it is read: the first paragraph of the text; at most WIDTH columns."""
         cells = fitted(self.page if self.short is None else self.short)
-        return f"{self.title}\n\n{cells}\n\n{wrapped(self.text.split(chr(10) * 2)[0])}"
+        first, _, _ = self.text.partition("\n\n")
+        return f"{self.title}\n\n{cells}\n\n{wrapped(first)}"
 
 
 def significance(rows: Sequence[tuple[str, bool]], of: str = "") -> str:
@@ -45,6 +46,11 @@ def significance(rows: Sequence[tuple[str, bool]], of: str = "") -> str:
     yes, no = ("; ".join(text for text, differs in rows if differs == group) for group in (True, False))
     start = f"{of}. " if of else ""
     return f"{start}Significantly different: {yes or 'none'}. Not significantly different: {no or 'none'}."
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def grid(cells: pd.DataFrame) -> str:
@@ -79,24 +85,34 @@ def _unmarked(text: str) -> str:
     return text.replace("**", "").replace("`", "")
 
 
-def with_interval(value: float | None, low: float | None, high: float | None, digits: int) -> str:
-    """`0.84 [0.82, 0.86]`; without an interval the value alone; "" for no value."""
-    if value is None or value != value:
-        return ""
-    if low is None or low != low:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def number(value: float | None, digits: int = 1) -> str:
+    """ "" for None and NaN."""
+    return "" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def percent(own: dict) -> str:
-    """An accuracy, with low and high, in percent with one decimal."""
-    return in_percent(own["accuracy"], own["low"], own["high"])
+def interval(own: Mapping, key: str = "mean", digits: int = 1, factor: float = 1) -> str:
+    """`0.84 [0.82, 0.86]`: own[key] with own["low"] and own["high"], or KEY_low and KEY_high where these are
+    there; without an interval the value alone, "" for no value."""
+    ends = (own.get(f"{key}_{end}", own.get(end)) for end in ("low", "high"))
+    value, low, high = (
+        number(None if one is None else factor * one, digits) for one in (own.get(key), *ends)
+    )
+    return f"{value} [{low}, {high}]" if value and low else value
 
 
-def in_percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A share, with its interval where it has one, in percent with one decimal; "" for no value."""
-    value, low, high = (None if one is None else 100 * one for one in (share, low, high))
-    return with_interval(value, low, high, 1)
+def percent(own: Mapping, key: str = "accuracy") -> str:
+    """A share with its interval, in percent with one decimal."""
+    return interval(own, key, 1, 100)
+
+
+def in_percent(share: float | None) -> str:
+    """A share without an interval, in percent with one decimal; "" for no value."""
+    return percent({"share": share}, "share")
+
+
+def points(row: Mapping) -> str:
+    """A difference of shares with its interval, in points: `+1.0, -2.0 to +4.0`."""
+    return "{:+.1f}, {:+.1f} to {:+.1f}".format(*(100 * row[key] for key in ("difference", "low", "high")))
 
 
 def origin_note(run_dir: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""report.html: notebook 05 as a page for readers without Jupyter, in one file that loads nothing."""
+"""Pages for readers without Jupyter, each in one file that loads nothing: report.html is notebook 05."""
 
 import re
 from pathlib import Path
@@ -31,25 +31,24 @@ def write_page(run_dir: str | Path) -> Path:
     something from elsewhere.
     """
     executed = nbformat.read(storage.file(run_dir, NOTEBOOK), as_version=4)
+    for cell in executed.cells:  # without what cells printed: names of files, warnings of libraries
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
     # "basic" is the body alone: the other templates load scripts and fonts from other hosts.
     exporter = HTMLExporter(template_name="basic", embed_images=True)
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    body, _ = exporter.from_notebook_node(_without_streams(executed))
+    body, _ = exporter.from_notebook_node(executed)
     body = body.replace("No description has been provided for this image", "Figure")
     place = Path(run_dir)
-    title = f"medkit report: {place.name}"
-    page = (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    page = html(f"medkit report: {place.name}", body)
     if loaded := re.search(r"<(?:script|link|iframe|object)\b|\bsrc\s*=\s*(?![\"']?data:)\S+", page):
         raise PageError(f"report.html would load {loaded[0][:80]!r}; leave it out of notebook 05")
     return storage.write_text(place / "report.html", page)
 
 
-def _without_streams(executed):
-    """Without what cells printed (names of written files, warnings of libraries)."""
-    for cell in executed.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
-    return executed
+def html(title: str, body: str) -> str:
+    """A whole page around the HTML of its body."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )

@@ -40,9 +40,17 @@ class Row:
     source: str = REPRINTED
     protocol: str = UNKNOWN
     base: str = ""  # the row it is compared with
-    first_hand: bool = False  # read in the publication that measured it; False: read in somebody's copy
-    decimals: int | None = None  # None: as many as printed
     people: bool = False  # a pass mark, or experts: no run over the test set
+
+    @property
+    def first_hand(self) -> bool:
+        """Read in the publication that measured it, and not in somebody's copy."""
+        return self.source == PAPER
+
+    @property
+    def decimals(self) -> int | None:
+        """None: as many as printed."""
+        return 2 if self.first_hand else None
 
     @property
     def percents(self) -> dict[str, str]:
@@ -54,18 +62,13 @@ class Row:
 BASE = "LLaMA-3.1-Instruct (4-bit quantized)"
 MED_MIX = "Med-Mix (4-bit quantized)"
 MED_NIRVANA = "Med-Nirvana (4-bit quantized)"
-_HUATUO_BASE = "Llama-3.1-8B-Instruct"
+_LLAMA = "Llama-3.1-8B-Instruct"
 _HUATUO = "its released scorer: the better of two extraction rules, empty answers left out of the denominator"
 _SILENT = "the paper is silent, and the run was not released"
 _RELEASED = (
     "the paper is silent; the released notebook samples up to 128 tokens, unseeded, and looks for `Answer: X`"
 )
-
-
-def _own(model: str, printed: str, protocol: str, base: str = "") -> Row:
-    return Row(model, "8B", printed, PAPER, protocol, base, first_hand=True, decimals=2)
-
-
+_WIDELY = f"{_HUATUO}; its MedQA spans 72.6 to 77.9 across harnesses"
 ROWS = (
     Row("Human (pass)", "", "50 - 60", people=True),
     Row("Human (expert)", "", "87 90 78 85", people=True),
@@ -79,26 +82,12 @@ ROWS = (
     Row("Chat-Doctor", "7B", "33.93 31.1 54.3 39.78", base=BASE),
     Row("PMC-LLaMA_k", "7B", "48.15 54.15 77.1 59.8", base=BASE),
     Row("PMC-LLaMA", "13B", "56.36 56.04 77.9 63.43", base=BASE),
-    _own(BASE, "56.87 54.82 75 62.23", _SILENT),
-    _own(MED_MIX, "57.5 56.35 79.1 64.32", _RELEASED, BASE),
-    _own(MED_NIRVANA, "53.55 52.77 71.67 59.33", _SILENT, BASE),
-    Row(_HUATUO_BASE, "", "58.7 56.0 75.2", "arXiv 2412.18925, Table 1", _HUATUO, BASE),
-    Row(
-        f"{_HUATUO_BASE}, SFT on exam data",
-        "",
-        "60.0 55.5 74.1",
-        "arXiv 2412.18925, Table 2",
-        _HUATUO,
-        _HUATUO_BASE,
-    ),
-    Row(
-        "HuatuoGPT-o1-8B",
-        "",
-        "72.6 60.4 79.2",
-        "arXiv 2412.18925",
-        f"{_HUATUO}; its MedQA spans 72.6 to 77.9 across harnesses",
-        _HUATUO_BASE,
-    ),
+    Row(BASE, "8B", "56.87 54.82 75 62.23", PAPER, _SILENT),
+    Row(MED_MIX, "8B", "57.5 56.35 79.1 64.32", PAPER, _RELEASED, BASE),
+    Row(MED_NIRVANA, "8B", "53.55 52.77 71.67 59.33", PAPER, _SILENT, BASE),
+    Row(_LLAMA, "", "58.7 56.0 75.2", "arXiv 2412.18925, Table 1", _HUATUO, BASE),
+    Row(f"{_LLAMA}, SFT on exam data", "", "60.0 55.5 74.1", "arXiv 2412.18925, Table 2", _HUATUO, _LLAMA),
+    Row("HuatuoGPT-o1-8B", "", "72.6 60.4 79.2", "arXiv 2412.18925", _WIDELY, _LLAMA),
     Row("MMed-Llama-3-8B", "", "65.4 63.5 80.1", "Nature Communications, s41467-024-52417-z", base=BASE),
     Row("MedGemma-4B-it", "", "64.4 55.7 73.4", "arXiv 2507.05201", base=BASE),
     Row("MedGemma-1.5-4B", "", "69.1 59.8 67.6", "arXiv 2604.05081", base=BASE),
@@ -179,39 +168,29 @@ def audit() -> pd.DataFrame:
     percents = {row.model: row.percents for row in ROWS}
     records = []
     for row in ROWS:
-        for benchmark, n in SIZES.items():
-            percent = row.percents.get(benchmark)
-            if percent is None:
+        for benchmark, percent in row.percents.items():
+            if benchmark == "average":
                 continue
+            n = SIZES[benchmark]
             record = {"model": row.model, "size": row.size, "benchmark": benchmark, "published": percent}
             if not row.people:
-                record |= _measured(percent, benchmark, n, row.decimals)
+                counts, interval = (
+                    attainable(percent, n, row.decimals),
+                    statistics.wilson(float(percent) * n / 100, n),
+                )
+                fold = attainable(percent, PUBMEDQA_FOLD, row.decimals) if benchmark == "pubmedqa" else []
+                record |= {"n": n, "counts": counts, "attainable": bool(counts), "fold_counts": fold}
+                record |= {"low": 100 * interval.low, "high": 100 * interval.high}
             if row.base:
-                record |= {"base": row.base} | _difference(percents[row.base][benchmark], percent, n)
-            records.append(
-                record | {"protocol": row.protocol, "source": row.source, "first_hand": row.first_hand}
-            )
+                base = percents[row.base][benchmark]
+                low, high = statistics.unpaired_difference(
+                    float(base) * n / 100, n, float(percent) * n / 100, n
+                )
+                record |= {"base": row.base, "difference": float(Decimal(percent) - Decimal(base))}
+                record |= {"difference_low": 100 * low, "difference_high": 100 * high}
+            about = {"protocol": row.protocol, "source": row.source, "first_hand": row.first_hand}
+            records.append(record | about)
     return pd.DataFrame(records).astype({"n": "Int64"})
-
-
-def _measured(percent: str, benchmark: str, n: int, decimals: int | None) -> dict:
-    counts = attainable(percent, n, decimals)
-    fold = attainable(percent, PUBMEDQA_FOLD, decimals) if benchmark == "pubmedqa" else []
-    interval = statistics.wilson(float(percent) * n / 100, n)
-    return {
-        "n": n,
-        "counts": counts,
-        "attainable": bool(counts),
-        "fold_counts": fold,
-        "low": 100 * interval.low,
-        "high": 100 * interval.high,
-    }
-
-
-def _difference(base: str, percent: str, n: int) -> dict:
-    low, high = statistics.unpaired_difference(float(base) * n / 100, n, float(percent) * n / 100, n)
-    difference = float(Decimal(percent) - Decimal(base))
-    return {"difference": difference, "difference_low": 100 * low, "difference_high": 100 * high}
 
 
 def audit_text() -> str:
@@ -219,37 +198,28 @@ def audit_text() -> str:
     table = audit()
     own = table[table["first_hand"]]
     paragraphs = [_own_row(model, own[own["model"] == model]) for model in (BASE, MED_MIX, MED_NIRVANA)]
-    for model in own.loc[~own["attainable"].astype(bool), "model"].unique():
-        paragraphs += _explanations(model, own[own["model"] == model])
-    paragraphs += [_against_base(own), _others(table[~table["first_hand"]])]
-    return "\n\n".join(paragraphs)
+    missed = own[~own["attainable"].astype(bool)]
+    paragraphs += [_explanation(model, rows) for model, rows in missed.groupby("model", sort=False)]
+    return "\n\n".join([*paragraphs, _against_base(own), _others(table[~table["first_hand"]])])
 
 
 def _own_row(model: str, rows: pd.DataFrame) -> str:
-    fits = [row for row in rows.itertuples() if row.attainable]
-    misses = [row for row in rows.itertuples() if not row.attainable]
-    sentences = []
-    if fits:
-        each = "; ".join(
-            f"{TITLES[row.benchmark]} {row.published} is {_counts(row.counts)} of {row.n:,}" for row in fits
-        )
-        sentences.append(f"{each}.")
-    for row in misses:
-        sentences.append(
-            f"{TITLES[row.benchmark]} {row.published} is not attainable: {_neighbours(row.published, row.n)}."
-        )
-    verdict = "attainable" if not misses else "not attainable" if not fits else "attainable in part"
+    fits = rows[rows["attainable"].astype(bool)]
+    each = "; ".join(
+        f"{TITLES[row.benchmark]} {row.published} is {_counts(row.counts)} of {row.n:,}"
+        for row in fits.itertuples()
+    )
+    sentences = [f"{each}."] if each else []
+    for row in rows.drop(fits.index).itertuples():
+        below = int(Decimal(row.published) * int(row.n) / 100)
+        near = " and ".join(f"{k:,} of {row.n:,} is {100 * k / row.n:.4f}" for k in (below, below + 1))
+        sentences.append(f"{TITLES[row.benchmark]} {row.published} is not attainable: {near}.")
+    verdict = {len(rows): "attainable", 0: "not attainable"}.get(len(fits), "attainable in part")
     return f"**{model}: {verdict} on Table 1's test sizes.** " + " ".join(sentences)
 
 
-def _neighbours(percent: str, n: int) -> str:
-    below = int(Decimal(percent) * int(n) / 100)
-    return " and ".join(f"{k:,} of {n:,} is {100 * k / n:.4f}" for k in (below, below + 1))
-
-
-def _explanations(model: str, rows: pd.DataFrame) -> list[str]:
-    """Which other sizes would give an unattainable row: fewer questions, or the mean of several runs."""
-    misses = rows[~rows["attainable"].astype(bool)]
+def _explanation(model: str, misses: pd.DataFrame) -> str:
+    """Which other sizes would give unattainable figures: fewer questions, or the mean of several runs."""
     sizes = []
     for row in misses.itertuples():
         fitting = fitting_sizes([row.published], row.n, decimals=2)
@@ -261,12 +231,12 @@ def _explanations(model: str, rows: pd.DataFrame) -> list[str]:
     runs = fitting_runs(percents, decimals=2)
     mean = f"{runs[0]} is the smallest number of runs" if runs else "no number of runs up to 20 is one"
     fold = "" if misses["fold_counts"].map(len).sum() else " PubMedQA's 500-row fold does not give it either."
-    return [
+    return (
         f"What could give {model}'s figures instead. Fewer questions than Table 1 says, the smallest and the "
         f"largest such number per benchmark: {'; '.join(sizes)}. The same number for all: {together}.{fold} "
         f"The mean of several runs over the full sets: {mean} that fits all of them. Arithmetic cannot tell "
         "which of these happened."
-    ]
+    )
 
 
 def _against_base(own: pd.DataFrame) -> str:
@@ -283,15 +253,15 @@ def _against_base(own: pd.DataFrame) -> str:
 
 def _others(others: pd.DataFrame) -> str:
     others = others[others["n"].notna()]
-    misses = others[~others["attainable"].astype(bool)]
     listed = "; ".join(
-        f"{_named(row)} on {TITLES[row.benchmark]} ({row.published})" for row in misses.itertuples()
+        f"{_named(row)} on {TITLES[row.benchmark]} ({row.published})"
+        for row in others[~others["attainable"].astype(bool)].itertuples()
     )
-    fold = others[others["fold_counts"].map(len) > 0]
+    fold = others["fold_counts"].map(len).gt(0).sum()
     return (
         f"The other {len(others)} figures were read in copies, not where they were measured, and their test "
         f"sizes are assumed to be Table 1's. On these no whole count gives: {listed or 'none'}. "
-        f"{len(fold)} of the PubMedQA figures could as well come from the 500-row fold, where the interval "
+        f"{fold} of the PubMedQA figures could as well come from the 500-row fold, where the interval "
         "is wider than the one printed."
     )
 
@@ -301,9 +271,7 @@ def _named(row) -> str:
 
 
 def _counts(counts: list[int]) -> str:
-    if not counts:
-        return "none"
-    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}-{counts[-1]:,}"
+    return "-".join(f"{k:,}" for k in dict.fromkeys([*counts[:1], *counts[-1:]])) or "none"
 
 
 def render_audit() -> str:
@@ -314,20 +282,18 @@ def render_audit() -> str:
 
 def terminal_audit() -> str:
     """The audit for a terminal, markdown.WIDTH columns wide: each figure with the counts that give it."""
-    rows = []
-    for (model, size), figures in audit().groupby(["model", "size"], sort=False):
-        cells = {"model": f"{model} {size}".strip()}
-        for row in figures.itertuples():
-            counts = "" if pd.isna(row.n) else f" ({_counts(row.counts)})"
-            cells[TITLES[row.benchmark]] = row.published + counts
-        rows.append(cells)
+    rows: dict[str, dict[str, str]] = {}
+    for row in audit().itertuples():
+        counts = "" if pd.isna(row.n) else f" ({_counts(row.counts)})"
+        rows.setdefault(_named(row), {})[TITLES[row.benchmark]] = row.published + counts
     sizes = ", ".join(f"{TITLES[name]} {n:,}" for name, n in SIZES.items())
     legend = (
         "In brackets: the whole numbers of right answers that print as the figure, of as many questions as "
         f"Table 1 says ({sizes}); none: not attainable. medkit audit --markdown adds intervals and sources."
     )
-    table = fitted(pd.DataFrame(rows, columns=["model", *TITLES.values()]).fillna(""))
-    return f"Published accuracies, audited\n\n{table}\n\n{wrapped(legend)}\n\n{wrapped(audit_text())}\n"
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*TITLES.values()]).fillna("")
+    cells = fitted(table.rename_axis("model").reset_index())
+    return f"Published accuracies, audited\n\n{cells}\n\n{wrapped(legend)}\n\n{wrapped(audit_text())}\n"
 
 
 def _shown(row) -> dict[str, str]:

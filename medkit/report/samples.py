@@ -72,17 +72,11 @@ def write(
     first, second = pair(list(answers))
     if first == second:
         return "One model only: there is nothing to show side by side."
-    beside = samples(
-        cases,
-        {model: [own[0] for own in given] for model, given in answers.items()},
-        scores,
-        first=first,
-        second=second,
-        include_text=may_show(run, show_text),
-        note=origin_note(run.folder),
-    )
-    storage.write_text(run.folder / "figures" / "samples.md", beside)
-    return beside
+    greedy = {model: [own[0] for own in given] for model, given in answers.items()}
+    shown, note = may_show(run, show_text), origin_note(run.folder)
+    page = samples(cases, greedy, scores, first=first, second=second, include_text=shown, note=note)
+    storage.write_text(run.folder / "figures" / "samples.md", page)
+    return page
 
 
 def pair(models: Sequence[str]) -> tuple[str, str]:

@@ -6,6 +6,8 @@ stated before the runs: DECISIONS.md, "The replay study".
 
 import itertools
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,9 @@ BEFORE = {
     "words": "base",
 }
 KINDS = ("stage 1", "no replay", "one setting", "relearning")
+NUMBERS = ("seeds", "items", "difference", "low", "high", "p", "p_holm", "detectable")
+COLUMNS = ["kind", "measure", "first", "second", *NUMBERS, "model_low", "model_high", "model_p"]
+SHARES = ("rows", "tokens", "supervised_tokens")  # what replay's share of stage 2 is a share of
 # Fields of `dmt` that say how stage 2 begins; the others say what it is trained on.
 _BEGINNING = ("dmt.handover", "dmt.optimizer_state")
 
@@ -62,8 +67,9 @@ class Study:
     scores: pd.DataFrame
 
     @property
-    def complete(self) -> bool:
-        return not self.missing
+    def compared(self) -> list[str]:
+        """The arms of the study."""
+        return [arm for arm in self.arms.index if arm not in self.repeats]
 
     def grid(self, arm: str, measure: str) -> pd.DataFrame:
         """A row a seed, a column an item."""
@@ -86,64 +92,44 @@ def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
     found = {one["name"]: info for one in planned if (info := run_json.read(plan.parent / one["name"]))}
     if not any(one["name"] in found and not one["is_stage1"] for one in planned):
         raise StudyError(f"{storage.shown(folder)} has no finished trial beside stage 1; run its sweep first")
-    stages = [info for info in found.values() if info["trial"]["is_stage1"]]
     trials = [info for info in found.values() if not info["trial"]["is_stage1"]]
-    own = {
-        arm: recipes.from_dict(next(one["recipe"] for one in trials if _arm(one) == arm))
-        for arm in dict.fromkeys(map(_arm, trials))
-    }
-    info = trials[0]
+    own: dict[str, Recipe] = {}
+    for info in trials:
+        own.setdefault(_arm(info["trial"]), recipes.from_dict(info["recipe"]))
     return Study(
         folder=folder,
         benchmark=benchmark,
-        model=own[_arm(info)].model.base,
-        builtin=info["data"]["origin"] == "builtin",
-        planned=[(one["name"], _planned_arm(one), one["seed"]) for one in planned],
+        model=trials[0]["recipe"]["model"]["base"],
+        builtin=trials[0]["data"]["origin"] == "builtin",
+        planned=[(one["name"], _arm(one), one["seed"]) for one in planned],
         missing=[one["name"] for one in planned if one["name"] not in found],
         arms=_arms(trials, plan.parent),
         recipes=own,
         repeats=_repeats(trials),
-        scores=_scores(stages, trials, plan.parent, benchmark),
+        scores=_scores(found.values(), plan.parent, benchmark),
     )
 
 
-def _arm(info: dict) -> str:
+def _arm(trial: dict) -> str:
     """An arm of the sweep's file at one point of its axes: the trial's name without its seed."""
-    return _planned_arm(info["trial"])
-
-
-def _planned_arm(one: dict) -> str:
-    return "stage 1" if one["is_stage1"] else one["name"].removesuffix(f"-s{one['seed']}")
+    return "stage 1" if trial["is_stage1"] else trial["name"].removesuffix(f"-s{trial['seed']}")
 
 
 def _arms(trials: list[dict], outcomes: Path) -> pd.DataFrame:
     rows = []
     for info in trials:
         path = outcomes / info["trial"]["name"] / "data" / "manifest.json"
-        manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        stage2 = manifest.get("stage2", {})
-        replay = stage2.get("replay", {})
-        row = {"arm": _arm(info), "seeds": 1}
-        for name in ("rows", "tokens", "supervised_tokens"):
-            row[name] = replay.get(f"share_of_{name}", float("nan"))
+        stage2 = json.loads(path.read_text(encoding="utf-8")).get("stage2", {}) if path.is_file() else {}
+        consultations, replay = stage2.get("notechat", {}), stage2.get("replay", {})
+        shares = {name: replay.get(f"share_of_{name}", math.nan) for name in SHARES}
         if weighted := info["recipe"]["dmt"].get("replay_token_share"):
-            row["supervised_tokens"] = weighted  # what the loss makes of the share that the rows have
-        consultations = stage2.get("notechat", {})
-        row["trained_rows"] = sum(
-            part.get(name, 0)
-            for part, name in ((consultations, "train"), (consultations, "further"), (replay, "train"))
+            shares["supervised_tokens"] = weighted  # what the loss makes of the share that the rows have
+        trained = [consultations.get("train"), consultations.get("further"), replay.get("train")]
+        rows.append(
+            {"arm": _arm(info["trial"]), "seeds": 1, **shares, "trained_rows": sum(filter(None, trained))}
         )
-        rows.append(row)
-    frame = pd.DataFrame(rows).groupby("arm", sort=False)
-    return frame.agg(
-        {
-            "rows": "mean",
-            "tokens": "mean",
-            "supervised_tokens": "mean",
-            "trained_rows": "mean",
-            "seeds": "sum",
-        }
-    )
+    means = dict.fromkeys([*SHARES, "trained_rows"], "mean")
+    return pd.DataFrame(rows).groupby("arm", sort=False).agg({**means, "seeds": "sum"})
 
 
 def _changed(one: Recipe, other: Recipe) -> set[str]:
@@ -157,7 +143,7 @@ def _repeats(trials: list[dict]) -> dict[str, tuple[str, str]]:
     first: dict[str, dict] = {}
     repeats = {}
     for info in trials:
-        arm, recipe = _arm(info), recipes.from_dict(info["recipe"])
+        arm, recipe = _arm(info["trial"]), recipes.from_dict(info["recipe"])
         for earlier, other in first.items():
             if earlier != arm and not _changed(recipe, recipes.from_dict(other["recipe"])):
                 same = info["seeds"] == other["seeds"] or info["trial"]["seed"] != other["trial"]["seed"]
@@ -167,33 +153,33 @@ def _repeats(trials: list[dict]) -> dict[str, tuple[str, str]]:
     return repeats
 
 
-def _scores(stages: list[dict], trials: list[dict], outcomes: Path, benchmark: str) -> pd.DataFrame:
+def _scores(found: Iterable[dict], outcomes: Path, benchmark: str) -> pd.DataFrame:
     parts = []
-    for info in stages:
-        models = {"base": "base", "med-mix": "med-mix"}
-        parts.append(_of_trial(outcomes / info["trial"]["name"], info["trial"]["seed"], models, benchmark))
-    for info in trials:
-        arm, place = _arm(info), outcomes / info["trial"]["name"]
-        parts.append(
-            _of_trial(
-                place, info["trial"]["seed"], {"med-nirvana": arm, "relearned": f"{arm} relearned"}, benchmark
-            )
-        )
-        if info["recipe"]["dmt"]["handover"] != "joint":  # whose first loss is the base's
-            parts.append(_stage1_loss(place, info["trial"]["seed"], arm))
+    for info in sorted(found, key=lambda info: not info["trial"]["is_stage1"]):
+        trial = info["trial"]
+        arm, place = _arm(trial), outcomes / trial["name"]
+        arms = {"med-nirvana": arm, "relearned": f"{arm} relearned"}
+        if trial["is_stage1"]:
+            arms = {"base": "base", "med-mix": "med-mix"}
+        own = _of_trial(place, benchmark)
+        own = own[own["arm"].isin(list(arms))]
+        parts.append(own.assign(arm=own["arm"].map(arms), seed=trial["seed"]))
+        if (
+            not trial["is_stage1"] and info["recipe"]["dmt"]["handover"] != "joint"
+        ):  # its first loss is the base's
+            parts.append(_stage1_loss(place).assign(arm=arm, seed=trial["seed"]))
     scores = pd.concat(parts, ignore_index=True)
     # Two stages 1 of one seed, for arms that need different ones: the first is the reference.
     return scores.drop_duplicates(["arm", "seed", "measure", "item"], ignore_index=True)
 
 
-def _of_trial(place: Path, seed: int, arms: dict[str, str], benchmark: str) -> pd.DataFrame:
-    """arms: model -> the arm that it is."""
-    parts = []
+def _of_trial(place: Path, benchmark: str) -> pd.DataFrame:
+    """arm (the model as the trial calls it), measure, item, value."""
+    parts = [pd.DataFrame(columns=["arm", "measure", "item", "value"])]
     if (place / "mcq" / "items.csv").is_file():
         items = accuracy.read_items(place)
         items = items[items["dataset"] == benchmark]
-        correct = accuracy.is_correct(items).astype(float)
-        parts.append(_long(items, "accuracy", items["item_id"], correct))
+        parts.append(_long(items, "accuracy", items["item_id"], accuracy.is_correct(items).astype(float)))
     if (path := place / "mcq" / "general.csv").is_file():
         rows = pd.read_csv(path, dtype={"item_id": str, "gold": str, "predicted": str})
         texts, questions = rows[rows["dataset"] == "text"], rows[rows["dataset"] != "text"]
@@ -205,47 +191,40 @@ def _of_trial(place: Path, seed: int, arms: dict[str, str], benchmark: str) -> p
         answers = answers[answers["sample"] == 0]
         case = answers["source"] + "/" + answers["case"]
         parts += [_long(answers, name, case, answers[name]) for name in ("f1", "words")]
-    if not parts:
-        return pd.DataFrame(columns=["arm", "seed", "measure", "item", "value"])
-    found = pd.concat(parts, ignore_index=True)
-    found = found[found["arm"].isin(list(arms))]
-    return found.assign(arm=found["arm"].map(arms), seed=seed)
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def _long(rows: pd.DataFrame, measure: str, item: pd.Series, value: pd.Series) -> pd.DataFrame:
     return pd.DataFrame({"arm": rows["model"], "measure": measure, "item": item, "value": value})
 
 
-def _stage1_loss(place: Path, seed: int, arm: str) -> pd.DataFrame:
-    """The last less the first, before any step, of the same rows; one number a seed."""
+def _stage1_loss(place: Path) -> pd.DataFrame:
+    """The last less the first, before any step, of the same rows; one number, or no row."""
     path, column = place / "stage2" / "loss.csv", "eval_loss_stage1"
     loss = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     known = loss[column].dropna() if column in loss else pd.Series(dtype=float)
-    if len(known) < 2:
-        return pd.DataFrame()
-    row = {"arm": arm, "seed": seed, "measure": "stage1_loss", "item": "all rows"}
-    return pd.DataFrame([row | {"value": known.iloc[-1] - known.iloc[0]}])
+    change = [known.iloc[-1] - known.iloc[0]] if len(known) > 1 else []
+    return pd.DataFrame({"value": change}).assign(measure="stage1_loss", item="all rows")
 
 
 def without_replay(study: Study, arm: str) -> str:
     """The arm that `arm` shows the replay's effect beside: the first without replay whose stage 2 begins and
     is trained in the same way; where there is none, the first without replay. "" for such an arm itself."""
-    others = [name for name in study.arms.index if name not in study.repeats]
-    none = [
-        name
-        for name in others
-        if study.recipes[name].dmt.replay_share == 0 and study.recipes[name].dmt.handover != "joint"
-    ]
-    for name in none:
-        fields = _changed(study.recipes[name], study.recipes[arm])
-        if all(field.startswith("dmt.") and field not in _BEGINNING for field in fields):
-            return "" if name == arm else name
-    return none[0] if none and none[0] != arm else ""
+    dmt = {name: study.recipes[name].dmt for name in study.compared}
+    none = [name for name, own in dmt.items() if own.replay_share == 0 and own.handover != "joint"]
+    alike = [name for name in none if _only_rows(_changed(study.recipes[name], study.recipes[arm]))]
+    first = next(iter(alike or none), arm)
+    return "" if first == arm else first
+
+
+def _only_rows(fields: set[str]) -> bool:
+    """Whether arms that differ in these fields differ in the rows of stage 2 alone."""
+    return all(field.startswith("dmt.") and field not in _BEGINNING for field in fields)
 
 
 def dose(study: Study) -> list[str]:
     """The arms that differ in replay's share alone, in its order: those without any setting of their own."""
-    arms = [name for name in study.arms.index if name not in study.repeats]
+    arms = study.compared
     first = next((name for name in arms if not without_replay(study, name)), arms[0])
     own = [n for n in arms if _changed(study.recipes[first], study.recipes[n]) <= {"dmt.replay_share"}]
     return sorted(own, key=lambda name: study.recipes[name].dmt.replay_share)
@@ -254,23 +233,20 @@ def dose(study: Study) -> list[str]:
 def pairs(study: Study) -> list[tuple[str, str, str]]:
     """(kind, first, second) of every comparison between arms: each with its arm without replay; and two that
     differ in one setting other than the share, or in what fills equally many rows."""
-    arms = [name for name in study.arms.index if name not in study.repeats]
-    found = [("no replay", first, arm) for arm in arms if (first := without_replay(study, arm))]
-    for one, other in itertools.combinations(arms, 2):
+    found = {(first, arm): "no replay" for arm in study.compared if (first := without_replay(study, arm))}
+    for one, other in itertools.combinations(study.compared, 2):
         fields = _changed(study.recipes[one], study.recipes[other])
-        rows = study.arms.loc[[one, other], "trained_rows"]
-        filled = all(f.startswith("dmt.") and f not in _BEGINNING for f in fields) and rows.nunique() == 1
+        filled = _only_rows(fields) and study.arms.loc[[one, other], "trained_rows"].nunique() == 1
         if (len(fields) == 1 and fields != {"dmt.replay_share"}) or filled:
-            found.append(("one setting", one, other))
-    known = {(first, second) for kind, first, second in found if kind == "no replay"}
-    return [one for one in found if one[0] == "no replay" or one[1:] not in known]
+            found.setdefault((one, other), "one setting")
+    return [(kind, *pair) for pair, kind in found.items()]
 
 
 def comparisons(study: Study) -> pd.DataFrame:
     """Every comparison, a row: kind (KINDS), measure, first, second, and clustered.Clustered's numbers of
     second minus first; p_holm within a kind and measure; of accuracies also model_low, model_high, model_p,
     the mixed model's. An arm whose seeds have no partner yet has no row."""
-    arms = [name for name in study.arms.index if name not in study.repeats]
+    arms = study.compared
     wanted = [("stage 1", measure, BEFORE[measure], arm) for measure in BEFORE for arm in arms]
     wanted += [
         (kind, measure, first, second)
@@ -278,12 +254,15 @@ def comparisons(study: Study) -> pd.DataFrame:
         for measure in ("accuracy", "f1", "general")
     ]
     # An arm's relearning probe beside the arm, and beside stage 1: is its skill gone, or hidden?
-    probes = [
+    wanted += [
         ("relearning", "accuracy", first, f"{arm} relearned") for arm in arms for first in (arm, "med-mix")
     ]
+    wanted += [("stage 1", "stage1_loss", "med-mix", arm) for arm in arms]
     rows = []
-    for kind, measure, first, second in wanted + probes:
-        found = clustered.paired(study.grid(first, measure), study.grid(second, measure))
+    for kind, measure, first, second in wanted:
+        found = study.grid(second, measure)
+        if measure != "stage1_loss":  # which is a change already
+            found = clustered.paired(study.grid(first, measure), found)
         if found.size:
             row = {"kind": kind, "measure": measure, "first": first, "second": second}
             row |= storage.plain(clustered.mean_difference(found, binary=MEASURES[measure][1]))
@@ -291,25 +270,10 @@ def comparisons(study: Study) -> pd.DataFrame:
                 ends = clustered.mixed_model(found)
                 row |= dict(zip(("model_low", "model_high", "model_p"), ends, strict=True))
             rows.append(row)
-    for arm in arms:
-        change = study.grid(arm, "stage1_loss")
-        if change.size:
-            row = {"kind": "stage 1", "measure": "stage1_loss", "first": "med-mix", "second": arm}
-            rows.append(row | storage.plain(clustered.mean_difference(change, binary=False)))
-    return _adjusted(pd.DataFrame(rows, columns=COLUMNS))
-
-
-NUMBERS = ("seeds", "items", "difference", "low", "high", "p", "p_holm", "detectable")
-COLUMNS = ["kind", "measure", "first", "second", *NUMBERS, "model_low", "model_high", "model_p"]
-
-
-def _adjusted(rows: pd.DataFrame) -> pd.DataFrame:
-    numbers = [name for name in COLUMNS[4:] if name not in ("seeds", "items")]
-    rows[numbers] = rows[numbers].astype(float)
-    tested = rows[rows["p"].notna()]
-    for _, family in tested.groupby(["kind", "measure"], sort=False):
-        rows.loc[family.index, "p_holm"] = statistics.holm(family["p"].tolist())
-    return rows
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[6:], float))
+    for _, family in table[table["p"].notna()].groupby(["kind", "measure"], sort=False):
+        table.loc[family.index, "p_holm"] = statistics.holm(family["p"].tolist())
+    return table
 
 
 def progress(study: Study) -> pd.DataFrame:
@@ -325,11 +289,10 @@ def settings(study: Study) -> pd.Series:
     """The fields in which each arm differs from the first arm of `dose`, with its values."""
     first = dose(study)[0]
     found = {}
-    for arm in study.arms.index:
-        own = recipes.flat(study.recipes[arm])
-        fields = sorted(_changed(study.recipes[first], study.recipes[arm]))
-        values = {field: own[field] for field in fields}
-        found[arm] = ", ".join(f"{k}={round(v, 4) if isinstance(v, float) else v}" for k, v in values.items())
+    for arm, recipe in study.recipes.items():
+        values = {field: recipes.flat(recipe)[field] for field in _changed(study.recipes[first], recipe)}
+        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in sorted(values.items())}
+        found[arm] = ", ".join(f"{field}={value}" for field, value in shown.items())
     return pd.Series(found, name=f"differs from {first} in")
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from medkit.report.figures import BLUE, GREY, ORANGE
+from medkit.report.figures import ABOVE, BLUE, GREY, ORANGE, errorbars
 
 # Of a measure: the y axis and which direction is better.
 AXES = {
@@ -29,7 +28,7 @@ def figure13(axes: Sequence[Axes], shown: Mapping[str, tuple[pd.DataFrame, pd.Da
         ax.set_ylabel(AXES[measure])
     top, below = axes[0], axes[-1]
     top.plot([], [], "o", color=GREY, markersize=4.5, alpha=0.5, label="a training seed")
-    top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    top.legend(**ABOVE, ncols=3)
     below.set_xlabel(
         "left: k, the share of stage 2's rows that are replayed; right: arms with another setting"
     )
@@ -54,19 +53,9 @@ def _draw(ax: Axes, points: pd.DataFrame, intervals: pd.DataFrame) -> None:
         style: dict = {key: value for key, value in look.items() if key != "label"}
         ax.plot(x, own["difference"], linestyle="none", markersize=4.5, alpha=0.5, **style)
         means = intervals.reindex(own["arm"].unique()).dropna(subset="difference")
-        places = np.array([at[arm] for arm in means.index]) + 0.12
-        reach = np.abs([means["difference"] - means["low"], means["high"] - means["difference"]])
-        line = "-" if group == "k" else "none"
-        ax.errorbar(
-            places,
-            means["difference"],
-            yerr=np.nan_to_num(reach),
-            capsize=3,
-            markersize=7,
-            linestyle=line,
-            linewidth=1.2,
-            **look,
-        )
+        places = [at[arm] + 0.12 for arm in means.index]
+        line = {"linestyle": "-" if group == "k" else "none", "linewidth": 1.2, "markersize": 7}
+        errorbars(ax, places, means.to_dict("records"), "difference", **line, **look)
     ax.axhline(0, color="black", linewidth=0.8)
     if 0 < doses < len(arms):
         ax.axvline(doses - 0.25, color=GREY, linestyle=":", linewidth=1)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medkit.report import markdown, published
+from medkit.report import markdown
 from medkit.report.card import HUB_NAMES
-from medkit.report.markdown import Table
-from medkit.report.study import BEFORE, MEASURES, Study, dose, noise_floor
+from medkit.report.markdown import ALPHA, Table, in_percent, interval, listed, number
+from medkit.report.published import TITLES
+from medkit.report.study import BEFORE, MEASURES, SHARES, Study, dose, noise_floor
 from medkit.runs import storage
 
-ALPHA = 0.05
 # measure -> title of its column, factor to the unit it is printed in, digits
 PRINTED = {
     "accuracy": ("retention: accuracy - Med-Mix's, points", 100, 1),
@@ -22,19 +22,21 @@ PRINTED = {
     "general_loss": ("general loss - Med-Mix's, nats a token", 1, 3),
     "stage1_loss": ("stage-1 loss, change in stage 2", 1, 3),
 }
-FIGURE = {"accuracy": "retention", "f1": "gain"}
+FIGURE = ("accuracy", "f1")  # the measures of Figure 13: retention and gain
+WHY = {
+    "no replay": "the replay",
+    "one setting": "one setting, or what fills the rows",
+    "relearning": "a few steps on stage 1's rows",
+}
+BETWEEN = {"accuracy": "accuracy, points", "f1": "BERTScore F1", "general": "general accuracy, points"}
 
 
 def table(study: Study, found: pd.DataFrame) -> Table:
     """replay_study: an arm a row, and of every measure the difference with its interval, Holm's p and what
     was detectable. found: study.comparisons'. `figures` has every comparison, with replay's shares."""
-    shares = study.arms.rename(columns=lambda name: f"share_of_{name}" if name in SHARES else name)
-    columns = [f"share_of_{name}" for name in SHARES]
-    figures = found.merge(shares[columns], how="left", left_on="second", right_index=True)
+    shares = study.arms[[*SHARES]].add_prefix("share_of_")
+    figures = found.merge(shares, how="left", left_on="second", right_index=True)
     page = pd.DataFrame([_row(study, found, arm) for arm in _ordered(study)])
-    short = [
-        name for name in ("arm", "rows, %", *(PRINTED[measure][0] for measure in FIGURE)) if name in page
-    ]
     return Table(
         name="replay_study",
         title="Replay study",
@@ -42,76 +44,48 @@ def table(study: Study, found: pd.DataFrame) -> Table:
         page=page,
         text="\n\n".join([*sentences(study, found), _reading(study)]),
         note=markdown.BUILT_IN if study.builtin else "",
-        short=page[short],
+        short=page[["arm", "rows, %", *(PRINTED[measure][0] for measure in FIGURE)]],
     )
 
 
-SHARES = {"rows": "rows, %", "tokens": "tokens, %", "supervised_tokens": "supervised tokens, %"}
-
-
 def _ordered(study: Study) -> list[str]:
-    arms = dose(study)
-    return arms + [arm for arm in study.arms.index if arm not in arms and arm not in study.repeats]
+    return list(dict.fromkeys([*dose(study), *study.compared]))
 
 
 def _row(study: Study, found: pd.DataFrame, arm: str) -> dict[str, str]:
     about = study.arms.loc[arm]
     row = {"arm": arm, "seeds": f"{about['seeds']:.0f}"}
-    row |= {title: markdown.in_percent(about[name]) for name, title in SHARES.items()}
+    row |= {f"{name.replace('_', ' ')}, %": in_percent(about[name]) for name in SHARES}
     for measure, (title, factor, digits) in PRINTED.items():
-        own = _only(found, kind="stage 1", measure=measure, second=arm)
-        row[title] = _cell(own.iloc[0], factor, digits) if len(own) else ""
+        for one in _only(found, kind="stage 1", measure=measure, second=arm).to_dict("records"):
+            row[title] = interval(one, "difference", digits, factor)
+            if not math.isnan(one["p_holm"]):
+                detectable = number(factor * one["detectable"], digits)
+                row[title] += f"; p {one['p_holm']:.2g}; detectable {detectable}"
+        row.setdefault(title, "")
     return row
-
-
-def _interval(one: pd.Series, factor: float, digits: int) -> str:
-    value, low, high = (factor * one[end] for end in ("difference", "low", "high"))
-    return markdown.with_interval(value, low, high, digits)
-
-
-def _cell(one: pd.Series, factor: float, digits: int) -> str:
-    text = _interval(one, factor, digits)
-    if math.isnan(one["p_holm"]):
-        return text
-    return f"{text}; p {one['p_holm']:.2g}; detectable {factor * one['detectable']:.{digits}f}"
-
-
-WHY = {
-    "no replay": "the replay",
-    "one setting": "one setting, or what fills the rows",
-    "relearning": "a few steps on stage 1's rows",
-}
 
 
 def pairs_page(found: pd.DataFrame) -> pd.DataFrame:
     """The comparisons between arms, as strings."""
     rows = []
-    for _, one in found[found["kind"] != "stage 1"].iterrows():
+    for one in found[found["kind"] != "stage 1"].to_dict("records"):
         _, factor, digits = PRINTED[one["measure"]]
-        unit = {"accuracy": "accuracy, points", "general": "general accuracy, points"}
-        rows.append(
-            {
-                "compared": f"{one['second']} - {one['first']}",
-                "why": WHY[one["kind"]],
-                "measure": unit.get(one["measure"], "BERTScore F1"),
-                "difference": _interval(one, factor, digits),
-                "p (Holm)": "" if math.isnan(one["p_holm"]) else f"{one['p_holm']:.2g}",
-                "detectable": ""
-                if math.isnan(one["detectable"])
-                else f"{factor * one['detectable']:.{digits}f}",
-            }
-        )
+        row = {"compared": _pair(one), "why": WHY[one["kind"]]}
+        row |= {"measure": BETWEEN[one["measure"]]}
+        row |= {"difference": interval(one, "difference", digits, factor)}
+        row |= {"p (Holm)": "" if math.isnan(one["p_holm"]) else f"{one['p_holm']:.2g}"}
+        rows.append(row | {"detectable": number(factor * one["detectable"], digits)})
     return pd.DataFrame(rows)
 
 
 def check_page(found: pd.DataFrame) -> pd.DataFrame:
     """Differences in exam accuracy, in points, with the bootstrap's interval and the mixed model's."""
     own = _only(found, measure="accuracy")
-    kinds = {"bootstrap": ("low", "high"), "mixed model": ("model_low", "model_high")}
+    model = own[["difference"]].assign(low=own["model_low"], high=own["model_high"])
     cells = {"compared": own["second"] + " - " + own["first"]}
-    for name, (low, high) in kinds.items():
-        ends = zip(own["difference"], own[low], own[high], strict=True)
-        cells[name] = pd.Series([markdown.in_percent(*one) for one in ends], index=own.index)
+    for name, rows in {"bootstrap": own, "mixed model": model}.items():
+        cells[name] = rows.apply(markdown.percent, axis=1, key="difference")
     return pd.DataFrame(cells)
 
 
@@ -130,19 +104,14 @@ def agreement(found: pd.DataFrame) -> str:
 def noise_page(study: Study) -> pd.DataFrame:
     """The noise floor, as strings."""
     rows = []
-    for _, one in noise_floor(study).iterrows():
+    for one in noise_floor(study).to_dict("records"):
         if one["measure"] in FIGURE:
             _, factor, digits = PRINTED[one["measure"]]
-            rows.append(
-                {
-                    "again": f"{one['arm']}, seed {one['seed']}",
-                    "changed": "nothing" if one["how"] == "same" else "the order of rows",
-                    "measure": MEASURES[one["measure"]][0],
-                    "n": f"{one['items']:,}",
-                    "items with another value": f"{one['changed']:.1%}",
-                    "mean difference": f"{factor * one['difference']:+.{digits}f}",
-                }
-            )
+            row = {"again": f"{one['arm']}, seed {one['seed']}"}
+            row |= {"changed": "nothing" if one["how"] == "same" else "the order of rows"}
+            row |= {"measure": MEASURES[one["measure"]][0], "n": f"{one['items']:,}"}
+            row |= {"items with another value": f"{one['changed']:.1%}"}
+            rows.append(row | {"mean difference": f"{factor * one['difference']:+.{digits}f}"})
     return pd.DataFrame(rows)
 
 
@@ -174,51 +143,46 @@ def sentences(study: Study, found: pd.DataFrame) -> list[str]:
 
 
 def _found(study: Study, found: pd.DataFrame) -> str:
-    questions, title = study.grid("med-mix", "accuracy"), _title(study)
+    questions, title = study.grid("med-mix", "accuracy"), TITLES[study.benchmark]
     if questions.empty:
         return f"**Found**: letter accuracy on {title} is not in yet, so nothing is known of retention."
-    levels = {arm: study.grid(arm, "accuracy").to_numpy() for arm in dose(study)}
-    levels = {arm: f"{100 * np.nanmean(own):.1f}%" for arm, own in levels.items() if own.size}
-    shares = [f"{markdown.in_percent(study.arms.loc[arm, 'rows'])}%" for arm in levels]
+    grids = {arm: grid for arm in dose(study) if (grid := study.grid(arm, "accuracy")).size}
+    levels = [f"{100 * np.nanmean(grid.to_numpy()):.1f}%" for grid in grids.values()]
+    shares = [f"{in_percent(study.arms.loc[arm, 'rows'])}%" for arm in grids]
     text = (
         f"**Found**: {_model(study)} answered {100 * np.nanmean(questions.to_numpy()):.1f}% of "
         f"{questions.shape[1]:,} {title} questions correctly after stage 1, and after a stage 2 with "
-        f"{_series(shares)} of its rows replayed {_series(list(levels.values()))}"
+        f"{listed(shares) or 'no share'} of its rows replayed {listed(levels) or 'no share'}"
     )
-    between = found[(found["kind"] != "stage 1") & (found["measure"] == "accuracy")]
-    seen = [_signed(one) for _, one in between[between["p_holm"] < ALPHA].iterrows()]
     if not found["p_holm"].notna().any():
         return f"{text}."
+    own = _only(found, measure="accuracy")
+    significant = own[own["p_holm"] < ALPHA]
+    seen = [
+        f"{_pair(one)} {100 * one['difference']:+.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+        for one in significant[significant["kind"] != "stage 1"].to_dict("records")
+    ]
     text += f"; significant, in points: {', '.join(seen)}" if seen else "; no two arms differ significantly"
-    own = _only(found, kind="stage 1", measure="accuracy")
-    lost = own[(own["p_holm"] < ALPHA) & (own["difference"] < 0)]["second"]
+    lost = significant[(significant["kind"] == "stage 1") & (significant["difference"] < 0)]["second"]
     return f"{text}; significantly below stage 1: {', '.join(lost) or 'no arm'}."
 
 
-def _series(parts: list[str]) -> str:
-    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "no share"
-
-
-def _signed(one: pd.Series) -> str:
-    middle, low, high = (100 * one[end] for end in ("difference", "low", "high"))
-    return f"{one['second']} - {one['first']} {middle:+.1f} [{low:.1f}, {high:.1f}]"
+def _pair(one: dict) -> str:
+    return f"{one['second']} - {one['first']}"
 
 
 def _not_found(found: pd.DataFrame) -> str:
     if not found["p_holm"].notna().any():
         return "**Not found**: with one seed an arm nothing is known of the spread, so nothing was tested."
     parts = []
-    for measure, what in (
-        ("accuracy", "in exam accuracy"),
-        ("f1", "in BERTScore F1"),
-        ("general", "in general accuracy"),
-    ):
+    kinds = {"accuracy": "exam accuracy", "f1": "BERTScore F1", "general": "general accuracy"}
+    for measure, what in kinds.items():
         tested = found[(found["measure"] == measure) & found["p_holm"].notna()]
         unseen = tested[tested["p_holm"] >= ALPHA]
         if len(unseen):
-            names = (f"{one['second']} - {one['first']}" for _, one in unseen.iterrows())
-            listed = "any comparison" if len(unseen) == len(tested) else ", ".join(names)
-            parts.append(f"{what} for {listed} (detectable {_range(unseen['detectable'], measure)})")
+            names = ", ".join(map(_pair, unseen.to_dict("records")))
+            names = "any comparison" if len(unseen) == len(tested) else names
+            parts.append(f"in {what} for {names} (detectable {_range(unseen['detectable'], measure)})")
     if not parts:
         return "**Not found**: every difference that was tested is significant."
     return f"**Not found**: a significant difference {'; '.join(parts)}."
@@ -232,7 +196,7 @@ def _range(values: pd.Series, measure: str) -> str:
 
 
 def _scope(study: Study) -> str:
-    counts = study.arms.drop(index=list(study.repeats))["seeds"]
+    counts = study.arms.loc[study.compared, "seeds"]
     least, most = int(counts.min()), int(counts.max())
     seeds = f"{least} seed{'s' * (least > 1)}" if least == most else f"{least} to {most} seeds"
     rows = "the built-in corpus" if study.builtin else "these rows"
@@ -241,28 +205,18 @@ def _scope(study: Study) -> str:
     if study.missing:
         shown = ", ".join(study.missing[:5]) + (", ..." if len(study.missing) > 5 else "")
         text += f" (missing: {shown})"
-    if noise := _noise(study):
-        text += f"; {noise}"
-    return f"{text}; other sizes of model, and other data, were not tried."
-
-
-def _noise(study: Study) -> str:
-    own = noise_floor(study)
-    own = own[own["measure"] == "accuracy"]
-    names = {"same": "the same run again", "order": "another order of rows"}
-    return ", ".join(
-        f"{names[how]} moved accuracy by {100 * rows['difference'].abs().max():.1f} points "
+    noise = [
+        f"{what} moved accuracy by {100 * rows['difference'].abs().max():.1f} points "
         f"({rows['changed'].max():.1%} of answers)"
-        for how, rows in own.groupby("how", sort=False)
-    )
+        for how, what in {"same": "the same run again", "order": "another order of rows"}.items()
+        if len(rows := _only(noise_floor(study), measure="accuracy", how=how))
+    ]
+    text += f"; {', '.join(noise)}" if noise else ""
+    return f"{text}; other sizes of model, and other data, were not tried."
 
 
 def _model(study: Study) -> str:
     return HUB_NAMES.get(study.model, study.model).rpartition("/")[2]
-
-
-def _title(study: Study) -> str:
-    return published.TITLES.get(study.benchmark, study.benchmark)
 
 
 def _reading(study: Study) -> str:
@@ -270,7 +224,7 @@ def _reading(study: Study) -> str:
         "Intervals (95%) are over seeds and questions; with one seed there is none, as nothing is known of "
         "the spread. p is Holm's within a column, `detectable` what a test at 0.05 would have found with 80% "
         "power. An arm is compared with the models of its own seed on the same questions; retention is on "
-        f"{_title(study)}."
+        f"{TITLES[study.benchmark]}."
     )
 
 

@@ -18,18 +18,19 @@ from medkit.report.markdown import (
     Table,
     in_percent,
     inside,
+    interval,
     origin_note,
     percent,
     significance,
-    with_interval,
     wrapped,
 )
+from medkit.report.published import TITLES
 from medkit.report.table3 import table3
 from medkit.runs import arms, run_json, storage
 from medkit.runs.storage import load
 
 PROTOCOLS = {"scored": "most likely letter", "generated": "answer in words", "released": "as released"}
-SCORES = ("precision", "recall", "f1")
+SCORES = {"precision": "precision", "recall": "recall", "f1": "F1", "rouge_l": "ROUGE-L"}
 _PAPERS = ", the paper"  # behind the name of a published row
 
 
@@ -81,66 +82,65 @@ def table1(run_dir: str | Path) -> Table:
     """Composition of the stage-1 mixture, one row a source, from data/manifest.json."""
     manifest = load(run_dir, "data/manifest.json", ("sources", "stage1"))
     stage1, sources = manifest["stage1"], manifest["sources"]
-    rows = []
+    rows, dropped = [], []
     for name, count in stage1["counts"].items():
         train, held_out = sources[name]["train"], sources[name].get("eval", {})
         paper = published.STAGE1_ROWS.get(name, (None, None))
-        rows.append(
-            {"dataset": name, "train": count, "evaluation": held_out.get("records")}
-            | {"rows_read": train["rows"], "dropped": sum(train["dropped"].values())}
-            | {"paper_train": paper[0], "paper_evaluation": paper[1]}
-        )
-    figures = _with_total(rows, {"train": stage1["total"]})
+        row = {"dataset": name, "train": count, "evaluation": held_out.get("records")}
+        row |= {"rows_read": train["rows"], "dropped": sum(train["dropped"].values())}
+        rows.append(row | {"paper_train": paper[0], "paper_evaluation": paper[1]})
+        if reasons := _reasons(train["dropped"]):
+            dropped.append(f"{TITLES.get(name, name)}: {reasons}")
+    figures = _with_total(rows)
+    figures.loc[figures.index[-1], "train"] = stage1["total"]
     validation = stage1["validation"] / stage1["total"] if stage1["total"] else math.nan
+    info = run_json.read(Path(run_dir))
+    scored = info["recipe"]["mcq"]["rows"] if info else 0
     text = (
         f"Of the mixture's {stage1['total']:,} samples {stage1['train']:,} train and "
         f"{stage1['validation']:,} ({validation:.1%}) validate, split by seed {stage1['seed']}. "
-        f"{_dropped(sources, stage1['counts'])}{_scored(run_dir)}"
     )
-    page = _page(figures, published.TITLES)
+    text += (
+        f"Dropped training rows, by reason: {'; '.join(dropped)}."
+        if dropped
+        else "No training row was dropped."
+    )
+    if scored:
+        text += f" Of each evaluation set the first {scored:,} rows are scored (Table 3)."
+    page = _page(figures, TITLES)
     return Table("table1", "Table 1: stage-1 mixture", figures, page, text, origin_note(run_dir))
-
-
-def _scored(run_dir: str | Path) -> str:
-    """Where not all evaluation rows are scored, how many of them are."""
-    info = run_json.read(Path(run_dir))
-    rows = info["recipe"]["mcq"]["rows"] if info else 0
-    return f" Of each evaluation set the first {rows:,} rows are scored (Table 3)." if rows else ""
 
 
 def table2(run_dir: str | Path) -> Table:
     """Composition of the stage-2 mixture and the replay's share of it, from data/manifest.json."""
-    manifest = load(run_dir, "data/manifest.json", ("stage2",), writer="02_stage2")
-    notechat, replay = manifest["stage2"]["notechat"], manifest["stage2"]["replay"]
-    source = notechat.get("source", "notechat")
-    talks = SOURCES[source].title
-    titles = {source: talks, "replay": "stage-1 mixture (replay)"}
+    stage2 = load(run_dir, "data/manifest.json", ("stage2",), writer="02_stage2")["stage2"]
+    consultations, replay = stage2["notechat"], stage2["replay"]
+    source = consultations.get("source", "notechat")
+    title = SOURCES[source].title
     rows = []
-    for name, part in {source: notechat, "replay": replay}.items():
+    for name, part in {source: consultations, "replay": replay}.items():
         # The paper's counts are those of NoteChat and the replay beside it: no others compare with them.
         paper = published.STAGE2_ROWS[name] if source == "notechat" else (None, None)
         row = {"dataset": name, "train": part["train"], "validation": part["validation"]}
         rows.append(row | {"paper_train": paper[0], "paper_validation": paper[1]})
     figures = _with_total(rows)
-    shares = {
-        "rows": "share_of_rows",
-        "tokens": "share_of_tokens",
-        "supervised tokens": "share_of_supervised_tokens",
-    }
-    parts = [
-        f"{replay[key]:.1%} of the {what}" for what, key in shares.items() if replay.get(key) is not None
+    shares = [
+        f"{replay[f'share_of_{what}']:.1%} of the {what.replace('_', ' ')}"
+        for what in ("rows", "tokens", "supervised_tokens")
+        if replay.get(f"share_of_{what}") is not None
     ]
     text = (
-        f"Replay: {replay['rows_per_stage2_row']:.4f} rows per {talks} row, which is "
+        f"Replay: {replay['rows_per_stage2_row']:.4f} rows per {title} row, which is "
         f"{replay['share_of_stage1']:.4f} of stage 1 (the k of Dong et al.); it makes "
-        f"{', '.join(parts) or 'no known share'} of what stage 2 trains on. "
-        f"{talks}: {_conversations(notechat)}; {notechat['validation_verbatim_in_train']:,} of "
-        f"{notechat['validation']:,} validation rows are verbatim in the training rows. {_notes(notechat)}"
+        f"{', '.join(shares) or 'no known share'} of what stage 2 trains on. "
+        f"{title}: {_conversations(consultations)}; {consultations['validation_verbatim_in_train']:,} of "
+        f"{consultations['validation']:,} validation rows are verbatim in the training rows. "
+        f"{_notes(consultations)}"
     )
-    page = _page(figures, titles)
+    page = _page(figures, {source: title, "replay": "stage-1 mixture (replay)"})
     if source != "notechat":
         page = page[["dataset", "train", "validation"]]
-        text += f" The paper's stage 2 trained on NoteChat: no count of its Table 2 is of {talks}."
+        text += f" The paper's stage 2 trained on NoteChat: no count of its Table 2 is of {title}."
     return Table("table2", "Table 2: stage-2 mixture", figures, page, text, origin_note(run_dir))
 
 
@@ -148,9 +148,13 @@ def _conversations(described: dict) -> str:
     distinct = f"{described['distinct']:,} distinct"
     if "dropped" not in described:  # a manifest of an earlier version: `rows` are those that were kept
         return f"{described['rows']:,} rows kept, {distinct}"
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in described["dropped"].items() if count)
+    reasons = _reasons(described["dropped"])
     dropped = f"{described['rows'] - described['kept']:,} dropped" + (f" ({reasons})" if reasons else "")
     return f"{described['rows']:,} rows read, {dropped}, {described['kept']:,} kept, {distinct}"
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
 
 
 def _notes(described: dict) -> str:
@@ -160,11 +164,9 @@ def _notes(described: dict) -> str:
     return f"{with_note:,} rows have their clinical note; {crossed:,} of these notes are on both sides."
 
 
-def _with_total(rows: list[dict], total: dict | None = None) -> pd.DataFrame:
+def _with_total(rows: list[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(rows).set_index("dataset")
     frame.loc["total"] = frame.sum(min_count=len(frame))
-    for column, value in (total or {}).items():
-        frame.loc["total", column] = value
     return frame.astype("Int64").reset_index()
 
 
@@ -174,63 +176,37 @@ def _page(figures: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
     return page.rename(columns=lambda name: name.replace("paper_", "the paper: ").replace("_", " "))
 
 
-def _dropped(sources: dict, names) -> str:
-    reasons = [
-        f"{published.TITLES.get(name, name)}: {', '.join(f'{n:,} {reason}' for reason, n in dropped.items())}"
-        for name in names
-        if (dropped := {reason: n for reason, n in sources[name]["train"]["dropped"].items() if n})
-    ]
-    return (
-        f"Dropped training rows, by reason: {'; '.join(reasons)}."
-        if reasons
-        else "No training row was dropped."
-    )
-
-
 def table4(run_dir: str | Path) -> Table:
     """BERTScore against the physicians' answers, with lengths, from consumer/summary.json."""
     summary = load(run_dir, "consumer/summary.json", ("models", "scorer", "n"))
-    rows = []
+    rows, page = [], []
     for model, own in summary["models"].items():
         row = {"whose": "this run", "model": model, "n": summary["n"]}
-        for score in (*SCORES, "rouge_l", "words"):
-            given = own.get(score) or {}
+        for score in (*SCORES, "words"):
+            found = own.get(score) or {}
             row |= {
-                score: given.get("mean"),
-                f"{score}_low": given.get("low"),
-                f"{score}_high": given.get("high"),
+                score: found.get("mean"),
+                f"{score}_low": found.get("low"),
+                f"{score}_high": found.get("high"),
             }
         rows.append(row)
-    rows += [
-        {"whose": "published", "model": model, "n": published.BERTSCORE_N}
-        | {score: float(printed) for score, printed in scores.items()}
-        for model, scores in published.BERTSCORE.items()
-    ]
-    figures = pd.DataFrame(rows)
-    page = [_row4(row) for row in figures.to_dict("records")]
+        cells = {title: interval(own.get(score) or {}, digits=3) for score, title in SCORES.items()}
+        cells |= {"words": interval(own.get("words") or {}, digits=0)}
+        page.append({"model": f"**{arms.title(model)}**", "n": summary["n"], **cells})
+    for model, scores in published.BERTSCORE.items():
+        about = {"model": model, "n": published.BERTSCORE_N}
+        rows.append({"whose": "published", **about, **{score: float(text) for score, text in scores.items()}})
+        cells = {SCORES[score]: text for score, text in scores.items()}
+        page.append(about | {"model": f"{model}{_PAPERS}"} | cells)
     if reference := (summary.get("reference") or {}).get("words"):
-        page.append(
-            {"model": "the physicians' own answers", "n": f"{summary['n']}", "words": _words(reference)}
-        )
+        words = interval(reference, digits=0)
+        page.append({"model": "the physicians' own answers", "n": summary["n"], "words": words})
     page = pd.DataFrame(page).fillna("")
     info = run_json.read(Path(run_dir))
-    asked = info["recipe"]["consumer"]["cases"] if info else summary["n"]
-    text = _text4(summary, asked)
+    text = _text4(summary, info["recipe"]["consumer"]["cases"] if info else summary["n"])
     short = page[~page["model"].str.endswith(_PAPERS)].drop(columns=["precision", "recall"], errors="ignore")
+    figures = pd.DataFrame(rows)
     return Table("table4", "Table 4: BERTScore", figures, page, text, origin_note(run_dir), short)
-
-
-def _row4(row: dict) -> dict[str, str]:
-    ours = row["whose"] == "this run"
-    name = f"**{arms.title(row['model'])}**" if ours else f"{row['model']}{_PAPERS}"
-    cells = {"model": name, "n": f"{row['n']}"}
-    for score, title in zip((*SCORES, "rouge_l"), ("precision", "recall", "F1", "ROUGE-L"), strict=True):
-        if row[score] == row[score] and row[score] is not None:
-            interval = (row[score], row[f"{score}_low"], row[f"{score}_high"])
-            cells[title] = with_interval(*interval, 3) if ours else published.BERTSCORE[row["model"]][score]
-    if ours and row["words"] == row["words"] and row["words"] is not None:
-        cells["words"] = with_interval(row["words"], row["words_low"], row["words_high"], 0)
-    return cells
 
 
 def _text4(summary: dict, asked: int) -> str:
@@ -238,82 +214,66 @@ def _text4(summary: dict, asked: int) -> str:
     if summary["n"] < asked:
         fewer = f", where the recipe asks for {asked} and no more undamaged ones are there"
     rescaled = "rescaled" if scorer.get("rescaled") else "not rescaled"
+    other = "" if "roberta-large" in str(scorer.get("model")) else ", and another encoder scored this run"
     sentences = [
         f"{summary['n']} cases (the paper: {published.BERTSCORE_N}){fewer}, BERTScore "
         f"hash `{scorer.get('hash')}`, {rescaled}; 95% bootstrap intervals over the cases.",
         f"The paper's rows: {published.BERTSCORE_PROTOCOL}; they are not comparable with a run's that "
-        "takes one answer to each case"
-        + ("." if "roberta-large" in str(scorer.get("model")) else ", and another encoder scored this run."),
+        f"takes one answer to each case{other}.",
+        *(_differences4(model, own) for model, own in (summary.get("differences") or {}).items()),
+        "Likeness to a physician's wording is not safety, and it rewards matching length.",
     ]
-    for model, differences in (summary.get("differences") or {}).items():
-        sentences.append(_differences4(model, differences))
-    sentences.append("Likeness to a physician's wording is not safety, and it rewards matching length.")
     return "\n\n".join(filter(None, sentences))
 
 
 def _differences4(model: str, differences: dict) -> str:
-    rows = []
-    matched = (differences.get("length_matched") or {}).get("f1")
-    named = {"precision": "precision", "recall": "recall", "f1": "F1", "rouge_l": "ROUGE-L"}
-    given = [(title, differences.get(score)) for score, title in named.items()]
-    for title, value in [*given, ("F1 with both answers cut to the same length", matched)]:
-        if not value or value.get("mean") is None:
-            continue
-        known = value.get("low") is not None and value.get("p") is not None
-        line = f"{title} ({value['mean']:+.3f}"
-        line += f", {value['low']:+.3f} to {value['high']:+.3f}" if known else ", no interval"
-        rows.append((line, value["p"] if known else 1.0))
-    if not rows:
-        return ""
-    corrected = zip(rows, statistics.holm([p for _, p in rows]), strict=True)
-    found = [(f"{line}; corrected p = {p:.2g})", p < ALPHA) for (line, _), p in corrected]
-    minus = differences.get("minus", "base")
-    return (
-        f"{arms.title(model)} minus {arms.title(minus)}, paired over the cases; sign-flip test "
-        f"with Holm's correction over these {len(rows)}, at {ALPHA}. {significance(found)}"
+    tested = {title: differences.get(score) for score, title in SCORES.items()}
+    tested["F1 with both answers cut to the same length"] = (differences.get("length_matched") or {}).get(
+        "f1"
     )
-
-
-def _words(lengths: dict) -> str:
-    return with_interval(lengths.get("mean"), lengths.get("low"), lengths.get("high"), 0)
+    tested = {title: own for title, own in tested.items() if own and own.get("mean") is not None}
+    if not tested:
+        return ""
+    # One case has no interval and no p.
+    adjusted = statistics.holm([1.0 if own.get("p") is None else own["p"] for own in tested.values()])
+    rows = []
+    for (title, own), p in zip(tested.items(), adjusted, strict=True):
+        ends = "no interval" if own.get("p") is None else f"{own['low']:+.3f} to {own['high']:+.3f}"
+        rows.append((f"{title} ({own['mean']:+.3f}, {ends}; corrected p = {p:.2g})", p < ALPHA))
+    return (
+        f"{arms.title(model)} minus {arms.title(differences.get('minus', 'base'))}, paired over the cases; "
+        f"sign-flip test with Holm's correction over these {len(rows)}, at {ALPHA}. {significance(rows)}"
+    )
 
 
 def protocols(run_dir: str | Path) -> Table:
     """tables/protocols: an accuracy per model, benchmark and protocol in percent, from mcq/summary.json."""
     found = load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
-    figures = pd.DataFrame([row for one in found for row in _protocol_figures(one)])
-    title = "Protocols: the same questions, read in three ways"
-    return Table(
-        "protocols", title, figures, protocols_page(found), protocols_text(found), origin_note(run_dir)
-    )
-
-
-def _protocol_figures(one: dict) -> list[dict]:
     rows = []
-    for protocol, title in PROTOCOLS.items():
-        own = statistics.wilson(one["correct"][protocol], one["n"])
-        row = {"model": one["model"], "dataset": one["dataset"], "protocol": title, "n": one["n"]}
-        row |= {"correct": own.correct, "unparsed": one["unparsed"][protocol]}
-        row |= {"percent": 100 * own.accuracy, "low": 100 * own.low, "high": 100 * own.high}
-        if minus := one.get("minus_scored", {}).get(protocol):
-            names = {"difference": "minus_letter", "low": "minus_low", "high": "minus_high"}
-            row |= {name: 100 * minus[key] for key, name in names.items()} | {"p": minus["p"]}
-        rows.append(row)
-    return rows
+    for one in found:
+        for protocol, title in PROTOCOLS.items():
+            own = statistics.wilson(one["correct"][protocol], one["n"])
+            row = {"model": one["model"], "dataset": one["dataset"], "protocol": title, "n": one["n"]}
+            row |= {"correct": own.correct, "unparsed": one["unparsed"][protocol]}
+            row |= {"percent": 100 * own.accuracy, "low": 100 * own.low, "high": 100 * own.high}
+            if minus := one.get("minus_scored", {}).get(protocol):
+                names = {"difference": "minus_letter", "low": "minus_low", "high": "minus_high"}
+                row |= {name: 100 * minus[key] for key, name in names.items()} | {"p": minus["p"]}
+            rows.append(row)
+    title = "Protocols: the same questions, read in three ways"
+    page, text = protocols_page(found), protocols_text(found)
+    return Table("protocols", title, pd.DataFrame(rows), page, text, origin_note(run_dir))
 
 
 def protocols_page(found: Sequence[dict]) -> pd.DataFrame:
     """A row a model and benchmark; an answer that could not be read is a wrong one."""
     rows = []
     for one in found:
-        row = {"model": arms.title(one["model"]), "benchmark": published.TITLES[one["dataset"]]}
-        row |= {"n": one["n"]}
+        row = {"model": arms.title(one["model"]), "benchmark": TITLES[one["dataset"]], "n": one["n"]}
         for protocol, title in PROTOCOLS.items():
             row[title] = percent(storage.plain(statistics.wilson(one["correct"][protocol], one["n"])))
         for protocol, own in one.get("minus_scored", {}).items():
-            row[f"{PROTOCOLS[protocol]} minus letter"] = in_percent(
-                own["difference"], own["low"], own["high"]
-            )
+            row[f"{PROTOCOLS[protocol]} minus letter"] = percent(own, "difference")
         row |= {f"in words: {tier}": in_percent(share["share"]) for tier, share in one["tiers"].items()}
         row |= {"cut at the limit": in_percent(one.get("cut")), "too long": one.get("too_long", 0)}
         row |= {"first and last letter differ": in_percent(one["first_last_disagree"])}
@@ -327,9 +287,8 @@ def protocol_tests(found: Sequence[dict]) -> list[tuple[str, bool]]:
     pairs = [(one, protocol, own) for one in found for protocol, own in one.get("minus_scored", {}).items()]
     rows = []
     for (one, protocol, own), p in zip(pairs, statistics.holm([own["p"] for *_, own in pairs]), strict=True):
-        name = f"{arms.title(one['model'])} on {published.TITLES[one['dataset']]}"
-        points = f"{100 * own['difference']:+.1f} points; corrected p = {p:.2g}"
-        rows.append((f"{name}, {PROTOCOLS[protocol]} ({points})", p < ALPHA))
+        name = f"{arms.title(one['model'])} on {TITLES[one['dataset']]}, {PROTOCOLS[protocol]}"
+        rows.append((f"{name} ({100 * own['difference']:+.1f} points; corrected p = {p:.2g})", p < ALPHA))
     return rows
 
 
