@@ -34,18 +34,18 @@ ABOVE: dict = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # where a l
 BELOW: dict = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
 
 
-class _Shown(Figure):
+class Shown(Figure):
     """A figure that a notebook shows on its own: without pyplot, nothing else tells IPython how."""
 
     def _repr_png_(self) -> bytes:
         return _png(self, dpi=100)
 
 
-def new(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+def new(width: float = 7.0, height: float = 4.0, columns: int = 1, rows: int = 1) -> tuple[Shown, Any]:
     """An empty figure of `width` x `height` inches (7 is a notebook's column) with its ax or axes. Those of a
     column have one x axis."""
     with matplotlib.rc_context(STYLE):
-        figure = _Shown(figsize=(width, height), layout="constrained")
+        figure = Shown(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, sharex="col")
     return figure, axes
 
@@ -197,8 +197,8 @@ def errorbars(
         factor * np.array([row[k] for row in rows], dtype=float) for k in (key, "low", "high")
     )
     reach = np.nan_to_num(np.abs([middle - low, high - middle]))
-    places = {"x": middle, "y": at, "xerr": reach} if lying else {"x": at, "y": middle, "yerr": reach}
-    ax.errorbar(**places, **{"linestyle": "none", "capsize": 3, "markersize": 6} | look)
+    places: dict = {"x": middle, "y": at, "xerr": reach} if lying else {"x": at, "y": middle, "yerr": reach}
+    ax.errorbar(**places | {"linestyle": "none", "capsize": 3, "markersize": 6} | look)
 
 
 def forgetting(ax: Axes, summary: dict) -> Axes:
@@ -306,7 +306,7 @@ def confusion(ax: Axes, panel: dict, title: str = "") -> Axes:
     return ax
 
 
-def confusions(summary: dict) -> Figure:
+def confusions(summary: dict) -> Shown:
     """PubMedQA's answers, expected by predicted; a panel a model, on all rows and, where the official fold is
     among them, beside it on the fold."""
     found = [

@@ -172,7 +172,12 @@ def audit() -> pd.DataFrame:
             if benchmark == "average":
                 continue
             n = SIZES[benchmark]
-            record = {"model": row.model, "size": row.size, "benchmark": benchmark, "published": percent}
+            record: dict = {
+                "model": row.model,
+                "size": row.size,
+                "benchmark": benchmark,
+                "published": percent,
+            }
             if not row.people:
                 counts, interval = (
                     attainable(percent, n, row.decimals),

@@ -4,7 +4,7 @@ The paper shows eight cases that it picked; here the scores pick them, and the w
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -26,7 +26,7 @@ _MARKUP = {ord(character): f"&#{ord(character)};" for character in "&<>\"'\\`*_[
 
 def samples(
     cases: Sequence[ConsumerQuery],
-    answers: dict[str, Sequence["Answer"]],
+    answers: Mapping[str, Sequence["Answer"]],
     scores: pd.DataFrame,
     *,
     first: str,
@@ -63,7 +63,7 @@ def samples(
 def write(
     run: Run,
     cases: Sequence[ConsumerQuery],
-    answers: dict[str, Sequence[Sequence["Answer"]]],
+    answers: Mapping[str, Sequence[Sequence["Answer"]]],
     scores: pd.DataFrame,
     show_text: bool,
 ) -> str:

@@ -264,7 +264,7 @@ def comparisons(study: Study) -> pd.DataFrame:
         if measure != "stage1_loss":  # which is a change already
             found = clustered.paired(study.grid(first, measure), found)
         if found.size:
-            row = {"kind": kind, "measure": measure, "first": first, "second": second}
+            row: dict = {"kind": kind, "measure": measure, "first": first, "second": second}
             row |= storage.plain(clustered.mean_difference(found, binary=MEASURES[measure][1]))
             if measure == "accuracy":
                 ends = clustered.mixed_model(found)

@@ -114,9 +114,6 @@ PLOTS = {
     "order": lambda ax: figures.option_order(ax, orders("base", "med-mix", "med-nirvana", "control")),
     "order, a model alone": lambda ax: figures.option_order(ax, orders("some-model + adapter")),
     "order, none": lambda ax: figures.option_order(ax, {}),
-    "tokens": lambda ax: figures.token_lengths(ax, {"medqa": range(90, 900), "notechat": [300, 3000]}, 2048),
-    "tokens, one": lambda ax: figures.token_lengths(ax, {"medqa": [700]}, 512),
-    "tokens, none": lambda ax: figures.token_lengths(ax, {"medqa": []}, 512),
 }
 
 
@@ -254,13 +251,6 @@ def test_confusion_prints_counts_and_row_shares():
     assert cells[6:] == ["60\n55%", "40\n36%", "10\n9%"]  # of 110
     ax = PLOTS["confusion, unparsed"](figures.new()[1])
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["yes", "no", "maybe", "none"]
-
-
-def test_token_lengths_count_what_is_cut():
-    ax = PLOTS["tokens"](figures.new()[1])
-    shown = line(ax, "NoteChat: median 1,650, 1 of 2 cut")
-    # both have 300 or more, half have 3000 or more
-    assert list(zip(shown.get_xdata(), shown.get_ydata(), strict=True)) == [(300, 1), (3000, 0.5), (3000, 0)]
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):

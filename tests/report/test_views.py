@@ -11,7 +11,7 @@ from conftest import make_tokenizer
 from medkit import dmt, prompts, recipes, report
 from medkit.data.sources import Loaded
 from medkit.records import Dialogue, MCQItem, Turn
-from medkit.report import display
+from medkit.report import display, training
 from medkit.runs import run_json
 
 ITEM = MCQItem("7", "medqa", "Is <b>iron</b> a metal?", ("yes it is", "no", "at night", "never"), "A")
@@ -24,11 +24,12 @@ def run(origin):
 @pytest.mark.parametrize("show_text", [False, True])
 @pytest.mark.parametrize("origin", ["builtin", "hub", "folder"])
 def test_rows_of_a_data_set_are_shown_only_on_request(origin, show_text):
-    loaded = Loaded(records=[ITEM], example=({"sent1": "Is <b>iron</b> a metal?", "label": 0}, ITEM))
-    shown = display.record(run(origin), loaded, show_text).data
-    allowed = origin == "builtin" or show_text
-    assert ("yes it is" in shown) == ("sent1" in shown) == allowed
-    assert "<b>iron" not in shown  # escaped, whatever a row holds
+    tokenizer, allowed = make_tokenizer(), origin == "builtin" or show_text
+    tokenized = {"input_ids": tokenizer("Is <b>iron</b> a metal?")["input_ids"]}
+    tokenized["labels"] = [prompts.IGNORED] * len(tokenized["input_ids"])
+    shown = training.row(run(origin), tokenizer, tokenized, show_text).data
+    assert ("iron" in shown) == allowed and ("not shown" in shown) != allowed
+    assert "<b>" not in shown  # escaped, whatever a row holds
     answers = display.before_and_after(run(origin), ITEM, "Is iron a metal?", "A", show_text).to_string()
     assert ("iron" in answers) == allowed and ("4 words, not shown" in answers) != allowed
 
@@ -60,23 +61,17 @@ def test_bold_are_the_tokens_the_loss_is_taken_on():
     tokenizer = make_tokenizer()
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
     ids, labels = prompts.training_ids(tokenizer, chat, [prompts.messages(ITEM)])
-    html = display.tokens(run("builtin"), tokenizer, {"input_ids": ids[0], "labels": labels[0]}, False).data
+    html = training.row(run("builtin"), tokenizer, {"input_ids": ids[0], "labels": labels[0]}, False).data
     assert html.count("<b>") == 2  # the letter and the end of the turn
     assert "<b>A</b><b>&lt;|eot_id|&gt;</b>" in html
 
 
-def test_lengths_are_grouped_by_source():
-    rows = {"length": [5, 6, 7]}
-    records = [SimpleNamespace(source=name) for name in ("medqa", "notechat", "medqa")]
-    assert display.lengths_by_source(records, rows) == {"medqa": [5, 7], "notechat": [6]}
-
-
 def test_what_was_found_in_training_is_counted_and_nothing_is_said_in_words():
     found = {"counts": {"medqa": {"verbatim": 2, "any 13-gram": 3}}, "contaminated": ["medqa/1", "medqa/2"]}
-    table = display.found_in_training({"overlap": found})
+    table = training.found_in_training(found)
     assert table.loc["medqa"].to_dict() == {"verbatim": 2, "any 13-gram": 3, "known": 2}
-    none = display.found_in_training({"overlap": {"counts": {}, "contaminated": []}})
-    assert none.data.startswith("No evaluation item")
+    none = training.found_in_training({"counts": {}, "contaminated": []})
+    assert none.startswith("No evaluation item")
 
 
 def test_conversations_are_counted_as_read_dropped_and_kept():
@@ -88,7 +83,7 @@ def test_conversations_are_counted_as_read_dropped_and_kept():
     for note in ("", "A note."):
         rows = [replace(talks[0], note=note), None, *talks[1:]]
         split = dmt.split_notechat(rows, 2, 2, deduplicate=False, by_note=False, seed=0)
-        shown = display.conversations(Loaded(dropped=Counter({"no patient turn": 1})), split)
+        shown = training.conversations(Loaded(dropped=Counter({"no patient turn": 1})), split)
         assert shown[["read", "dropped: no patient turn", "kept", "different ones"]].tolist() == [4, 1, 3, 2]
         assert shown["rows with a clinical note"] == bool(note)
         assert ("clinical notes on both sides" in shown) == bool(note)
