@@ -203,10 +203,3 @@ def duplicates(described: dict) -> pd.Series:
     for how, count in described["validation_found_in_train"].items():
         counts[f"validation rows found in training: {how}"] = count
     return pd.Series(counts, name="duplicates")
-
-
-def answer(model, tokenizer, item) -> str:
-    """The model's greedy answer to an exam question."""
-    from medkit.evaluate import mcq
-
-    return mcq.answer(model, tokenizer, item)
