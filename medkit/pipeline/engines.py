@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 
 from medkit import MedkitError
 from medkit.pipeline.trials import Job, error_file
@@ -141,7 +142,9 @@ def _trial(job: Job, folder: str, environment: dict[str, str]) -> int:
             env=os.environ | environment,
         )
         try:
-            return child.wait()
+            while child.poll() is None:  # Ray's cancelling is seen between two statements, not within a wait
+                time.sleep(0.5)
+            return child.returncode
         except BaseException:  # cancelled
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -131,3 +132,22 @@ def test_a_worker_and_a_node_are_lost_and_the_sweep_is_as_the_unbroken_one(
         columns = ["step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate"]  # without times
         losses = [pd.read_csv(one / "loss.csv")[columns] for one in (broken, unbroken)]
         pd.testing.assert_frame_equal(*losses, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_signal_lets_the_trials_save_before_the_sweep_ends(tmp_path, tiny_llama_folder):
+    pytest.importorskip("ray")
+    (tmp_path / "broken.toml").write_text(SWEEP.format(name="broken", base=tiny_llama_folder))
+    trial = tmp_path / "results" / "broken" / "trials" / ARMS[0]
+    sweep = medkit(tmp_path, "broken.toml", "--engine", "ray", RAY_ADDRESS="local")
+
+    def a_checkpoint():
+        return any(trial.glob("stage2/checkpoints/checkpoint-*"))
+
+    wait_for(a_checkpoint, sweep)
+    sweep.send_signal(signal.SIGTERM)
+    _, said = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1
+    assert "--resume goes on" in said
+    info = run_json.read(trial)
+    assert info["failure"]["error"] == "stopped by SIGTERM"  # and not killed
