@@ -2,7 +2,9 @@
 prompt is its training row's beginning, and no content forges a control token."""
 
 import datetime
+from copy import copy
 from dataclasses import replace
+from functools import cache
 
 import chat_templates
 import pytest
@@ -24,11 +26,16 @@ NAMES = [*(f"{name}, {own}" for name in REAL for own in ("own", "chatml")), *cha
 _LOADED = {}
 
 
+@cache
+def _real(name):
+    return REAL[name]()
+
+
 def load(name):
     """(tokenizer, ChatFormat); what ends an answer by the family's own word."""
     if name not in _LOADED:
         real, _, template = name.partition(", ")
-        tokenizer = REAL[real]() if template else chat_templates.make(name)
+        tokenizer = copy(_real(real)) if template else chat_templates.make(name)
         if tokenizer is not None and template == "chatml":
             tokenizer.chat_template = prompts.CHATML
         _LOADED[name] = tokenizer and (tokenizer, prompts.ChatFormat.from_tokenizer(tokenizer))
