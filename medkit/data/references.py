@@ -4,12 +4,11 @@ import re
 from difflib import SequenceMatcher
 
 # The site's name, put by the upstream over other text: "the anti-tubercular ChatDoctor.", "cougChatDoctores".
-SITE = re.compile(r"chat ?doctor", re.IGNORECASE)
+SITE = re.compile(r"(?i)chat ?doctor")
 # What it is a greeting or a signature after; anywhere else it replaces words.
 GREETED = re.compile(
-    r"(wel+come|hank|cellophane|\b(asking|using|choosing|contact\w*|consulting|posting|writing|trusting|visiting|"
-    r"query|question|am)\b)[^.!?]{0,45}$|(^|[.!?,:;*)-])\s*$|\b(regards|wishes|sincerely|truly|healthy?|luck|care)\W*$",
-    re.IGNORECASE,
+    r"(?i)(wel+come|hank|cellophane|\b(asking|using|choosing|contact\w*|consulting|posting|writing|trusting|visiting|"
+    r"query|question|am)\b)[^.!?]{0,45}$|(^|[.!?,:;*)-])\s*$|\b(regards|wishes|sincerely|truly|healthy?|luck|care)\W*$"
 )
 GLUED = re.compile(r"[a-z]$"), re.compile(r"^[a-z]")  # the word's rest before and after the name
 
@@ -39,13 +38,12 @@ _HERE = (
 _SEEK = r"\b(contact|consult\w*|counsell?ing|appointment|ask|book|question)\b"
 ADVERTISING = re.compile(
     # "For more information consult a dentist online -->", mostly without a full stop
-    rf"(?:(?<=[.?!:;\n])|^)[^.?!:;\n]{{0,80}}?{_ASK}[^.?!\n]{{0,120}}?\bonline\b[ .]*(-+>( *https?:\S+)?)?"
-    r"(?=\s*$|\s+[A-Z]|\n)|"
+    rf"(?i)(?:(?<=[.?!:;\n])|^)[^.?!:;\n]{{0,80}}?{_ASK}[^.?!\n]{{0,120}}?\bonline\b[ .]*"
+    r"(-+>( *https?:\S+)?)?(?=\s*$|\s+[A-Z]|\n)|"
     # "Please post a direct question to me on this website."
     rf"(?:(?<=[.?!\n])|^)[^.?!\n]*{_ASK}[^.?!\n]*?{_HERE}[^.?!\n]*[.?!]?|"
     # "For counselling visit http://..."
-    rf"(?:(?<=[.?!\n])|^)[^.?!\n]*{_SEEK}[^.?!\n]*?((https?://|www\.)\S+|bit\.ly\S*)",
-    re.IGNORECASE,
+    rf"(?:(?<=[.?!\n])|^)[^.?!\n]*{_SEEK}[^.?!\n]*?((https?://|www\.)\S+|bit\.ly\S*)"
 )
 
 
@@ -55,47 +53,42 @@ def without_advertising(reference: str) -> tuple[str, bool]:
     return left.strip(), cuts > 0
 
 
-ATTACHMENT = re.compile(r"\(attachments? removed[^)]*\)", re.IGNORECASE)
+ATTACHMENT = re.compile(r"(?i)\(attachments? removed[^)]*\)")
 SENTENCE_END = re.compile(r"(?<=[.?!])(?<!\b[DM]r\.)\s+|(?<=[a-z])[.?!]+(?=[A-Z])|\s*\n+\s*")
 _TO_WHOM = (
     r"and|dear|there|again|all|sir|madam|mam|ma['’]?am|user|patient|friend|mr|mrs|ms|miss|dr|doctor|welcome|to|"
     r"the|our|this|service|forum|site|website|back|for|of|in|at|on|your|query|question|asking|posting|writing|us"
 )
 FORMULA = re.compile(
-    rf"(hi+|hello|hallow?|hey|dear|greetings|namaste|welcome|good (morning|day|evening|afternoon))"
+    rf"(?i)(hi+|hello|hallow?|hey|dear|greetings|namaste|welcome|good (morning|day|evening|afternoon))"
     rf"([\s,.]+({_TO_WHOM}))*([\s,]+(mr|mrs|ms|miss|dr|dear)[\s.]+\w+)?|"
     r"(please )?take (good )?care( of \w+)?|stay (safe|healthy|well)|all the best|good luck|get well soon|"
     r"god bless.{0,20}|have a \w+ .{0,20}|(with )?((best|kind|warm|many) )*(regards|wishes)\b.{0,40}|"
     r"(yours )?(truly|sincerely|faithfully)\b.{0,40}|"
     r"(please |kindly |do |if you .{0,60}? )*(let me know|feel free|do not hesitate|don['’]t hesitate|"
     r"write back|(revert|get) back (if|for|in case))\b.*|is there anything else.*|"
-    r"(i (am|will be|would be|['’]m) )?(happy|glad|available) (to help|for further).*|anytime",
-    re.IGNORECASE,
+    r"(i (am|will be|would be|['’]m) )?(happy|glad|available) (to help|for further).*|anytime"
 )
 # What begins like a formula may go on to say something.
 OPENING = re.compile(
-    r"((hi|hello|dear)( \w+)?[\s,]+)?(many )?thank(s|ing)?( you)?\b[^,;:]{0,90}|"
+    r"(?i)((hi|hello|dear)( \w+)?[\s,]+)?(many )?thank(s|ing)?( you)?\b[^,;:]{0,90}|"
     r"(i|we)?(['’]ve)?( have| had| can| could| do| fully| completely| carefully| just)*\s*(gone through|"
     r"went through|read|seen|viewed|reviewed|noted|studied|received|understood|understand|appreciate)\b.*|"
-    r"(i |we )?(really )?(hope|wish|trust)\b.{0,120}",
-    re.IGNORECASE,
+    r"(i |we )?(really )?(hope|wish|trust)\b.{0,120}"
 )
 SUBSTANCE = re.compile(
-    r"\b(suggest|advi[sc]e|recommend|explain|needs?|should|must|take|apply|avoid|start|stop(ped)?|because|"
+    r"(?i)\b(suggest|advi[sc]e|recommend|explain|needs?|should|must|take|apply|avoid|start|stop(ped)?|because|"
     r"due to|caused?|normal|appears?|seems?|looks?|shows?|suspect|suffer\w*|diagnos\w+|treat\w*|tests?|"
     r"likely|as per|you (are|have|may|can|could)|it (is|may|can|could)|this (is|may|can)|"
-    r"there (is|are)|according|\d+)\b",
-    re.IGNORECASE,
+    r"there (is|are)|according|\d+)\b"
 )
 
 
 def says_nothing(reference: str) -> bool:
-    """Whether the answer is made of greetings, thanks, good wishes and "I have read your query" alone."""
+    """Whether the answer is nothing but greetings, thanks, good wishes and "I have read your query"."""
     sentences = SENTENCE_END.split(ATTACHMENT.sub("", reference))
     said = filter(None, (sentence.strip(" \t.,;:!?-*~\"'") for sentence in sentences))
-    return all(
-        FORMULA.fullmatch(one) or (OPENING.fullmatch(one) and not SUBSTANCE.search(one)) for one in said
-    )
+    return all(FORMULA.fullmatch(s) or (OPENING.fullmatch(s) and not SUBSTANCE.search(s)) for s in said)
 
 
 # Signs of the spelling corrector that went over HealthCareMagic: the site's opening words run together
@@ -103,12 +96,12 @@ def says_nothing(reference: str) -> bool:
 # For can 150 mg" was Forcan).
 _OPENS = r"hi|hello|dear|yes|ok|i|we|and|can|do|fully|completely|well|really|totally|truly"
 CORRECTED = re.compile(
-    rf"^\W*(?!({_OPENS})\b)[A-Za-z]+ understand your|(?-i:T) hank|^\W*\w*phane you\b|"
+    rf"(?i)^\W*(?!({_OPENS})\b)[A-Za-z]+ understand your|(?-i:T) hank|^\W*\w*phane you\b|"
     r"(?<![\w'’-])(?<!\d )(ch|sh|gh|wh) [a-z]{3,}|"
-    r"\b(can|could|may|might|will|would|shall|he|she|they|we)\s\d+([.,]\d+)?\s?(mg|mcg|ml|g|gm|units?)\b",
-    re.IGNORECASE,
+    r"\b(can|could|may|might|will|would|shall|he|she|they|we)\s\d+([.,]\d+)?\s?(mg|mcg|ml|g|gm|units?)\b"
 )
 WORD = re.compile(r"[A-Za-z]{6,}")
+PAIR = re.compile(r"(?=\b([A-Za-z]{6,})\s+([A-Za-z]{3,}))")  # a word and the one after it
 ALIKE = 0.7  # of SequenceMatcher: noriday and holiday have 0.71
 
 
@@ -122,7 +115,7 @@ def words_replaced(query: str, reference: str) -> bool:
         return True
     asked = {word.lower() for word in WORD.findall(query)}
     said = {word.lower() for word in WORD.findall(reference)}
-    followed = {(found[1].lower(), found[2].lower()) for found in _pairs(query)}
+    pairs = {(word.lower(), after.lower()) for word, after in PAIR.findall(query)}
     for found in WORD.finditer(reference):
         word = found[0].lower()
         if word in asked:
@@ -130,16 +123,12 @@ def words_replaced(query: str, reference: str) -> bool:
         after = re.match(r"\s+([A-Za-z]{3,})", reference[found.end() :])
         inside = re.search(r"[a-z,] +$", reference[: found.start()]) and re.fullmatch("[A-Z][a-z]+", found[0])
         for other in asked - said:
-            same_place = after and (other, after[1].lower()) in followed
-            if (same_place or inside) and _alike(word, other):
+            same_place = after and (other, after[1].lower()) in pairs
+            forms_of_one = word[:4] == other[:4]
+            if (
+                (same_place or inside)
+                and not forms_of_one
+                and SequenceMatcher(None, word, other).ratio() >= ALIKE
+            ):
                 return True
     return False
-
-
-def _pairs(text: str):
-    return re.finditer(r"(?=\b([A-Za-z]{6,})\s+([A-Za-z]{3,}))", text)
-
-
-def _alike(one: str, other: str) -> bool:
-    """Similar, and no two forms of one word."""
-    return one[:4] != other[:4] and SequenceMatcher(None, one, other).ratio() >= ALIKE
