@@ -123,12 +123,8 @@ def words_replaced(query: str, reference: str) -> bool:
         after = re.match(r"\s+([A-Za-z]{3,})", reference[found.end() :])
         inside = re.search(r"[a-z,] +$", reference[: found.start()]) and re.fullmatch("[A-Z][a-z]+", found[0])
         for other in asked - said:
-            same_place = after and (other, after[1].lower()) in pairs
-            forms_of_one = word[:4] == other[:4]
-            if (
-                (same_place or inside)
-                and not forms_of_one
-                and SequenceMatcher(None, word, other).ratio() >= ALIKE
-            ):
+            in_place = inside or (after and (other, after[1].lower()) in pairs)
+            # Words that begin alike are two forms of one word.
+            if in_place and word[:4] != other[:4] and SequenceMatcher(None, word, other).ratio() >= ALIKE:
                 return True
     return False

@@ -45,7 +45,8 @@ TO_OTHERS = (
 LATER = r"\b(later|next (day|morning|week|visit|scene)|following (day|morning|week)|meanwhile)\W*$"
 DIRECTION = re.compile(
     rf"(?i){TO_OTHERS}|^(the |a )?(doctor|dr\.?( [A-Z]\w+)?|physician|patient|{OTHERS})s?( members?)?"
-    rf"( \w+ly)? (\w+(s|ed|ing)|leave|enter|return)\b|^(scene|end of|cut to|fade|exit|enter)\b|^(?-i:[A-Z\d]).*{LATER}"
+    rf"( \w+ly)? (\w+(s|ed|ing)|leave|enter|return)\b|"
+    rf"^(scene|end of|cut to|fade|exit|enter)\b|^(?-i:[A-Z\d]).*{LATER}"
 )
 _WHOM = rf"(the |your )?(patient['’]s )?({OTHERS})s?( members?)?"
 TURNS_TO_OTHERS = re.compile(
@@ -90,8 +91,8 @@ def turns_of(conversation: str) -> tuple[tuple[Turn, ...], Counter]:
     in a row become one turn. What comes before the first label and turns after the physician's last are
     cut. The consultation ends at a stage line and where the physician turns to others than the patient: what
     follows is another scene, often the patient's death told to the family, and would read as said to the
-    patient. Raises RecordError for a line whose speaker is unclear, for a second clinician (the two speak of the
-    patient, not with), for the generator's leaked instruction, and where one side never speaks.
+    patient. Raises RecordError for a line whose speaker is unclear, for a second clinician (the two speak
+    about the patient, not with), for the generator's leaked instruction, and where one side never speaks.
     """
     if LEAKED_INSTRUCTION.search(conversation):
         raise RecordError("leaked instruction of the generator")
