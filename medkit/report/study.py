@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from medkit import MedkitError, recipes
 from medkit.evaluate import accuracy, clustered, statistics
 from medkit.recipes import Recipe
+from medkit.records import LETTERS
 from medkit.runs import run_json, storage
 
 # measure -> what it is, and whether it is right or wrong question by question
@@ -25,12 +27,13 @@ MEASURES = {
     "general_loss": ("loss on general texts, nats per token", False),
     "f1": ("BERTScore F1 of consumer answers", False),
     "words": ("words of consumer answers", False),
-    "stage1_loss": ("change of the loss on stage-1 validation rows in stage 2, nats per token", False),
+    "letter_loss": ("loss of the right letter on exam questions, over the options' letters, nats", False),
 }
 # A model of the stage-1 run, by the measures for which an arm is compared with it. It is asked no consumer
 # queries after stage 1, hence the base there.
 BEFORE = {
     "accuracy": "med-mix",
+    "letter_loss": "med-mix",
     "general": "med-mix",
     "general_loss": "med-mix",
     "f1": "base",
@@ -164,10 +167,6 @@ def _scores(found: Iterable[dict], outcomes: Path, benchmark: str) -> pd.DataFra
         own = _of_trial(place, benchmark)
         own = own[own["arm"].isin(list(arms))]
         parts.append(own.assign(arm=own["arm"].map(arms), seed=trial["seed"]))
-        if (
-            not trial["is_stage1"] and info["recipe"]["dmt"]["handover"] != "joint"
-        ):  # its first loss is the base's
-            parts.append(_stage1_loss(place).assign(arm=arm, seed=trial["seed"]))
     scores = pd.concat(parts, ignore_index=True)
     # Two stages 1 of one seed, for arms that need different ones: the first is the reference.
     return scores.drop_duplicates(["arm", "seed", "measure", "item"], ignore_index=True)
@@ -180,6 +179,9 @@ def _of_trial(place: Path, benchmark: str) -> pd.DataFrame:
         items = accuracy.read_items(place)
         items = items[items["dataset"] == benchmark]
         parts.append(_long(items, "accuracy", items["item_id"], accuracy.is_correct(items).astype(float)))
+        letters = items[[f"logprob_{letter}" for letter in LETTERS]].to_numpy()
+        right = letters[np.arange(len(items)), items["gold"].map(LETTERS.index)]
+        parts.append(_long(items, "letter_loss", items["item_id"], -right))
     if (path := place / "mcq" / "general.csv").is_file():
         rows = pd.read_csv(path, dtype={"item_id": str, "gold": str, "predicted": str})
         texts, questions = rows[rows["dataset"] == "text"], rows[rows["dataset"] != "text"]
@@ -196,15 +198,6 @@ def _of_trial(place: Path, benchmark: str) -> pd.DataFrame:
 
 def _long(rows: pd.DataFrame, measure: str, item: pd.Series, value: pd.Series) -> pd.DataFrame:
     return pd.DataFrame({"arm": rows["model"], "measure": measure, "item": item, "value": value})
-
-
-def _stage1_loss(place: Path) -> pd.DataFrame:
-    """The last less the first, before any step, of the same rows; one number, or no row."""
-    path, column = place / "stage2" / "loss.csv", "eval_loss_stage1"
-    loss = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    known = loss[column].dropna() if column in loss else pd.Series(dtype=float)
-    change = [known.iloc[-1] - known.iloc[0]] if len(known) > 1 else []
-    return pd.DataFrame({"value": change}).assign(measure="stage1_loss", item="all rows")
 
 
 def without_replay(study: Study, arm: str) -> str:
@@ -257,12 +250,9 @@ def comparisons(study: Study) -> pd.DataFrame:
     wanted += [
         ("relearning", "accuracy", first, f"{arm} relearned") for arm in arms for first in (arm, "med-mix")
     ]
-    wanted += [("stage 1", "stage1_loss", "med-mix", arm) for arm in arms]
     rows = []
     for kind, measure, first, second in wanted:
-        found = study.grid(second, measure)
-        if measure != "stage1_loss":  # which is a change already
-            found = clustered.paired(study.grid(first, measure), found)
+        found = clustered.paired(study.grid(first, measure), study.grid(second, measure))
         if found.size:
             row: dict = {"kind": kind, "measure": measure, "first": first, "second": second}
             row |= storage.plain(clustered.mean_difference(found, binary=MEASURES[measure][1]))

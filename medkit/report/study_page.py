@@ -16,11 +16,11 @@ from medkit.runs import storage
 # measure -> title of its column, factor to the unit it is printed in, digits
 PRINTED = {
     "accuracy": ("retention: accuracy - Med-Mix's, points", 100, 1),
+    "letter_loss": ("loss of the right letter - Med-Mix's, nats", 1, 2),
     "f1": ("gain: BERTScore F1 - base's", 1, 3),
     "words": ("words of an answer - base's", 1, 0),
     "general": ("general accuracy - Med-Mix's, points", 100, 1),
     "general_loss": ("general loss - Med-Mix's, nats a token", 1, 3),
-    "stage1_loss": ("stage-1 loss, change in stage 2", 1, 3),
 }
 FIGURE = ("accuracy", "f1")  # the measures of Figure 13: retention and gain
 WHY = {

@@ -98,14 +98,16 @@ class Sweep:
         answers = {"model": asked, "case": [f"c{i}" for i in range(self.cases)], "source": "icliniq"}
         answers = pd.DataFrame(answers | {"sample": 0, "words": 40 if is_stage1 else 60, "f1": f1})
         storage.write_csv(place / "consumer" / "scores.csv", answers)
-        loss = pd.DataFrame({"step": [0, 10, 20], "eval_loss_stage1": [0.1, np.nan, 0.1 + (1 - kept)]})
-        storage.write_csv(place / "stage2" / "loss.csv", loss)
 
 
 def _items(model: str, right: np.ndarray) -> pd.DataFrame:
     n = len(right)
     rows = {"model": model, "dataset": "pubmedqa", "item_id": [f"{i:05d}" for i in range(n)], "gold": "A"}
-    return pd.DataFrame(rows | {"predicted": np.where(right, "A", "B"), "correct": right, "group": ""})
+    rows |= {"predicted": np.where(right, "A", "B"), "correct": right, "group": ""}
+    # the chosen letter has 80%, the other of A and B 10%
+    sure, unsure = np.log(0.8), np.log(0.1)
+    rows |= {"logprob_A": np.where(right, sure, unsure), "logprob_B": np.where(right, unsure, sure)}
+    return pd.DataFrame(rows | {"logprob_C": unsure, "logprob_D": np.nan})
 
 
 def _general(model: str, level: float, loss: float, rng) -> pd.DataFrame:
