@@ -1,4 +1,4 @@
-"""The command line: medkit run, check, recipes, audit, mcq.
+"""The command line: what `medkit --help` lists.
 
 Exit codes: 0 complete; 2 refused before starting, with one line naming the thing and the fix; 1 failed
 on the way, with the notebook and cell.

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import MedkitError
+from medkit import MedkitError, pubmedqa
 from medkit.records import LETTERS
 
 FILE = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
-LABELS = {"yes": "A", "no": "B", "maybe": "C"}
 COLUMNS = ["model", "dataset", "item_id", "gold", "predicted", "correct"]
 
 
@@ -81,8 +80,8 @@ def _outcomes(path: Path) -> pd.DataFrame:
 def _letter(target) -> str:
     """A target as the tasks write it: an option's number from 0, a letter, or yes, no, maybe."""
     text = str(target).strip()
-    if text.lower() in LABELS:
-        return LABELS[text.lower()]
+    if text.lower() in pubmedqa.OPTIONS:
+        return pubmedqa.to_letter(text.lower())
     return LETTERS[int(text)] if text.isdecimal() else LETTERS[LETTERS.index(text)]
 
 
