@@ -1,13 +1,13 @@
 """Chat templates: a conversation as text and tokens, and where in the tokens each answer begins.
 
-A template is rendered whole, with marks instead of the messages' contents, once for each sequence of roles;
-what stands between the marks is the template's own text. So a template may treat the first turn, the last or
-any other in its own way, and rows are still put together without Jinja.
+A template is rendered once for each sequence of roles, with marks instead of the messages' contents; the
+text between the marks is the template's. So a template may treat any turn in its own way, and rows are still
+put together without Jinja.
 
 The tokens are those of the whole text, with two exceptions. A content that spells a control token, such as
 "<|eot_id|>" in a question, stays text and ends no turn. And an answer begins where the tokens of different
-answers part, so that what the model sees before an answer in training is, token for token, the prompt it is
-scored with. tests/test_chat_template.py holds this against the templates of a dozen model families.
+answers diverge, so that what the model sees before an answer in training is, token for token, the prompt it
+is scored with. tests/test_chat_template.py checks this on the templates of a dozen model families.
 """
 
 import datetime
@@ -21,8 +21,8 @@ import numpy as np
 
 from medkit import MedkitError
 
-# "chatml" of the released notebooks: ChatML in which the model's own end token stands for <|im_end|>.
-# SmolLM2's BOS is <|im_start|> itself, and stands once.
+# "chatml" of the released notebooks: ChatML with the model's end token instead of <|im_end|>. SmolLM2's BOS
+# is <|im_start|> itself and is not repeated.
 CHATML = (
     "{% if bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
     "{% for m in messages %}"
@@ -35,7 +35,7 @@ IGNORED = -100  # the label torch's cross entropy leaves out
 MARK = re.compile(r"Zq(\d+)x")  # instead of a content: letters and digits, which no template escapes or trims
 EXAM = ("system", "user", "assistant")
 TALK = ("system", "user", "assistant", "user", "assistant")
-ANSWERS = ("A", "the")  # the tokens before which these two part are the prompt's
+ANSWERS = ("A", "the")  # the tokens that come before both are the prompt's
 # Beginnings of contents that a tokenizer might join with the template's text before them.
 BEGINNINGS = ("word", "7 mg", "(C)", "A", "\u00e4", "- x")
 
@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 
     before: str
     answer: str | None = None  # at the piece's end, what the model is to say; "" where a prompt ends
-    ends_answer: bool = False  # its first token is an answer's end
+    ends_answer: bool = False  # its first token ends an answer
     continues: bool = False  # it begins within a content
 
 
@@ -99,15 +99,15 @@ class ChatFormat:
                 strftime_now=lambda format: day.strftime(format),
             )
 
-        made = cls(template, render, _control_tokens(tokenizer, template))
-        made.thought = made._thought()
-        made._known.clear()  # of texts without it
-        made.example = made.text(_marked(TALK))
-        turns, texts = made._arranged(_marked(TALK))
+        chat = cls(template, render, _control_tokens(tokenizer, template))
+        chat.thought = chat._thought()
+        chat._known.clear()  # these texts lack it
+        chat.example = chat.text(_marked(TALK))
+        turns, texts = chat._arranged(_marked(TALK))
         after = [text for turn, text in zip(turns, texts[1:], strict=True) if turn["role"] == "assistant"]
-        made.ends = tuple(dict.fromkeys(next(made.control.finditer(text))[0] for text in reversed(after)))
-        made._check(tokenizer)
-        return made
+        chat.ends = tuple(dict.fromkeys(next(chat.control.finditer(text))[0] for text in reversed(after)))
+        chat._check(tokenizer)
+        return chat
 
     @property
     def identity(self) -> tuple:
@@ -128,46 +128,42 @@ class ChatFormat:
         """What concatenates to `text`. No token of the tokenizer spans two pieces."""
         turns, texts = self._arranged(turns)
         first, opening, following = self._cut(texts[0])
-        made = [Piece(first + opening)] if following and first + opening else []
+        pieces = [Piece(first + opening)] if following and first + opening else []
         before, ends, continues = following or first, False, False
         for turn, text in zip(turns, texts[1:], strict=True):
             answers = turn["role"] == "assistant"
             *parts, last = self._broken(turn["content"])
             for part in parts:
                 head, answer = (before, part) if answers else (before + part, None)
-                made.append(Piece(head, answer, ends, continues))
+                pieces.append(Piece(head, answer, ends, continues))
                 before, ends, continues = "", False, True
             after, between, following = self._cut(text)
             if not following:  # no control token: the next content is in the same piece
                 before += last + after
                 continue
             head, answer = (before, last + after) if answers else (before + last + after, None)
-            made.append(Piece(head, answer, ends, continues))
+            pieces.append(Piece(head, answer, ends, continues))
             before, ends, continues = following, answers, False
             if between:
-                made.append(Piece(between, None, ends))
+                pieces.append(Piece(between, None, ends))
                 ends = False
-        return [*made, Piece(before, None, ends, continues)] if before else made
+        return [*pieces, Piece(before, None, ends, continues)] if before else pieces
 
     def prompt_pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:
         """The same up to where the model's answer begins; `turns` end with the user."""
-        made = self.pieces([*turns, {"role": "assistant", "content": ""}])
-        last = max(i for i, piece in enumerate(made) if piece.answer is not None)
-        return [*made[:last], made[last]._replace(answer="")]
+        pieces = self.pieces([*turns, {"role": "assistant", "content": ""}])
+        last = max(i for i, piece in enumerate(pieces) if piece.answer is not None)
+        return [*pieces[:last], pieces[last]._replace(answer="")]
 
     def _arranged(self, turns) -> tuple[Sequence[dict[str, str]], list[str]]:
         """The turns as the template takes them, and its texts around their contents: one more than turns."""
-        reasons = []
-        for given in (turns, _system_as_user(turns)):
-            roles = tuple(turn["role"] for turn in given)
+        for arranged in (turns, _system_as_user(turns)):
+            roles = tuple(turn["role"] for turn in arranged)
             if roles not in self._known:
                 self._known[roles] = self._texts(roles)
-            if isinstance(self._known[roles], list):
-                return given, self._known[roles]
-            reasons.append(self._known[roles])
-        raise PromptError(
-            f"the chat template {reasons[-1]}; take another model, or set model.chat_template=chatml"
-        )
+            if not isinstance(texts := self._known[roles], str):
+                return arranged, texts
+        raise PromptError(f"the chat template {texts}; take another model, or set model.chat_template=chatml")
 
     def _texts(self, roles: tuple[str, ...]) -> list[str] | str:
         """The template's texts around contents in this order of roles, or why it cannot be used so."""
@@ -188,8 +184,8 @@ class ChatFormat:
         return texts
 
     def _thought(self) -> str:
-        """What the template opens an answer with, when it asks for one, beyond what it shows before an answer
-        that is there: an empty block of thought. A block that is left open is left out: thinking is off."""
+        """What the template opens an answer with, when it asks for one, beyond what it shows before a given
+        answer: an empty block of thought. A block that is left open is left out: thinking is off."""
         turns, _ = self._arranged(_marked(EXAM))
         shown = self.prompt(turns[:-1])
         asked = self.render(turns[:-1], asks=True)
@@ -236,7 +232,7 @@ class ChatFormat:
 
 
 def _control_tokens(tokenizer, template: str) -> re.Pattern:
-    """The names of the tokens that are no text: special ones, and what the template writes as one token."""
+    """The names of the tokens that are not text: special ones, and those that the template writes."""
     names = {
         token.content
         for token in tokenizer.added_tokens_decoder.values()
@@ -290,60 +286,57 @@ def token_arrays(
 def _arrays(tokenizer, chat: ChatFormat, rows: Sequence[Sequence[Piece]], loss_on: str):
     index: dict[Piece, int] = {}
     order = [index.setdefault(piece, len(index)) for row in rows for piece in row]
-    # A piece that begins within a content is encoded behind a control token, which is then left off.
-    context = chat.ends[0] if chat.ends else ""
+    # A piece that begins within a content is encoded after a control token, which is then left off.
+    context = chat.ends[0]
     starts = {piece: (context if piece.continues else "") + piece.before for piece in index}
     texts = [starts[piece] + (piece.answer or "") for piece in index]
     texts += [starts[p] + a for p in index if p.answer is not None for a in ANSWERS]
     texts = list(dict.fromkeys(texts))
     encoded = dict(zip(texts, _encode(tokenizer, texts), strict=True))
-    ids, wanted = [], []
+    ids, learned = [], []
     for piece, start in starts.items():
-        own, masked = encoded[start + (piece.answer or "")], None
+        tokens = encoded[start + (piece.answer or "")]
+        answer_from = len(tokens)
         if piece.answer is not None:
             prompt = encoded[start + ANSWERS[0]][: _same([encoded[start + answer] for answer in ANSWERS])]
             if not piece.answer:
-                own = prompt
-            elif own[: len(prompt)] != prompt:  # this answer alone would join with the text before it
-                own = prompt + _encode(tokenizer, [context + piece.answer])[0][1:]
-            masked = len(prompt)
-        learned = np.arange(len(own)) >= (len(own) if masked is None else masked)
-        learned[: piece.ends_answer] = True
-        skipped = bool(piece.continues and context)
-        ids.append(np.array(own[skipped:], np.int32))
-        wanted.append(learned[skipped:] | (loss_on == "text"))
-    sizes = np.array([len(one) for one in ids], np.int64)[order]
-    found = np.concatenate([ids[i] for i in order])
-    labels = np.where(np.concatenate([wanted[i] for i in order]), found, np.int32(IGNORED))
+                tokens = prompt
+            elif tokens[: len(prompt)] != prompt:  # only this answer would join with the text before it
+                tokens = prompt + _encode(tokenizer, [context + piece.answer])[0][1:]
+            answer_from = len(prompt)
+        mask = np.arange(len(tokens)) >= (0 if loss_on == "text" else answer_from)
+        mask[: piece.ends_answer] = True
+        ids.append(np.array(tokens[piece.continues :], np.int32))
+        learned.append(mask[piece.continues :])
+    sizes = np.array([len(tokens) for tokens in ids], np.int64)[order]
+    input_ids = np.concatenate([ids[i] for i in order])
+    labels = np.where(np.concatenate([learned[i] for i in order]), input_ids, np.int32(IGNORED))
     begins = np.cumsum([0, *(len(row) for row in rows[:-1])])
-    return found, labels, np.add.reduceat(sizes, begins)
+    return input_ids, labels, np.add.reduceat(sizes, begins)
 
 
 def _same(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all of these begin with."""
-    return sum(1 for _ in itertools.takewhile(lambda own: len(set(own)) == 1, zip(*rows, strict=False)))
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of each text; the names of special tokens in it mean these tokens."""
     backend = tokenizer.backend_tokenizer
-    backend.no_padding()  # whoever padded last has left it on; transformers sets it anew at every call
+    backend.no_padding()  # an earlier call may have left it on; transformers sets it anew at every call
     backend.no_truncation()
-    return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def answer_place(
     tokenizer, chat: ChatFormat, chats: Sequence[Sequence[dict[str, str]]]
 ) -> tuple[list[int], list[int]]:
-    """Where answers to one question part that differ in one token: (the tokens between the prompt's end and
-    there, each chat's own token). `chats` end with the answers; PromptError where more tokens differ."""
+    """Where answers to one question differ in a single token: (the tokens between the prompt's end and there,
+    each chat's token). `chats` end with the answers; PromptError where more tokens differ."""
     rows, _ = training_ids(tokenizer, chat, chats)
     start, place = len(asked_ids(tokenizer, chat, chats[0][:-1])), _same(rows)
-    own = [row[place] for row in rows]
-    if (
-        place < start
-        or len(set(own)) < len(rows)
-        or any(row[place + 1 :] != rows[0][place + 1 :] for row in rows)
-    ):
+    tokens = [row[place] for row in rows]
+    ends_differ = any(row[place + 1 :] != rows[0][place + 1 :] for row in rows)
+    if place < start or len(set(tokens)) < len(rows) or ends_differ:
         raise PromptError("the letters are not one token each for this tokenizer")
-    return rows[0][start:place], own
+    return rows[0][start:place], tokens
