@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from medkit.chat_template import (
+from medkit.chat_template import (  # noqa: F401 (offered here too)
     CHATML,
     IGNORED,
     ChatFormat,
@@ -14,23 +14,6 @@ from medkit.chat_template import (
     training_ids,
 )
 from medkit.records import LETTERS, ConsumerQuery, Dialogue, MCQItem
-
-__all__ = [
-    "CHATML",
-    "IGNORED",
-    "INSTRUCTION",
-    "ChatFormat",
-    "PromptError",
-    "letter_place",
-    "mcq_answer",
-    "mcq_user",
-    "messages",
-    "prompt",
-    "prompt_ids",
-    "shared_start",
-    "token_arrays",
-    "training_ids",
-]
 
 # Athukoralage and Atapattu, "Multi-Stage QLoRA with Augmented Structured Dialogue Corpora", Figure 2.
 INSTRUCTION = (
@@ -53,8 +36,8 @@ def mcq_user(item: MCQItem) -> str:
 
 
 def mcq_answer(item: MCQItem, target: str) -> str:
-    """What the model is to say: "letter" (paper, 3.1.1: "only ... the correct answer key") gives `C`,
-    "letter_and_text" (released notebooks) gives `Answer: C) option text`.
+    """What the model should say: `C` for "letter" (paper, 3.1.1: "only ... the correct answer key"),
+    `Answer: C) option text` for "letter_and_text" (released notebooks).
 
     The letter comes first in its turn, with no space before it: " C" is another token than "C".
     """
@@ -80,7 +63,7 @@ def _asked(record: MCQItem | ConsumerQuery, end: str) -> list[dict[str, str]]:
 
 
 def prompt(chat: ChatFormat, record: MCQItem | ConsumerQuery, end: str = "") -> str:
-    """The text up to where the answer begins, with `end` put behind the question."""
+    """The text up to where the answer begins, with `end` after the question."""
     return chat.prompt(_asked(record, end))
 
 
@@ -90,7 +73,7 @@ def prompt_ids(tokenizer, chat: ChatFormat, record: MCQItem | ConsumerQuery, end
 
 
 def letter_place(tokenizer, target: str) -> dict:
-    """Where the letter stands in what was trained, as letter_scoring.score takes it: `encode` gives an item's
+    """Where the letter is in a training row, as letter_scoring.score takes it: `encode` returns an item's
     token ids up to there, `letter_tokens` has the token of each letter.
 
     target "letter": it comes first. "letter_and_text": after `Answer:`, where it may be another token (" C").
@@ -107,8 +90,8 @@ def letter_place(tokenizer, target: str) -> dict:
 
 
 def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest beginning that all prompts have, at least one token of each left over; () where it is
-    shorter than SHORTEST, or there are not two prompts."""
+    """The longest common beginning of the prompts that leaves at least one token of each; () where it is
+    shorter than SHORTEST or there are fewer than two prompts."""
     if len(prompts) < 2:
         return ()
     first, last = min(prompts), max(prompts)  # what these two share, all between them share

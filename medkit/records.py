@@ -1,4 +1,4 @@
-"""What a row becomes once it is inside medkit: checked, immutable records."""
+"""The records that rows become: checked and immutable."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +24,7 @@ class MCQItem:
     """
 
     id: str  # unique within its source
-    source: str  # a key of sources.SOURCES, or "general" (demo.general)
+    source: str  # a key of sources.SOURCES, or "general" (builtin.general)
     question: str
     options: tuple[str, ...]  # in letter order
     answer: str  # one of "A".."D"
@@ -61,8 +61,8 @@ class Turn:
 class Dialogue:
     """One consultation: turns alternate, there is at least one of each role, the last is the assistant's.
 
-    The first may be either's: NoteChat's physicians open nearly every conversation, and cutting that
-    greeting off would throw away a turn that the model is to learn.
+    Either may speak first: NoteChat's physicians open nearly every conversation, and cutting that greeting
+    off would throw away a turn that the model should learn.
     """
 
     id: str

@@ -13,7 +13,7 @@ LINE_END_HYPHEN = re.compile(r"[-\u2010\u00ad](?<=[^\W\d_]{2}.)[^\S\n]*\n\s*(?=[
 INLINE_TAG = re.compile(r"</?(b|i|em|strong|sub|sup|span|u)\b[^<>]*>", re.IGNORECASE)
 TAG = re.compile(r"</?(p|br|div|li|ul|ol|td|tr|table|h\d)\b[^<>]*>", re.IGNORECASE)
 INVISIBLE = ("Cf", "Cc", "Mn", "Me")  # zero-width characters and soft hyphens; accents, once they are apart
-# An option's own label in its text: "a) ", "(2) ", "C. ", "iii: "; not 1.5.
+# An option's label in its text: "a) ", "(2) ", "C. ", "iii: "; not 1.5.
 OPTION_LABEL = re.compile(r"^\W*([a-d]|[1-4]|i{1,3}|iv)\s*[).:\]](?!\d)\s*(?=\S)", re.IGNORECASE)
 LABELS = ("abcd", "1234", ("i", "ii", "iii", "iv"))
 
@@ -21,9 +21,8 @@ LABELS = ("abcd", "1234", ("i", "ii", "iii", "iv"))
 def normalize(text: str) -> str:
     """The text's words in lower case, with a single space between them.
 
-    What does not change the words as they are read is taken away: case, punctuation, accents, HTML, invisible
-    characters, a word's hyphen at a line's end, and the forms that NFKC calls the same (ligatures, full-width
-    letters).
+    Removes what does not change the words as read: case, punctuation, accents, HTML, invisible characters, a
+    word's hyphen at a line's end, and the forms that NFKC treats as equal (ligatures, full-width letters).
     """
     if "&" in text:
         text = html.unescape(html.unescape(text))
@@ -57,7 +56,7 @@ def stem(item: MCQItem) -> str:
 
 
 def options_of(item: MCQItem) -> tuple[str, ...]:
-    """The options' texts, without labels of their own where all four have them."""
+    """The options' texts, without their labels where all four have them."""
     if item.options == pubmedqa.OPTIONS:
         return ()
     found = [OPTION_LABEL.match(option) for option in item.options]

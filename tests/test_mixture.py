@@ -1,7 +1,7 @@
 """Mixture and DMT: the paper's counts, splits that keep apart what must be, replay that never crosses."""
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +17,7 @@ from medkit.text_keys import content_key
 PAPER = {"medqa": 10_178, "medmcqa": 182_822, "pubmedqa": 211_269}  # Table 1
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     source: str
     id: str
 

@@ -16,10 +16,10 @@ from medkit.text_keys import content_key, normalize, options_of, stem, text_of
 METHODS = ("exact", "same question", "short question", "13-gram", "near-duplicate")
 NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
 SHINGLE = 3  # words; short, so that one changed word leaves most of a 25-word question's shingles
-QUESTION = 8  # words from which an exam question is its own ("All of the following are true, except" is not)
+QUESTION = 8  # words from which an exam question is specific ("All of the following are true, except" is not)
 NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a near-duplicate
 
-# A correct answer that says nothing of its own, so that a short question may share it by chance.
+# A correct answer that says nothing specific, so that a short question may share it by chance.
 GENERIC = re.compile(
     r"(all|none|both|any|either|neither)( .*(above|these|them|options?))?|yes|no|true|false|"
     r"[a-d]|((both|all|only) )?[a-d1-4]( ((and|or) )?[a-d1-4])+( (is|are) (true|correct))?"
@@ -81,8 +81,8 @@ def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[M
 def contaminated(matches: Iterable[Match], share: float = 0.5) -> set[tuple[str, str]]:
     """(source, id) of items found in a training row: exactly, nearly, or by `share` of their 13-grams.
 
-    A single 13-gram is weak evidence in exam questions: stock phrases such as a row of vital signs are
-    longer, so that a fifth of MedQA's test items share one with a mere 425 training rows.
+    A single 13-gram is weak evidence in exam questions: stock phrases such as a list of vital signs are
+    longer, so that a fifth of MedQA's test items share one with only 425 training rows.
     """
     return {(m.eval_source, m.eval_id) for m in matches if m.method != "13-gram" or m.score >= share}
 

@@ -1,4 +1,4 @@
-"""The hub: whether this process may ask it, whether it answers, and what to say where it does not."""
+"""The hub: whether this process may ask it, whether it answers, and the message where it does not."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ _silent = ""  # why the hub does not answer; "" where it does or may not be aske
 
 
 class HubError(MedkitError):
-    """Something of the hub that can neither be fetched nor is in the cache, or cannot be kept there."""
+    """Something that can neither be fetched from the hub nor found in its cache, or cannot be kept there."""
 
 
 def connect(allowed: bool) -> None:
@@ -69,15 +69,15 @@ def set_offline(offline: bool) -> None:
 
 
 def _why_silent() -> str:
-    """Why the hub does not answer; empty where it does, whatever it says. Asks once, through the libraries'
-    own proxy and certificates; in a thread, since looking up a name has no time limit."""
+    """Why the hub does not answer; "" where it does, whatever it says. Asks once, with the libraries' proxy
+    and certificates, in a thread, since looking up a name has no time limit."""
     answers: list[str] = []
 
     def ask() -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=WAIT)
             answers.append("")
-        except Exception as error:  # a proxy, a certificate, an address that is none: many kinds
+        except Exception as error:  # a proxy, a certificate, an invalid address: many kinds
             answers.append(" ".join(str(error).split())[:200] or type(error).__name__)
 
     thread = threading.Thread(target=ask, daemon=True)

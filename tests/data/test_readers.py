@@ -142,7 +142,7 @@ def test_none_and_na_are_options_in_csv_and_nan_is_none(tmp_path):
     ]
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from("abc"), st.text() | st.none() | st.integers(), min_size=3),
