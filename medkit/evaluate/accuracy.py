@@ -1,4 +1,4 @@
-"""Multiple-choice outcomes, item by item: what mcq/items.csv says, and mcq/summary.json made from it.
+"""Multiple-choice outcomes, item by item: what mcq/items.csv says, and mcq/summary.json computed from it.
 
 A missing or unparsed prediction ("" or NaN) is a wrong answer and stays in the denominator.
 Accuracies are fractions in [0, 1], intervals are 95%.
@@ -18,8 +18,8 @@ from medkit.evaluate import statistics
 from medkit.runs import storage
 from medkit.runs.arms import ARMS
 
-CHANCE = {"medqa": 1 / 4, "medmcqa": 1 / 4, "pubmedqa": 1 / 3}  # one of the options, drawn blindly
-# What is tested, and what a difference between the two would show.
+CHANCE = {"medqa": 1 / 4, "medmcqa": 1 / 4, "pubmedqa": 1 / 3}  # of a random guess
+# What is tested, and what a difference between the two shows.
 PAIRS = (
     ("base", "med-mix", "stage 1"),
     ("base", "med-nirvana", "both stages"),
@@ -28,22 +28,17 @@ PAIRS = (
     ("control", "med-nirvana", "the replay"),
     ("med-nirvana", "relearned", "relearning steps"),
 )
-PUBMEDQA_LABELS = dict(zip(pubmedqa.LETTERS, pubmedqa.OPTIONS, strict=True))
-
-
-class OutcomeError(MedkitError):
-    """Outcomes that are missing, malformed or cannot be paired; one line."""
 
 
 def read_items(run_dir: str | Path) -> pd.DataFrame:
-    """mcq/items.csv with ids and letters as text; an empty `predicted` is NaN. Raises OutcomeError."""
+    """mcq/items.csv with ids and letters as text; an empty `predicted` is NaN. Raises MedkitError."""
     text = {"item_id": str, "group": str, "gold": str, "predicted": str}
     try:
         return pd.read_csv(
             storage.file(run_dir, "mcq/items.csv"), dtype=text, keep_default_na=False, na_values=["", "nan"]
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        raise OutcomeError("mcq/items.csv is no table of outcomes; run notebook 03_mcq_eval again") from None
+        raise MedkitError("mcq/items.csv is no table of outcomes; run notebook 03_mcq_eval again") from None
 
 
 def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
@@ -54,90 +49,76 @@ def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
     mean over the benchmarks. "comparisons": PAIRS per benchmark, paired, with McNemar's exact p and Holm's
     adjustment over all of them. "pubmedqa": per model the panel on "all" rows and on the official "fold"
     (None without such rows). "groups": accuracy by subject or step.
-    Raises OutcomeError where models cannot be paired.
+    Raises MedkitError where models cannot be paired.
     """
-    models = [model for model in ARMS if model in set(items["model"])]
-    models += sorted(set(items["model"]) - set(models))
-    datasets = [name for name in CHANCE if name in set(items["dataset"])]
-    pubmedqa = items[items["dataset"] == "pubmedqa"]
+    datasets, by_model = by_dataset(items), models_of(items)
+    panels = models_of(datasets.get("pubmedqa", items.iloc[:0]))
     return {
-        "models": models,
-        "datasets": {name: _of_dataset(name, items[items["dataset"] == name], models) for name in datasets},
-        "average": {model: _average(items[items["model"] == model], datasets, seed) for model in models},
-        "comparisons": _comparisons(items, models, datasets, seed),
-        "pubmedqa": {
-            model: _both_folds(rows) for model in models if len(rows := pubmedqa[pubmedqa["model"] == model])
-        },
+        "models": list(by_model),
+        "datasets": accuracies(items),
+        "average": {model: _average(rows, list(datasets), seed) for model, rows in by_model.items()},
+        "comparisons": statistics.with_holm(
+            [{"dataset": name} | row for name, rows in datasets.items() for row in compare_arms(rows, seed)]
+        ),
+        "pubmedqa": {model: _both_folds(rows) for model, rows in panels.items()},
         "groups": by_group(items).to_dict("records"),
     }
 
 
-def _of_dataset(name: str, rows: pd.DataFrame, models: list[str]) -> dict:
-    questions = rows.drop_duplicates("item_id")
-    letter, share = majority(questions["gold"])
-    per_model = {}
-    for model in models:
-        if len(own := rows[rows["model"] == model]):
-            unparsed = int(own["predicted"].fillna("").eq("").sum())
-            usual, often = majority(own["predicted"].fillna(""))
-            per_model[model] = storage.plain(accuracy(own)) | {
-                "unparsed": unparsed,
-                "usual": {"letter": usual, "share": often},
+def by_dataset(items: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each benchmark, in CHANCE's order."""
+    return {name: rows for name in CHANCE if len(rows := items[items["dataset"] == name])}
+
+
+def models_of(items: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each model: the arms in their order, then others by name."""
+    present = set(items["model"])
+    names = [name for name in ARMS if name in present] + sorted(present - set(ARMS))
+    return {name: items[items["model"] == name] for name in names}
+
+
+def accuracies(items: pd.DataFrame) -> dict[str, dict]:
+    """The "datasets" of `mcq_summary`."""
+    found = {}
+    for name, rows in by_dataset(items).items():
+        gold = rows.drop_duplicates("item_id")["gold"]
+        found[name] = {"n": len(gold), "chance": CHANCE[name], "majority": _usual(gold), "models": {}}
+        for model, own in models_of(rows).items():
+            predicted = own["predicted"].fillna("")
+            found[name]["models"][model] = storage.plain(accuracy(own)) | {
+                "unparsed": int(predicted.eq("").sum()),
+                "usual": _usual(predicted),
             }
-    return {
-        "n": len(questions),
-        "chance": CHANCE[name],
-        "majority": {"letter": letter, "share": share},
-        "models": per_model,
-    }
+    return found
 
 
-def _average(items: pd.DataFrame, datasets: list[str], seed: int) -> dict:
+def _usual(letters: pd.Series) -> dict:
+    letter, share = majority(letters)
+    return {"letter": letter, "share": share}
+
+
+def _average(items: pd.DataFrame, datasets: Sequence[str], seed: int) -> dict:
     outcomes = [is_correct(items[items["dataset"] == name]).astype(float) for name in datasets]
     mean = statistics.mean_of_means(outcomes, seed)
-    return {
-        "benchmarks": len(datasets),
-        "n": mean.n,
-        "accuracy": mean.mean,
-        "low": mean.low,
-        "high": mean.high,
-    }
-
-
-def _comparisons(items: pd.DataFrame, models: list[str], datasets: list[str], seed: int) -> list[dict]:
-    found = []
-    for name in datasets:
-        rows = items[items["dataset"] == name]
-        present = set(rows["model"])
-        for first, second, shows in PAIRS:
-            if {first, second} <= present:
-                pair = statistics.compare(*paired_outcomes(rows, first, second), seed=seed)
-                found.append(
-                    {"dataset": name, "first": first, "second": second, "shows": shows, **storage.plain(pair)}
-                )
-    adjusted = statistics.holm([row["p"] for row in found])
-    return [row | {"p_holm": p} for row, p in zip(found, adjusted, strict=True)]
+    return {"benchmarks": len(datasets), "n": mean.n, **mean.named("accuracy")}
 
 
 def _both_folds(rows: pd.DataFrame) -> dict:
     fold = rows[rows["group"] == "fold"]
-    return {
-        "all": pubmedqa_panel(rows),
-        "fold": pubmedqa_panel(fold) if len(fold) else None,
-    }
+    return {"all": pubmedqa_panel(rows), "fold": pubmedqa_panel(fold) if len(fold) else None}
 
 
 def is_correct(items: pd.DataFrame) -> pd.Series:
     """Boolean per row: the predicted letter is the gold letter. Unparsed ("" or NaN) is False.
 
-    Raises OutcomeError where the stored `correct` column says otherwise.
+    Raises MedkitError where the stored `correct` column says otherwise.
     """
     outcome = items["predicted"].fillna("").astype(str) == items["gold"].astype(str)
     if "correct" in items:
         stored = items["correct"].map(lambda value: str(value).lower() in ("true", "1", "1.0"))
         wrong = items.loc[stored != outcome, "item_id"]
         if len(wrong):
-            raise OutcomeError(
+            raise MedkitError(
                 f"items.csv: {len(wrong)} rows say `correct` against their own letters, "
                 f"first {wrong.iloc[0]}; score them again with notebook 03"
             )
@@ -149,10 +130,21 @@ def accuracy(items: pd.DataFrame) -> statistics.Proportion:
     return statistics.wilson(int(is_correct(items).sum()), len(items))
 
 
+def compare_arms(items: pd.DataFrame, seed: int = 0) -> list[dict]:
+    """One dataset's PAIRS, as far as both models are there: first, second, shows, and the numbers of
+    statistics.compare."""
+    pairs = [pair for pair in PAIRS if set(pair[:2]) <= set(items["model"])]
+    return [
+        {"first": first, "second": second, "shows": shows}
+        | storage.plain(statistics.compare(*paired_outcomes(items, first, second), seed=seed))
+        for first, second, shows in pairs
+    ]
+
+
 def paired_outcomes(items: pd.DataFrame, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
     """Outcomes of two models on one dataset's items, in the same order.
 
-    Raises OutcomeError where an item is missing or doubled on one side, naming how many.
+    Raises MedkitError where an item is missing or doubled on one side, naming how many.
     """
     by_model = []
     for model in (first, second):
@@ -160,11 +152,11 @@ def paired_outcomes(items: pd.DataFrame, first: str, second: str) -> tuple[np.nd
         outcome = pd.Series(is_correct(rows).to_numpy(), index=rows["item_id"].astype(str))
         if outcome.index.has_duplicates:
             twice = outcome.index[outcome.index.duplicated()][0]
-            raise OutcomeError(f"items.csv: {model} answered {twice} twice; run notebook 03 again")
+            raise MedkitError(f"items.csv: {model} answered {twice} twice; run notebook 03 again")
         by_model.append(outcome)
     unshared = by_model[0].index.symmetric_difference(by_model[1].index)
     if len(unshared):
-        raise OutcomeError(
+        raise MedkitError(
             f"{first} and {second} cannot be paired: {len(unshared)} items were answered by "
             "one of them only; run notebook 03 for both"
         )
@@ -173,15 +165,12 @@ def paired_outcomes(items: pd.DataFrame, first: str, second: str) -> tuple[np.nd
 
 def by_group(items: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with n and interval per model, dataset and `group` (MedMCQA subject, MedQA step)."""
+    columns = ["model", "dataset", "group"]
     rows = [
-        {"model": model, "dataset": dataset, "group": group, **storage.plain(accuracy(part))}
-        for (model, dataset, group), part in items.fillna({"group": ""}).groupby(
-            ["model", "dataset", "group"], sort=True
-        )
+        dict(zip(columns, names, strict=True)) | storage.plain(accuracy(part))
+        for names, part in items.fillna({"group": ""}).groupby(columns)
     ]
-    return pd.DataFrame(
-        rows, columns=["model", "dataset", "group", "n", "correct", "accuracy", "low", "high"]
-    )
+    return pd.DataFrame(rows, columns=[*columns, "n", "correct", "accuracy", "low", "high"])
 
 
 def majority(gold: Sequence[str]) -> tuple[str, float]:
@@ -195,18 +184,15 @@ def majority(gold: Sequence[str]) -> tuple[str, float]:
 def pubmedqa_panel(items: pd.DataFrame) -> dict:
     """One model on PubMedQA: accuracy, confusion, macro-F1, recall of maybe, and what a constant answer gets.
 
-    `confusion` has a row per gold label and a column per predicted label (yes, no, maybe); answers that are
-    none of the three are in `unparsed` per gold label, and wrong in every score. `macro_f1` is the mean over
-    the three labels, a label that is neither gold nor predicted counting 0. The recall of maybe has Wilson's
-    interval; where no gold label is maybe, it is NaN.
+    `confusion` has a row per gold label and a column per predicted label (yes, no, maybe); other answers are
+    in `unparsed` per gold label, and wrong in every score. `macro_f1` is the mean over the three labels; a
+    label that is neither gold nor predicted counts 0. The recall of maybe has Wilson's interval; where no
+    gold label is maybe, it is NaN.
     """
-    letters = list(PUBMEDQA_LABELS)
-    gold = items["gold"].astype(str)
-    if not gold.isin(letters).all():
-        others = ", ".join(sorted(set(gold) - set(letters)))
-        raise OutcomeError(f"PubMedQA's gold answers are A, B or C, found {others}")
-    parsed = items["predicted"].fillna("").astype(str)
-    predicted = parsed.where(parsed.isin(letters), "none")
+    letters, gold = list(pubmedqa.LETTERS), items["gold"].astype(str)
+    if others := sorted(set(gold) - set(letters)):
+        raise MedkitError(f"PubMedQA's gold answers are A, B or C, found {', '.join(others)}")
+    predicted = items["predicted"].where(items["predicted"].isin(letters), "none").astype(str)
     table, macro_f1 = np.zeros((4, 4), dtype=int), math.nan
     if len(items):  # scikit-learn refuses empty input
         table = confusion_matrix(gold, predicted, labels=[*letters, "none"])
@@ -215,7 +201,7 @@ def pubmedqa_panel(items: pd.DataFrame) -> dict:
     maybe = statistics.wilson(int(table[2, 2]), int(table[2].sum()))
     return {
         **storage.plain(accuracy(items)),
-        "labels": list(PUBMEDQA_LABELS.values()),
+        "labels": list(pubmedqa.OPTIONS),
         "confusion": table[:3, :3].tolist(),
         "unparsed": table[:3, 3].tolist(),
         "macro_f1": macro_f1,
@@ -223,7 +209,7 @@ def pubmedqa_panel(items: pd.DataFrame) -> dict:
         "recall_maybe_low": maybe.low,
         "recall_maybe_high": maybe.high,
         "ceiling_without_maybe": float((gold != "C").mean()) if len(items) else math.nan,
-        "majority": {"label": PUBMEDQA_LABELS.get(letter, ""), "share": share},
+        "majority": {"label": pubmedqa.to_decision(letter) if letter else "", "share": share},
     }
 
 
@@ -232,23 +218,21 @@ def fold_seeds(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     `accuracy` is the mean over seeds; low/high resample the items, each with its mean outcome over the seeds,
     and so cover the draw of questions; `seed_sd` and the t interval seed_low/seed_high cover the draw of
-    seeds. With one seed the latter three are NaN: nothing is known of the spread.
-    Raises OutcomeError where the seeds of a model did not answer the same items.
+    seeds. With one seed these three are NaN.
+    Raises MedkitError where the seeds of a model did not answer the same items.
     """
     rows = []
     for (model, dataset), part in items.groupby(["model", "dataset"], sort=False):
-        grid = _by_seed(part)
-        over_items = statistics.bootstrap_mean(grid.mean(axis=1).to_numpy(dtype=float), seed)
-        row = {"model": model, "dataset": dataset, "n": over_items.n, "seeds": grid.shape[1]}
-        row |= {"accuracy": over_items.mean, "low": over_items.low, "high": over_items.high}
-        rows.append(row | _over_seeds(grid.mean(axis=0), lowest=0.0))
+        folded = _folded(_by_seed(part), "accuracy", 0.0, seed)
+        rows.append({"model": model, "dataset": dataset} | folded)
     return pd.DataFrame(rows)
 
 
 def fold_differences(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """PAIRS over several training seeds, models of one seed paired on the same items; columns as
     `fold_seeds`, with `difference` for the accuracy. The base, which has no seed, stands beside each seed of
-    the other; else only seeds that both have count. From Med-Mix on it is what stage 2 forgot, below zero."""
+    the other; otherwise only seeds that both have count. From Med-Mix on, below zero is what stage 2 forgot.
+    """
     rows = []
     for dataset, part in items.groupby("dataset", sort=False):
         grids = {model: _by_seed(own) for model, own in part.groupby("model")}
@@ -259,14 +243,10 @@ def fold_differences(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             if first == "base":
                 before = pd.concat({seed: before.iloc[:, 0] for seed in after.columns}, axis=1)
             shared = before.columns.intersection(after.columns)
-            if shared.empty:  # an arm that was not trained with the other's seeds
-                continue
-            difference = after[shared] - before.loc[after.index, shared]
-            over_items = statistics.bootstrap_mean(difference.mean(axis=1).to_numpy(dtype=float), seed)
-            row = {"dataset": dataset, "shows": shows, "first": first, "second": second, "n": over_items.n}
-            row |= {"seeds": difference.shape[1], "difference": over_items.mean}
-            row |= {"low": over_items.low, "high": over_items.high}
-            rows.append(row | _over_seeds(difference.mean(axis=0), lowest=-1.0))
+            if len(shared):  # an arm may have been trained with other seeds
+                names = {"dataset": dataset, "shows": shows, "first": first, "second": second}
+                difference = after[shared] - before.loc[after.index, shared]
+                rows.append(names | _folded(difference, "difference", -1.0, seed))
     return pd.DataFrame(rows)
 
 
@@ -277,15 +257,18 @@ def _by_seed(part: pd.DataFrame) -> pd.DataFrame:
     )
     if grid.isna().to_numpy().any():
         model, dataset = part.iloc[0][["model", "dataset"]]
-        raise OutcomeError(f"{model} on {dataset}: its seeds did not answer the same items")
+        raise MedkitError(f"{model} on {dataset}: its seeds did not answer the same items")
     return grid.astype(float)
 
 
-def _over_seeds(per_seed: Sequence[float], lowest: float) -> dict[str, float]:
-    """Standard deviation over the seeds and the mean's t interval, within [lowest, 1]."""
-    values = np.asarray(per_seed, dtype=float)
+def _folded(grid: pd.DataFrame, name: str, lowest: float, seed: int) -> dict[str, float]:
+    """The mean over items and seeds (columns), its interval over the items, and over the seeds the standard
+    deviation and the mean's t interval, within [lowest, 1]."""
+    over_items = statistics.bootstrap_mean(grid.mean(axis=1).to_numpy(dtype=float), seed)
+    row = {"n": over_items.n, "seeds": grid.shape[1], **over_items.named(name)}
+    values = grid.mean(axis=0).to_numpy(dtype=float)
     if len(values) < 2:
-        return dict.fromkeys(("seed_sd", "seed_low", "seed_high"), math.nan)
+        return row | dict.fromkeys(("seed_sd", "seed_low", "seed_high"), math.nan)
     sd, mean = float(values.std(ddof=1)), float(values.mean())
     half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
-    return {"seed_sd": sd, "seed_low": max(lowest, mean - half), "seed_high": min(1.0, mean + half)}
+    return row | {"seed_sd": sd, "seed_low": max(lowest, mean - half), "seed_high": min(1.0, mean + half)}

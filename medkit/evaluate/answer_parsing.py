@@ -8,21 +8,14 @@ are claimed contradict each other: no rule here picks the first, the last or the
 is "unparsed". Unparsed is an outcome, counted wrong and kept in the denominator.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from medkit import MedkitError
 from medkit.evaluate import answer_text, answer_wording
 from medkit.evaluate.answer_claims import claims
 from medkit.records import MCQItem
 
 TIERS = ("letter", "answer", "option", "unparsed")
-
-
-class ParsingError(MedkitError):
-    """Protocols that cannot be compared; one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,44 +89,3 @@ def as_released(prompt: str, output: str, item: MCQItem) -> str:
     """
     found = [letter for letter in item.letters if f"Answer: {letter}" in prompt + output]
     return found[0] if len(found) == 1 else ""
-
-
-def protocol_summary(
-    items: Sequence[MCQItem], scored: Sequence[str], generated: Sequence[Parsed], released: Sequence[str] = ()
-) -> dict:
-    """How the protocols fared on the same items; every share is of `n`, unparsed answers included.
-
-    scored: letters by log-probability; generated: `parse` of answers in words; released: `as_released`,
-    where those answers were made. Raises ParsingError where the lengths differ.
-    """
-    columns = {"scored": scored, "generated": generated, **({"released": released} if released else {})}
-    for name, column in columns.items():
-        if len(column) != len(items):
-            raise ParsingError(f"{len(items)} items but {len(column)} outcomes {name}; give one an item")
-    n = len(items)
-    letters = {"scored": list(scored), "generated": [answer.letter for answer in generated]}
-    if released:
-        letters["released"] = list(released)
-    tiers = Counter(answer.tier for answer in generated)
-    correct = {
-        name: sum(letter == item.answer for letter, item in zip(column, items, strict=True))
-        for name, column in letters.items()
-    }
-    same = {
-        name: sum(a == b != "" for a, b in zip(column, scored, strict=True))
-        for name, column in letters.items()
-        if name != "scored"
-    }
-    return {
-        "n": n,
-        "correct": correct,
-        "accuracy": {name: _share(count, n) for name, count in correct.items()},
-        "unparsed": {name: column.count("") for name, column in letters.items()},
-        "tiers": {tier: {"count": tiers[tier], "share": _share(tiers[tier], n)} for tier in TIERS},
-        "first_last_disagree": _share(sum(answer.first_last_disagree for answer in generated), n),
-        "agreement_with_scored": {name: _share(count, n) for name, count in same.items()},
-    }
-
-
-def _share(count: int, n: int) -> float:
-    return count / n if n else float("nan")

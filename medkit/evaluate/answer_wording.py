@@ -150,6 +150,10 @@ NUMBERING = re.compile(r"[.):]\s*\w")  # "1. The patient", where "1" is an optio
 GENUS = re.compile(r"\.\s+(?=[a-z])")  # "C. difficile"
 HEADING = re.compile(r"\s*[:–—]|\s+-\s")  # "Age: 45 years", where "Age" is an option
 LINE_ENDS = re.compile(r"[^\w\n]*(?:\n|$)")
+BLANKS = re.compile(r"[\s)\].:,(-]*")
+MARKS = re.compile(r"[^\w\n?]*")
+SENTENCE = re.compile(r"[^.;\n]*")
+OF_STATEMENTS = re.compile(r"\b[A-D] (?:and|&|or|only)\b")  # "A and C", as an option
 
 _QUALITY = (
     r"(?:correct|right|best|better|final|only|true|actual|selected|chosen|predicted|(?:most|more) \w+"

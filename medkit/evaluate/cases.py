@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from medkit import prompts
+from medkit import MedkitError, prompts
 from medkit.evaluate import consumer, generation, lineup
-from medkit.evaluate.consumer import ConsumerError
 from medkit.evaluate.generation import Answer
 from medkit.evaluate.lineup import Active, Lineup
 from medkit.evaluate.scorer import Scorer
@@ -27,17 +26,16 @@ class QueryAnswers:
     """by_model: per model and case the greedy answer and, after it, the sampled ones. identities: per model
     the hash of its weights."""
 
-    by_model: dict[str, list[list[Answer]]]
+    by_model: consumer.Answers
     identities: dict[str, str]
 
 
 def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvana") -> tuple[Run, Lineup]:
     """Notebook 04's run, and the models that it compares; the first is the one the others are compared with.
     Raises ResultsError where the run lacks one, ArmError for an unknown arm."""
-    storage.check_text("arms", arms)
-    names = [name.strip() for name in arms.split(",") if name.strip()]
+    names = lineup.named(arms)
     if not names:
-        raise ConsumerError("arms is empty; name the models to ask, e.g. arms=base,med-nirvana")
+        raise MedkitError("arms is empty; name the models to ask, e.g. arms=base,med-nirvana")
     run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=needs_of(*names))
     return run, lineup.of_run(run, names)
 
@@ -45,8 +43,8 @@ def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvan
 def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
     """The recipe's draw of patients' queries, and how many rows were left out before it, by reason."""
     loaded = [stages.load(run, name, "eval") for name in ("icliniq", "healthcaremagic")]
-    left_out = sum((one.dropped for one in loaded), Counter())
-    queries = [query for one in loaded for query in one.records]
+    left_out = sum((rows.dropped for rows in loaded), Counter())
+    queries = [query for rows in loaded for query in rows.records]
     return consumer.draw(queries, run.recipe.consumer.cases, run.recipe.consumer.seed), dict(left_out)
 
 
@@ -71,21 +69,17 @@ def write_queries(
     """consumer/answers.jsonl, scores.csv and summary.json; returns (summary, scores) as consumer.evaluate
     does, with the number of "answers_withheld" in the summary."""
     spec = run.recipe.consumer
-    sampled: dict = {model: [own[1:] for own in given] for model, given in answers.by_model.items()}
+    decoding = {
+        "greedy": {"max_new_tokens": spec.max_new_tokens},
+        "sampled": {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed},
+    }
+    scorer = Scorer(spec.scorer, spec.scorer_layers)
     summary, scores = consumer.evaluate(
-        cases,
-        {model: [own[0] for own in given] for model, given in answers.by_model.items()},
-        Scorer(spec.scorer, spec.scorer_layers),
-        sampled=sampled if spec.samples else {},
-        decoding=decoding(run),
-        passed_over=left_out,
-        seed=spec.seed,
+        cases, answers.by_model, scorer, decoding=decoding, passed_over=left_out, seed=spec.seed
     )
     summary["answers_withheld"] = write_answers(run, cases, answers.by_model, show_text)
     storage.write_csv(run.folder / "consumer" / "scores.csv", scores)
     storage.write_json(run.folder / "consumer" / "summary.json", summary)
-    if len(storage.read_jsonl(run.folder / "consumer" / "answers.jsonl")) != len(scores):
-        raise ConsumerError("consumer/answers.jsonl is not what the models answered; run notebook 04 again")
     return summary, scores
 
 
@@ -94,46 +88,33 @@ def answer(run: Run, active: Active, cases: Sequence[ConsumerQuery]) -> list[lis
     spec = run.recipe.consumer
     chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
     ids = [prompts.prompt_ids(active.tokenizer, chat, case) for case in cases]
-    common = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size, "key": active.identity}
-    common["store"] = run.folder / ".cache" / "consumer.jsonl"
-    given = generation.generate_answers(active.model, active.tokenizer, ids, **common)
+    settings = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size, "key": active.identity}
+    settings["store"] = run.folder / ".cache" / "consumer.jsonl"
+    answers = generation.generate_answers(active.model, active.tokenizer, ids, **settings)
     if spec.samples:
-        sampled = {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed}
-        more = generation.generate_answers(active.model, active.tokenizer, ids, **common, **sampled)
-        given = [[*one, *others] for one, others in zip(given, more, strict=True)]
-    return given
-
-
-def decoding(run: Run) -> dict:
-    spec = run.recipe.consumer
-    return {
-        "greedy": {"max_new_tokens": spec.max_new_tokens},
-        "sampled": {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed},
-    }
+        settings |= {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed}
+        sampled = generation.generate_answers(active.model, active.tokenizer, ids, **settings)
+        answers = [[*greedy, *others] for greedy, others in zip(answers, sampled, strict=True)]
+    return answers
 
 
 def write_answers(run: Run, cases: Sequence[ConsumerQuery], answers: dict, show_text: bool) -> int:
-    """consumer/answers.jsonl; returns of how many answers the text was withheld.
-
-    Withheld is what repeats REPEATED words in a row of a data set's query or physician's answer.
-    """
+    """consumer/answers.jsonl; returns of how many answers the text was withheld: those that repeat REPEATED
+    words in a row of a data set's query or physician's answer."""
     shown, rows = run_json.may_show(run, show_text), []
     for model, given in answers.items():
         for case, own in zip(cases, given, strict=True):
             for sample, answer in enumerate(own):
                 row = {"model": model, "source": case.source, "case": case.id, "sample": sample}
                 row |= storage.plain(answer)
-                if not shown and _repeats(answer.text, f"{case.query}\n{case.reference}"):
+                if not shown and _sequences(answer.text) & _sequences(f"{case.query}\n{case.reference}"):
                     row["text"] = None
                 rows.append(row)
     storage.write_jsonl(run.folder / "consumer" / "answers.jsonl", rows)
     return sum(row["text"] is None for row in rows)
 
 
-def _repeats(answer: str, row: str) -> bool:
-    return bool(_runs_of_words(answer) & _runs_of_words(row))
-
-
-def _runs_of_words(text: str) -> set[tuple[str, ...]]:
+def _sequences(text: str) -> set[tuple[str, ...]]:
+    """Every REPEATED words in a row."""
     words = normalize(text).split()
     return {tuple(words[i : i + REPEATED]) for i in range(len(words) - REPEATED + 1)}

@@ -1,6 +1,6 @@
 """How sure a difference is that several training seeds show on the same questions.
 
-Two things were drawn: the seeds, and the questions, which every seed answers. Both are resampled.
+Both the seeds and the questions, which every seed answers, are samples. Both are resampled.
 """
 
 import functools
@@ -20,7 +20,7 @@ RESAMPLES = 2_000  # for a standard error: 1.6% of it is then chance
 
 @dataclass(frozen=True, slots=True)
 class Clustered:
-    """A mean difference over seeds and items; NaN for whatever one seed cannot tell.
+    """A mean difference over seeds and items; NaN for what one seed cannot show.
 
     `detectable` is the smallest difference that a test at 0.05 would have found with 80% power.
     """
@@ -28,10 +28,10 @@ class Clustered:
     seeds: int
     items: int
     difference: float
-    low: float
-    high: float
-    p: float
-    detectable: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    detectable: float = math.nan
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -53,36 +53,30 @@ def mean_difference(differences: pd.DataFrame, *, binary: bool, seed: int = 0) -
     values = differences.to_numpy(dtype=float)
     seeds, items = values.shape
     if not values.size:
-        return Clustered(0, 0, *[math.nan] * 5)
+        return Clustered(0, 0, math.nan)
     mean = float(np.nanmean(values))
-    if seeds < 2:
-        return Clustered(seeds, items, mean, *[math.nan] * 4)
     known = values[~np.isnan(values)]
-    if (known == known[0]).all():
-        return _all_equal(mean, seeds, items, binary)
+    all_equal = (known == known[0]).all()
+    if seeds < 2 or (all_equal and not binary):
+        return Clustered(seeds, items, mean)
+    if all_equal:  # as in statistics.compare, with the sign test over the items
+        low, high = statistics.same_everywhere(items, mean)
+        p = min(1.0, 2.0 ** (1 - items)) if mean else 1.0
+        detectable = float(statistics.detectable_difference(items, 0))
+        return Clustered(seeds, items, mean, low, high, p, detectable)
     error = _standard_error(values, seed)
     t = stats.t(seeds - 1)
     reach = float(t.ppf(0.975)) * error
     p = float(2 * t.sf(abs(mean) / error)) if error else math.nan
     detectable = float(t.ppf(0.975) + t.ppf(0.8)) * error
-    low, high = (max(-1.0, mean - reach), min(1.0, mean + reach)) if binary else (mean - reach, mean + reach)
+    low, high = mean - reach, mean + reach
+    if binary:
+        low, high = max(-1.0, low), min(1.0, high)
     return Clustered(seeds, items, mean, low, high, p, detectable)
 
 
-def _all_equal(mean: float, seeds: int, items: int, binary: bool) -> Clustered:
-    """Every item of every seed shows the same. Of outcomes that are right or wrong the interval is what the
-    upper Wilson limit of "0 of so many items are otherwise" allows, as in statistics.compare, and p the sign
-    test's over the items; a score's is not known."""
-    if not binary:
-        return Clustered(seeds, items, mean, *[math.nan] * 4)
-    reach = statistics.wilson(0, items).high * (1 + abs(mean))
-    p = min(1.0, 2.0 ** (1 - items)) if mean else 1.0
-    detectable = float(statistics.detectable_difference(items, 0))
-    return Clustered(seeds, items, mean, max(-1.0, mean - reach), min(1.0, mean + reach), p, detectable)
-
-
 def _standard_error(values: np.ndarray, seed: int) -> float:
-    if values.shape[1] == 1:  # nothing but seeds is drawn
+    if values.shape[1] == 1:  # only the seeds are a sample
         return float(values.std(ddof=1) / math.sqrt(len(values)))
     by_seed, by_item = _draws(*values.shape, seed)
     there = ~np.isnan(values)
@@ -93,7 +87,7 @@ def _standard_error(values: np.ndarray, seed: int) -> float:
 
 @functools.lru_cache(maxsize=8)
 def _draws(seeds: int, items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed, and each item, is in each resample. Of one item, only seeds can be drawn."""
+    """How often each seed, and each item, is in each resample."""
     rng = np.random.default_rng(seed)
     return tuple(rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float) for n in (seeds, items))
 
@@ -109,9 +103,8 @@ def mixed_model(differences: pd.DataFrame) -> tuple[float, float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            fitted = MixedLM(long.to_numpy(), np.ones((len(long), 1)), groups=groups).fit(
-                reml=True, method="powell"
-            )
+            model = MixedLM(long.to_numpy(), np.ones((len(long), 1)), groups=groups)
+            fitted = model.fit(reml=True, method="powell")
             low, high = np.asarray(fitted.conf_int())[0]
             return float(low), float(high), float(fitted.pvalues[0])
         except np.linalg.LinAlgError:

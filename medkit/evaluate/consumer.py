@@ -1,15 +1,16 @@
-"""Answers to patients' questions beside the physicians': which cases, how near, how long, in what style.
+"""Answers to patients' questions beside the physicians': which cases, how similar, how long, in what style.
 
-What is measured is likeness to one physician's wording. Likeness is not safety, and rewards matching length;
+What is measured is similarity to one physician's wording. It is not safety, and it rewards matching length;
 hence the lengths, the length-matched difference and the shuffled references beside every score.
 """
 
-import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from medkit import MedkitError
 from medkit.evaluate import statistics
@@ -17,25 +18,25 @@ from medkit.evaluate.generation import Answer
 from medkit.evaluate.scorer import PARTS, Scorer
 from medkit.evaluate.style import MARKERS, in_another_script, markers, words
 from medkit.records import ConsumerQuery
+from medkit.runs import storage
 
 SCORES = (*PARTS, "rouge_l")
-
-
-class ConsumerError(MedkitError):
-    """Cases or answers that cannot be evaluated."""
+Answers = dict[
+    str, list[list[Answer]]
+]  # per model and case the greedy answer and, after it, the sampled ones
 
 
 def draw(queries: Sequence[ConsumerQuery], cases: int, seed: int) -> list[ConsumerQuery]:
     """`cases` queries in equal numbers from each source, or all of them where there are fewer.
 
-    A source that has too few gives what it has, the others the rest. What is drawn does not depend on the
-    order of `queries`, and a smaller draw of the same seed is the beginning of a larger one.
-    Raises ConsumerError where there is no query, or one id stands twice in a source.
+    A source that has too few gives what it has, the others the rest. The draw does not depend on the order of
+    `queries`, and a smaller draw of the same seed is the beginning of a larger one.
+    Raises MedkitError where there is no query, or an id appears twice in a source.
     """
     if not queries:
-        raise ConsumerError("no consumer queries: give a data folder with icliniq or healthcaremagic in it")
+        raise MedkitError("no consumer queries: give a data folder with icliniq or healthcaremagic in it")
     if len({(query.source, query.id) for query in queries}) < len(queries):
-        raise ConsumerError("a consumer query's id stands twice in its source: ids must tell cases apart")
+        raise MedkitError("a consumer query's id appears twice in its source; give each query its own")
     by_source = {}
     for source in sorted({query.source for query in queries}):
         own = sorted((query for query in queries if query.source == source), key=lambda query: query.id)
@@ -47,85 +48,44 @@ def draw(queries: Sequence[ConsumerQuery], cases: int, seed: int) -> list[Consum
 
 def evaluate(
     cases: Sequence[ConsumerQuery],
-    answers: dict[str, Sequence[Answer]],
+    answers: Answers,
     scorer: Scorer,
     *,
-    sampled: dict[str, Sequence[Sequence[Answer]]] | None = None,
     decoding: dict,
     passed_over: dict[str, int],
     seed: int = 0,
 ) -> tuple[dict, pd.DataFrame]:
     """Everything Table 4 and its neighbours print, as (summary, scores).
 
-    `answers` has, per model, the greedy answer to each case, in order; the first model is the one the others
-    are compared with. `sampled` has, per model, the same number of sampled answers to each case. `decoding`
-    and `passed_over` (rows left out before the draw, by reason) are handed through to the summary.
+    `answers` has the same number of answers to each case, in order; the first model is the one the others are
+    compared with. `decoding` and `passed_over` (rows left out before the draw, by reason) go into the summary
+    as they are.
 
     `scores` has one row per model, case and answer (`sample` 0 is greedy, sampled ones count from 1) and no
-    text. Means in the summary have 95% bootstrap intervals over the cases; differences are paired, a model
-    minus the first; shares are of the cases.
-    Raises ConsumerError where answers and cases do not match in number.
+    text. Means in the summary have 95% bootstrap intervals over the cases (null for fewer than two);
+    differences are paired, a model minus the first; shares are of the cases.
     """
-    sampled = sampled or {}
-    _check(cases, answers, sampled)
-    scores = pd.concat(
-        [_score(cases, model, 0, given, scorer) for model, given in answers.items()]
-        + [
-            _score(cases, model, k + 1, [per_case[k] for per_case in given], scorer)
-            for model, given in sampled.items()
-            for k in range(len(given[0]))
-        ],
-        ignore_index=True,
-    )
-    references = [case.reference for case in cases]
-    physicians = pd.DataFrame([markers(text) for text in references])
-    greedy = {model: rows.reset_index(drop=True) for model, rows in _of(scores, sample=0).groupby("model")}
+    samples = [(model, k) for model, given in answers.items() for k in range(len(given[0]))]
+    samples.sort(key=lambda sample: sample[1] > 0)  # every model's greedy answers first
+    scores = {
+        (model, k): _score(cases, model, k, [own[k] for own in answers[model]], scorer)
+        for model, k in samples
+    }
+    found = _Evaluation(cases, answers, scorer, scores, seed)
     first, *others = answers
     summary = {
-        "scorer": {
-            "model": scorer.name,
-            "layers": scorer.layers,
-            "hash": scorer.hash,
-            "rescaled": bool(scorer.baseline),
-            "limit_tokens": scorer.limit,
-        },
+        "scorer": scorer.about,
         "decoding": decoding,
         "n": len(cases),
-        "sources": {str(k): int(v) for k, v in pd.Series([c.source for c in cases]).value_counts().items()},
+        "sources": pd.Series([case.source for case in cases]).value_counts().to_dict(),
         "passed_over": passed_over,
-        "models": {
-            model: _of_model(greedy[model], scorer, seed)
-            | {"style_minus_physicians": _style_differences(physicians, greedy[model], seed)}
-            for model in answers
-        },
-        "reference": {
-            "words": _lengths([words(text) for text in references], seed),
-            "style": _style(physicians.to_dict("records")),
-            "truncated": sum(scorer.too_long(text) for text in references),
-        },
-        "differences": {
-            model: _differences(greedy[first], greedy[model], first, seed)
-            | {"length_matched": _length_matched(cases, answers[first], answers[model], scorer, seed)}
-            | {"style": _style_differences(greedy[first], greedy[model], seed)}
-            for model in others
-        },
-        "control": _shuffled(cases, answers, greedy, scorer, seed),
-        "sampling": _sampling(scores, list(answers), list(sampled), seed),
+        "models": {model: found.of_model(model) for model in answers},
+        "reference": found.reference(),
+        "differences": {model: found.difference(first, model) for model in others},
+        "control": found.shuffled() if len(cases) > 1 else None,
+        "sampling": found.sampling() if len(samples) > len(answers) else None,
     }
-    return summary, scores
-
-
-def _check(cases, answers, sampled):
-    if not cases or not answers:
-        raise ConsumerError("no cases or no model's answers: there is nothing to evaluate")
-    for model, given in [*answers.items(), *sampled.items()]:
-        if len(given) != len(cases):
-            raise ConsumerError(f"{model} has {len(given)} answers to {len(cases)} cases: generate them anew")
-    for model, given in sampled.items():
-        if model not in answers:
-            raise ConsumerError(f"{model} has sampled answers and no greedy ones: generate those too")
-        if len({len(per_case) for per_case in given}) > 1 or not given[0]:
-            raise ConsumerError(f"{model} has not the same number of sampled answers to each case")
+    return storage.plain(summary), pd.concat(scores.values(), ignore_index=True)
 
 
 def _score(cases, model: str, sample: int, given: Sequence[Answer], scorer: Scorer) -> pd.DataFrame:
@@ -147,73 +107,134 @@ def _score(cases, model: str, sample: int, given: Sequence[Answer], scorer: Scor
     return pd.concat([about, scorer.score(texts, [case.reference for case in cases]), style], axis=1)
 
 
-def _of_model(rows: pd.DataFrame, scorer: Scorer, seed: int) -> dict:
-    means = {part: _interval(statistics.bootstrap_mean(rows[part], seed)) for part in SCORES}
-    rescaled = None
-    if scorer.baseline:
-        rescaled = {
-            part: {k: None if v is None else scorer.rescaled(part, v) for k, v in means[part].items()}
-            for part in PARTS
+@dataclass(frozen=True)
+class _Evaluation:
+    """The parts of the summary. scores: by model and sample, a row a case."""
+
+    cases: Sequence[ConsumerQuery]
+    answers: Answers
+    scorer: Scorer
+    scores: dict[tuple[str, int], pd.DataFrame]
+    seed: int
+
+    def mean(self, values: ArrayLike) -> dict:
+        return statistics.bootstrap_mean(values, self.seed).named("mean")
+
+    def gain(self, first: ArrayLike, second: ArrayLike) -> dict:
+        """Second minus first."""
+        return statistics.paired_difference(first, second, self.seed).named("mean")
+
+    def tested_gain(self, first: ArrayLike, second: ArrayLike) -> dict:
+        return self.gain(first, second) | {"p": statistics.sign_flip_p(first, second, self.seed)}
+
+    def lengths(self, counts: Sequence[int]) -> dict:
+        return self.mean(counts) | {"median": np.median(counts), "max": max(counts)}
+
+    def style_gains(self, first: pd.DataFrame, second: pd.DataFrame) -> dict[str, dict]:
+        """Per marker the share of `second` minus that of `first`."""
+        return {name: self.gain(first[name].astype(float), second[name].astype(float)) for name in MARKERS}
+
+    def physicians(self) -> pd.DataFrame:
+        return pd.DataFrame([markers(case.reference) for case in self.cases])
+
+    def of_model(self, model: str) -> dict:
+        rows = self.scores[model, 0]
+        means = {part: self.mean(rows[part]) for part in SCORES}
+        rescaled = None
+        if self.scorer.baseline:
+            rescaled = {
+                part: {end: self.scorer.rescaled(part, value) for end, value in means[part].items()}
+                for part in PARTS
+            }
+        return {
+            **means,
+            "rescaled": rescaled,
+            "words": self.lengths(rows["words"]),
+            "style": rows[list(MARKERS)].mean().to_dict(),
+            "cut": (rows["finish"] == "cut").sum(),
+            "too_long": (rows["finish"] == "too long").sum(),  # for the model's context: not asked
+            **{name: rows[name].sum() for name in ("empty", "truncated", "other_script")},
+            "style_minus_physicians": self.style_gains(self.physicians(), rows),
         }
-    return {
-        **means,
-        "rescaled": rescaled,
-        "words": _lengths(rows["words"], seed),
-        "style": _style(rows[list(MARKERS)].to_dict("records")),
-        "cut": int((rows["finish"] == "cut").sum()),
-        "too_long": int((rows["finish"] == "too long").sum()),  # for the model's context: not asked
-        "empty": int(rows["empty"].sum()),
-        "truncated": int(rows["truncated"].sum()),
-        "other_script": int(rows["other_script"].sum()),
-    }
 
-
-def _differences(first: pd.DataFrame, second: pd.DataFrame, first_name: str, seed: int) -> dict:
-    parts = (*SCORES, "words")
-    paired = {part: statistics.paired_difference(first[part], second[part], seed) for part in parts}
-    p = {part: statistics.sign_flip_p(first[part], second[part], seed) for part in parts}
-    return {"minus": first_name} | {part: _interval(paired[part], p[part]) for part in parts}
-
-
-def _length_matched(cases, first: Sequence[Answer], second: Sequence[Answer], scorer, seed: int) -> dict:
-    """Difference in F1 with both answers to a case cut to the words of the shorter one.
-
-    It asks what is left of a difference when neither answer can gain by its length. It compares beginnings:
-    an answer that comes to the point late loses by it. Cases with an empty answer are left out, and `n`
-    counts the rest.
-    """
-    pairs = [
-        (*_cut_alike(one.text, other.text), case.reference)
-        for case, one, other in zip(cases, first, second, strict=True)
-        if one.text.strip() and other.text.strip()
-    ]
-    references = [reference for _, _, reference in pairs]
-    ours, theirs = (scorer.score([pair[k] for pair in pairs], references)["f1"] for k in (1, 0))
-    p = statistics.sign_flip_p(theirs, ours, seed)
-    return {"n": len(pairs), "f1": _interval(statistics.paired_difference(theirs, ours, seed), p)}
-
-
-def _cut_alike(one: str, other: str) -> tuple[str, str]:
-    length = min(words(one), words(other))
-    return " ".join(one.split()[:length]), " ".join(other.split()[:length])
-
-
-def _shuffled(cases, answers, greedy, scorer, seed: int) -> dict | None:
-    """The same answers against another case's physician: what merely sounding like a physician earns.
-
-    `gap` is the own reference's F1 minus the shuffled one's. None for a single case.
-    """
-    if len(cases) < 2:
-        return None
-    strangers = [cases[i].reference for i in derangement(len(cases), seed)]
-    control = {}
-    for model, given in answers.items():
-        shuffled = scorer.score([answer.text for answer in given], strangers)["f1"]
-        control[model] = {
-            "f1": _interval(statistics.bootstrap_mean(shuffled, seed)),
-            "gap": _interval(statistics.paired_difference(shuffled, greedy[model]["f1"], seed)),
+    def reference(self) -> dict:
+        texts = [case.reference for case in self.cases]
+        return {
+            "words": self.lengths([words(text) for text in texts]),
+            "style": self.physicians().mean().to_dict(),
+            "truncated": sum(self.scorer.too_long(text) for text in texts),
         }
-    return control
+
+    def difference(self, first: str, second: str) -> dict:
+        rows, others = self.scores[first, 0], self.scores[second, 0]
+        return {
+            "minus": first,
+            **{part: self.tested_gain(rows[part], others[part]) for part in (*SCORES, "words")},
+            "length_matched": self.length_matched(first, second),
+            "style": self.style_gains(rows, others),
+        }
+
+    def length_matched(self, first: str, second: str) -> dict:
+        """Difference in F1 with both answers to a case cut to the words of the shorter one.
+
+        It asks what is left of a difference when neither answer can gain by its length. It compares
+        beginnings: an answer that comes to the point late loses by it. Cases with an empty answer are left
+        out, and `n` counts the rest.
+        """
+        pairs = [
+            (*_cut_alike(before.text, after.text), case.reference)
+            for case, (before, *_), (after, *_) in zip(
+                self.cases, self.answers[first], self.answers[second], strict=True
+            )
+            if before.text.strip() and after.text.strip()
+        ]
+        references = [reference for *_, reference in pairs]
+        before, after = (self.scorer.score([pair[k] for pair in pairs], references)["f1"] for k in (0, 1))
+        return {"n": len(pairs), "f1": self.tested_gain(before, after)}
+
+    def shuffled(self) -> dict:
+        """The same answers against another case's physician: what merely sounding like a physician earns.
+        `gap` is the F1 against the case's own reference minus that against the other."""
+        strangers = [self.cases[i].reference for i in derangement(len(self.cases), self.seed)]
+        control = {}
+        for model, given in self.answers.items():
+            f1 = self.scorer.score([own[0].text for own in given], strangers)["f1"]
+            control[model] = {"f1": self.mean(f1), "gap": self.gain(f1, self.scores[model, 0]["f1"])}
+        return control
+
+    def sampling(self) -> dict:
+        """Greedy, the mean over the sampled answers, and the best of them, all in F1.
+
+        The best is the one with the highest F1 against the reference: an upper bound that needs to know the
+        physician's answer, as picking by hand does. `gain_of_best` is best minus mean, `best_minus_greedy`
+        what the answer that counts would have gained.
+        """
+        f1 = {}
+        for model, given in self.answers.items():
+            greedy, *sampled = (self.scores[model, k]["f1"] for k in range(len(given[0])))
+            tries = pd.concat(sampled, axis=1)
+            f1[model] = {"greedy": greedy, "mean": tries.mean(axis=1), "best": tries.max(axis=1)}
+        first, *others = f1
+        return {
+            "samples": max(k for _, k in self.scores),
+            "models": {
+                model: {kind: self.mean(values) for kind, values in own.items()}
+                | {
+                    "gain_of_best": self.gain(own["mean"], own["best"]),
+                    "best_minus_greedy": self.gain(own["greedy"], own["best"]),
+                }
+                for model, own in f1.items()
+            },
+            "differences": {
+                model: {kind: self.gain(f1[first][kind], values) for kind, values in f1[model].items()}
+                for model in others
+            },
+        }
+
+
+def _cut_alike(first: str, second: str) -> tuple[str, str]:
+    length = min(words(first), words(second))
+    return " ".join(first.split()[:length]), " ".join(second.split()[:length])
 
 
 def derangement(n: int, seed: int) -> list[int]:
@@ -224,76 +245,3 @@ def derangement(n: int, seed: int) -> list[int]:
     for here, following in zip(order, order[1:] + order[:1], strict=True):
         target[here] = following
     return target
-
-
-def _sampling(scores: pd.DataFrame, models: list[str], sampled: list[str], seed: int) -> dict | None:
-    """Greedy, the mean over the sampled answers, and the best of them, all in F1.
-
-    The best is the one with the highest F1 against the reference: an upper bound that needs to know the
-    physician's answer, as picking by hand does. `gain_of_best` is best minus mean, `best_minus_greedy` what
-    the answer that counts would have gained.
-    """
-    if not sampled:
-        return None
-    per_case = {}
-    for model in sampled:
-        tries = (
-            _of(scores, model=model).query("sample > 0").pivot(index="case", columns="sample", values="f1")
-        )
-        one = _of(scores, model=model, sample=0).set_index("case")["f1"]
-        tries = tries.loc[one.index]
-        per_case[model] = {"greedy": one, "mean": tries.mean(axis=1), "best": tries.max(axis=1)}
-    first = models[0]
-    return {
-        "samples": int(scores["sample"].max()),
-        "models": {
-            model: {how: _interval(statistics.bootstrap_mean(f1, seed)) for how, f1 in kinds.items()}
-            | {
-                name: _interval(statistics.paired_difference(kinds[other], kinds["best"], seed))
-                for name, other in (("gain_of_best", "mean"), ("best_minus_greedy", "greedy"))
-            }
-            for model, kinds in per_case.items()
-        },
-        "differences": {
-            model: {
-                how: _interval(statistics.paired_difference(per_case[first][how], kinds[how], seed))
-                for how in kinds
-            }
-            for model, kinds in per_case.items()
-            if model != first and first in per_case
-        },
-    }
-
-
-def _lengths(counts: Sequence[int], seed: int) -> dict:
-    return _interval(statistics.bootstrap_mean(counts, seed)) | {
-        "median": float(np.median(counts)),
-        "max": int(max(counts)),
-    }
-
-
-def _style(found: list[dict[str, bool]]) -> dict[str, float]:
-    return {name: sum(marks[name] for marks in found) / len(found) for name in MARKERS}
-
-
-def _style_differences(first: pd.DataFrame, second: pd.DataFrame, seed: int) -> dict[str, dict]:
-    """Per marker the share of `second` minus that of `first`, paired over the cases."""
-    return {
-        name: _interval(
-            statistics.paired_difference(first[name].astype(float), second[name].astype(float), seed)
-        )
-        for name in MARKERS
-    }
-
-
-def _of(scores: pd.DataFrame, **wanted) -> pd.DataFrame:
-    for column, value in wanted.items():
-        scores = scores[scores[column] == value]
-    return scores
-
-
-def _interval(result: statistics.Mean, p: float | None = None) -> dict[str, float | None]:
-    """JSON has no NaN: an interval of fewer than two cases is null. `p`: of a difference."""
-    found = {"mean": result.mean, "low": result.low, "high": result.high}
-    found |= {} if p is None else {"p": p}
-    return {name: None if math.isnan(value) else value for name, value in found.items()}

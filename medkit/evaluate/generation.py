@@ -7,25 +7,20 @@ floating-point rounding), and not on what was computed before it.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from medkit import MedkitError
 from medkit.chat_template import ChatFormat
 from medkit.evaluate import inference
-from medkit.evaluate.store import Store
+from medkit.evaluate.store import Store, chunks
 from medkit.prompts import shared_start
 from medkit.train import cpu
-
-
-class GenerationError(MedkitError):
-    """Prompts or settings that no answers can be generated from, or a model that gives no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +32,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One answer to compute: where it goes, what it is stored under, what its noise is drawn from."""
+    """One answer to compute: its key in the store, and what its noise is drawn from."""
 
-    prompt: int
-    sample: int
     ids: tuple[int, ...]
     key: str
     seed: int
-
-
-def generate(model, tokenizer, prompts: list[list[int]], **settings) -> list[list[str]]:
-    """The texts of `generate_answers`, which see for the settings: one list of `samples` texts a prompt."""
-    answers = generate_answers(model, tokenizer, prompts, **settings)
-    return [[answer.text for answer in row] for row in answers]
 
 
 def generate_answers(
@@ -70,55 +57,41 @@ def generate_answers(
     """`samples` answers to each of `prompts` (token ids up to where the answer begins), in their order.
 
     `temperature` 0 is greedy; above it tokens are sampled, each answer from its own seeded noise, so that
-    the same (seed, prompt, sample) gives the same answer in whatever batch. What a model brings along in its
-    generation_config (sampling, repetition penalty) is overruled.
+    the same (seed, prompt, sample) gives the same answer in any batch. Settings in the model's
+    generation_config (sampling, repetition penalty) are overruled.
 
     `store` is a JSON Lines file to which each finished batch is appended, and from which answers are taken
-    that were computed before under the same `key` (the identity of model, adapter and dtype, given by the
-    caller), prompt and decoding. None keeps nothing.
+    that were computed before under the same `key` (the identity of model, adapter and dtype), prompt and
+    decoding. None keeps nothing.
 
     A prompt that leaves no room for max_new_tokens in the model's context gets an empty answer that says so.
 
-    Raises GenerationError for settings or prompts that cannot be, and where the model's logits are NaN.
+    Raises MedkitError for a max_new_tokens that the context has no room for, and where the model's logits are
+    NaN.
     """
-    _check(model, prompts, max_new_tokens, samples, temperature, top_p, batch_size)
+    places = inference.context(model) or math.inf
+    if max_new_tokens >= places:
+        raise MedkitError(
+            f"max_new_tokens is {max_new_tokens} and the model's context {places} tokens: it must be less"
+        )
     stops = stop_ids(model, tokenizer)
     decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stops": stops}
     if temperature:
         decoding |= {"seed": seed, "noise": "murmur3"}
     kept = Store(store, Answer, key)
     rows = [
-        [
-            _Job(i, s, tuple(ids), kept.key(ids, decoding, s), int(_hash(seed, ids, s)[:15], 16))
-            for s in range(samples)
-        ]
-        for i, ids in enumerate(prompts)
+        [_Job(tuple(ids), kept.key(ids, decoding, s), _seed(seed, ids, s)) for s in range(samples)]
+        for ids in prompts
     ]
-    done = kept.read()
-    # Batches are formed from all answers, those in the store too: a resumed run computes the same batches.
+    jobs = {job.key: job for row in rows for job in row}  # equal prompts are answered once
+    room = places - max_new_tokens
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
-    room = (inference.context(model) or math.inf) - max_new_tokens
-    done |= {job.key: Answer("", "too long", 0) for row in rows for job in row if len(job.ids) > room}
-    jobs = {job.key: job for row in rows for job in row if len(job.ids) <= room}
-    queue = sorted(jobs.values(), key=lambda job: (-len(job.ids), job.prompt, job.sample))
-    missing = sum(job.key not in done for job in queue)
+    queue = sorted((job for job in jobs.values() if len(job.ids) <= room), key=lambda job: -len(job.ids))
+    done = kept.read() | {job.key: Answer("", "too long", 0) for job in jobs.values() if len(job.ids) > room}
     start = shared_start([job.ids for job in queue]) if cpu.decodes_in_rounds(model) else ()
-    cache = None
-    with (
-        inference.evaluating(model),
-        tqdm(total=missing, desc="answers", unit="answer", disable=not progress or not missing) as bar,
-    ):
-        for batch in _chunks(queue, batch_size):
-            new = [job.key for job in batch if job.key not in done]
-            if not new:
-                continue
-            cache = cache or (inference.computed(model, start) if start else None)
-            begun = len(start), cache
-            answers = _answer_batch(model, tokenizer, batch, begun, stops, max_new_tokens, temperature, top_p)
-            found = dict(zip((job.key for job in batch), answers, strict=True))
-            done.update((key, found[key]) for key in new)
-            kept.add({key: found[key] for key in new})
-            bar.update(len(new))
+    decoder = _Decoder(model, tokenizer, stops, max_new_tokens, temperature, top_p, start)
+    with inference.evaluating(model):
+        kept.complete(done, chunks(queue, batch_size), decoder.answers, "answer" if progress else "")
     return [[done[job.key] for job in row] for row in rows]
 
 
@@ -135,61 +108,65 @@ def stop_ids(model, tokenizer) -> list[int]:
         found.update(tokenizer.convert_tokens_to_ids(ChatFormat.from_tokenizer(tokenizer).ends))
     found.discard(None)
     if not found:
-        raise GenerationError("the tokenizer names no end token: set its eos_token to the end of a turn")
+        raise MedkitError("the tokenizer names no end token: set its eos_token to the end of a turn")
     return sorted(found)
 
 
-@torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here
-def _answer_batch(
-    model, tokenizer, batch: list[_Job], begun, stops, max_new_tokens, temperature, top_p
-) -> list[Answer]:
-    """`begun`: (n, cache), the number of tokens that all prompts begin with and what the model keeps of them.
-    Padding follows them, before what is a prompt's own."""
-    device = model.get_input_embeddings().weight.device
-    width = max(len(job.ids) for job in batch)
-    same, cache = begun
-    rows, padding = [job.ids for job in batch], [width - len(job.ids) for job in batch]
-    ids = torch.tensor(
-        [[*row[:same], *[0] * n, *row[same:]] for row, n in zip(rows, padding, strict=True)], device=device
-    )
-    mask = torch.tensor([[1] * same + [0] * n + [1] * (width - same - n) for n in padding], device=device)
-    cache = inference.for_rows(cache, len(batch)) if cache else None
+@dataclass
+class _Decoder:
+    """How a batch is answered. start: tokens that all prompts begin with, which are computed once."""
 
-    def settings(new_tokens: int, going: list[int]) -> dict:
-        seeds = [batch[row].seed for row in going]
-        return {
-            "generation_config": _greedy(new_tokens, stops),
-            "logits_processor": _processors(temperature, top_p, seeds, width),
-        }
+    model: torch.nn.Module
+    tokenizer: object
+    stops: list[int]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    start: tuple[int, ...]
+    cache: object = None  # the model's keys and values of `start`, once they are computed
 
-    answers = cpu.decode(model, ids, mask, cache, stops, max_new_tokens, settings)
-    return [_answer(tokenizer, tokens, stops) for tokens in answers]
+    @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what was cached here
+    def answers(self, batch: Sequence[_Job]) -> list[Answer]:
+        """Padding follows the shared tokens, before the rest of a prompt."""
+        if self.start and self.cache is None:
+            self.cache = inference.computed(self.model, self.start)
+        same, width = len(self.start), max(len(job.ids) for job in batch)
+        padding = [width - len(job.ids) for job in batch]
+        ids = [[*job.ids[:same], *[0] * n, *job.ids[same:]] for job, n in zip(batch, padding, strict=True)]
+        mask = [[1] * same + [0] * n + [1] * (width - same - n) for n in padding]
+        device = self.model.get_input_embeddings().weight.device
+        answers = cpu.decode(
+            self.model,
+            torch.tensor(ids, device=device),
+            torch.tensor(mask, device=device),
+            inference.for_rows(self.cache, len(batch)) if self.cache else None,
+            self.stops,
+            self.max_new_tokens,
+            lambda new_tokens, going: self._settings(new_tokens, [batch[row].seed for row in going], width),
+        )
+        return [_answer(self.tokenizer, tokens, self.stops) for tokens in answers]
 
-
-def _greedy(max_new_tokens: int, stops: list[int]) -> GenerationConfig:
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,  # a processor's noise makes the largest logit a sample
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
-        eos_token_id=stops,
-        pad_token_id=0,  # any token will do: it is masked before a prompt, and left off after an answer's end
-        return_dict_in_generate=True,  # the cache too, to go on from
-    )
-
-
-def _processors(temperature: float, top_p: float, seeds: list[int], width: int) -> LogitsProcessorList:
-    processors = LogitsProcessorList([_RefuseNaN()])
-    if temperature:
-        processors.append(TemperatureLogitsWarper(temperature))
-        if top_p < 1:
-            processors.append(TopPLogitsWarper(top_p))
-        processors.append(_SeededNoise(seeds, width))
-    return processors
+    def _settings(self, new_tokens: int, seeds: list[int], width: int) -> dict:
+        config = GenerationConfig(
+            max_new_tokens=new_tokens,
+            do_sample=False,  # a processor's noise makes the largest logit a sample
+            num_beams=1,
+            temperature=1.0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            use_cache=True,
+            eos_token_id=self.stops,
+            pad_token_id=0,  # any token: it is masked before a prompt, and left off after an answer's end
+            return_dict_in_generate=True,  # the cache too, to go on from
+        )
+        processors = LogitsProcessorList([_RefuseNaN()])
+        if self.temperature:
+            processors.append(TemperatureLogitsWarper(self.temperature))
+            if self.top_p < 1:
+                processors.append(TopPLogitsWarper(self.top_p))
+            processors.append(_SeededNoise(seeds, width))
+        return {"generation_config": config, "logits_processor": processors}
 
 
 def _answer(tokenizer, generated: list[int], stops: list[int]) -> Answer:
@@ -203,7 +180,7 @@ def _answer(tokenizer, generated: list[int], stops: list[int]) -> Answer:
 class _RefuseNaN(LogitsProcessor):
     def __call__(self, input_ids, scores):
         if torch.isnan(scores).any():
-            raise GenerationError(
+            raise MedkitError(
                 "the model's logits are NaN: check the adapter's weights, or load it in bfloat16 or float32"
             )
         return scores
@@ -230,7 +207,7 @@ class _SeededNoise(LogitsProcessor):
         tokens = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
         bits = _fmix32(tokens ^ self.seeds[:, :1])
         bits = _fmix32(bits.bitwise_xor_(_fmix32(step ^ self.seeds[:, 1:])))
-        # 31 of the bits, from (0, 1): a draw is decided by the smallest, which float32 tells apart
+        # 31 of the bits, from (0, 1): the smallest decide a draw, and float32 keeps those apart
         uniform = bits.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2**-31).clamp_(max=1 - 2**-24)
         exponential = uniform.neg_().log1p_().neg_()
         return scores.float() - exponential.log_()
@@ -244,33 +221,6 @@ def _fmix32(x: torch.Tensor) -> torch.Tensor:
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
-def _check(model, prompts, max_new_tokens, samples, temperature, top_p, batch_size):
-    for name, value in [
-        ("max_new_tokens", max_new_tokens),
-        ("samples", samples),
-        ("batch_size", batch_size),
-    ]:
-        if value < 1:
-            raise GenerationError(f"{name} is {value}: it must be at least 1")
-    if temperature < 0:
-        raise GenerationError(f"temperature is {temperature}: it must be 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise GenerationError(f"top_p is {top_p}: it must be above 0 and at most 1")
-    if samples > 1 and not temperature:
-        raise GenerationError(f"samples is {samples} with temperature 0: greedy answers are all the same")
-    if (places := inference.context(model)) and max_new_tokens >= places:
-        raise GenerationError(
-            f"max_new_tokens is {max_new_tokens} and the model's context {places} tokens: it must be less"
-        )
-    for i, ids in enumerate(prompts):
-        if not len(ids):
-            raise GenerationError(f"prompt {i} is empty: give at least one token")
-
-
-def _hash(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _chunks(items: list, size: int) -> Iterator[list]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _seed(*parts) -> int:
+    """60 bits of `parts`, in JSON's types."""
+    return int(hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:15], 16)

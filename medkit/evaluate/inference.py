@@ -1,8 +1,8 @@
-"""What scoring and answering share: evaluation mode, and what all prompts begin with computed once."""
+"""What scoring and answering share: evaluation mode, padding, and a common prefix computed once."""
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import Cache, DynamicCache
@@ -24,12 +24,19 @@ def context(model) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def padded(model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Token ids as (rows, tokens) on the model's device. Padding is on the right, where no token of a causal
+    model sees it: it needs no mask, and any token will do."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return ids.to(model.get_input_embeddings().weight.device)
+
+
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
 def computed(model, ids: tuple[int, ...]) -> Cache:
     """The model's key-value cache after `ids`. Unsloth's forward on a GPU gives keys and values as a tuple a
     layer; they come back in a DynamicCache."""
-    tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
-    found = model(input_ids=tokens, use_cache=True).past_key_values
+    found = model(input_ids=padded(model, [ids]), use_cache=True).past_key_values
     return found if isinstance(found, Cache) else DynamicCache(found)
 
 

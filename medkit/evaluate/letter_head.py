@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 
 # Fields of Transformers' configurations: what a logit is multiplied with, divided by, and capped at (as
-# cap * tanh(logit / cap)). A model that uses one of these names otherwise is found out by its own logits.
+# cap * tanh(logit / cap)).
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 DIVISORS = ("logits_scaling",)
 CAPS = ("final_logit_softcapping", "logits_soft_cap")
@@ -16,7 +16,7 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 @dataclass(frozen=True)
 class LetterHead:
-    """The output layer for some tokens alone, on the CPU, in float32 or the model's finer dtype."""
+    """The output layer for some tokens only, on the CPU, in float32 or the model's finer dtype."""
 
     weight: torch.Tensor  # (tokens, hidden size)
     bias: torch.Tensor | float  # (tokens,); 0 without one
@@ -26,7 +26,7 @@ class LetterHead:
     @classmethod
     def of(cls, model, tokens: Sequence[int]) -> "LetterHead":
         """From the model's output layer: 16 or 32 bits or bitsandbytes, tied or not, with a LoRA adapter that
-        is switched on. Whatever the layer is, compare with the model's own logits before relying on it."""
+        is switched on. Compare with the model's own logits before relying on it."""
         layer, rows = model.get_output_embeddings(), list(tokens)
         adapted = isinstance(layer, LoraLayer)
         base = layer.get_base_layer() if adapted else layer

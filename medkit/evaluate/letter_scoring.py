@@ -15,12 +15,12 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from medkit import MedkitError, prompts
 from medkit.evaluate import inference
@@ -33,10 +33,6 @@ from medkit.records import LETTERS, MCQItem
 # most 0.25, one step between 32 and 64, and no letter that led by more was changed; in float32 they moved by
 # less.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.05, torch.bfloat16: 0.5}
-
-
-class McqError(MedkitError):
-    """Questions or a model that cannot be scored; one line that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +55,8 @@ class Outcome:
     moved: float = 0.0
 
 
-@dataclass(frozen=True)
-class Scored:
-    """outcomes: one an item, in the items' order; report: what a reader needs to trust them."""
+class Scored(NamedTuple):
+    """outcomes: one an item, in the items' order; report: how they were computed."""
 
     outcomes: list[Outcome]
     report: dict
@@ -96,14 +91,14 @@ def score(
         against the plain pass; where the model does not take a cache, or the numbers differ, it is not
         used, and the report's `prefix_note` says why.
     store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
-        on, with the same result; entries are found by `key` (identities.of_model), dtype,
-        template, prompt and item, and it needs a `key`.
+        on, with the same result; entries are found by `key` (identities.of_model), dtype, template, prompt
+        and item.
     report: n, too_long (for the model's context), invalid (not finite), ties, rescored, flips, largest_move,
         tolerance, dtype, head_note (why the letters' logits are the model's own, in its dtype; "" where they
         are float32), prefix_tokens, prefix_note, from_store, seconds, items_per_s (of those computed now).
 
-    Raises McqError for an empty prompt; StoreError for a store without a key;
-    PromptError for a model without a chat template, or letters that are not one token.
+    Raises MedkitError for an empty prompt, a store without a key, a model without a chat template, or letters
+    that are not one token.
     """
     started = time.monotonic()
     dtype, kept = compute_dtype(model), Store(store, Outcome, key)
@@ -111,47 +106,25 @@ def score(
     done = kept.read()
     from_store = sum(question.key in done for question in questions)
     places = inference.context(model) or math.inf
-    short = [question for question in questions if len(question.ids) <= places]
+    # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
+    short = sorted((q for q in questions if len(q.ids) <= places), key=lambda q: -len(q.ids))
     done |= {q.key: Outcome("", (), too_long=True) for q in questions if len(q.ids) > places}
     to_compute = sum(question.key not in done for question in short)
     start = prompts.shared_start([question.ids for question in short] if prefix_cache else [])
-    head_note = prefix_note = ""
-    # Batches are formed from all questions, those in the store too: a resumed run computes the same batches.
-    # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
-    short.sort(key=lambda question: -len(question.ids))
-    batches = _batches(short, len(start), max_batch_tokens)
-    with (
-        inference.evaluating(model),
-        tqdm(total=to_compute, desc="questions", unit="item", disable=not progress or not to_compute) as bar,
-    ):
-        letters = max((question.letters for question in questions), key=len, default=())
-        scorer = _Scorer(model, letters, dtype)
+    scorer = _Scorer(model, questions, dtype)
+    with inference.evaluating(model):
         if to_compute:
-            probe = short[-1]  # the shortest is the cheapest
-            head_note = scorer.use_float32(probe)
-            prefix_note = scorer.share(start, probe) if start else ""
-        for batch in batches:
-            new = [question for question in batch if question.key not in done]
-            if new:
-                outcomes = dict(zip([q.key for q in batch], scorer.outcomes(batch), strict=True))
-                done.update(outcomes)
-                kept.add({q.key: outcomes[q.key] for q in new})
-                bar.update(len(new))
+            scorer.prepare(start, probe=short[-1])  # the shortest is the cheapest
+        batches = list(_batches(short, len(start), max_batch_tokens))
+        kept.complete(done, batches, scorer.outcomes, "question" if progress else "")
     seconds = time.monotonic() - started
     outcomes = [done[question.key] for question in questions]
-    report = {
-        "n": len(items),
-        "too_long": sum(outcome.too_long for outcome in outcomes),
-        "invalid": sum(not (outcome.predicted or outcome.too_long) for outcome in outcomes),
-        "ties": sum(outcome.tied for outcome in outcomes),
-        "rescored": sum(outcome.rescored for outcome in outcomes),
-        "flips": sum(outcome.flipped for outcome in outcomes),
-        "largest_move": max((outcome.moved for outcome in outcomes), default=0.0),
+    report = _counts(outcomes) | {
         "tolerance": TOLERANCE[dtype],
         "dtype": str(dtype).removeprefix("torch."),
-        "head_note": head_note,
-        "prefix_tokens": 0 if prefix_note else len(start),
-        "prefix_note": prefix_note,
+        "head_note": scorer.head_note,
+        "prefix_tokens": 0 if scorer.prefix_note else len(start),
+        "prefix_note": scorer.prefix_note,
         "from_store": from_store,
         "seconds": seconds,
         "items_per_s": to_compute / seconds,
@@ -159,22 +132,28 @@ def score(
     return Scored(outcomes, report)
 
 
+def _counts(outcomes: list[Outcome]) -> dict:
+    return {
+        "n": len(outcomes),
+        "too_long": sum(outcome.too_long for outcome in outcomes),
+        "invalid": sum(not (outcome.predicted or outcome.too_long) for outcome in outcomes),
+        "ties": sum(outcome.tied for outcome in outcomes),
+        "rescored": sum(outcome.rescored for outcome in outcomes),
+        "flips": sum(outcome.flipped for outcome in outcomes),
+        "largest_move": max((outcome.moved for outcome in outcomes), default=0.0),
+    }
+
+
 def frame(model_name: str, items: Sequence[MCQItem], outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """The rows of mcq/items.csv; an unknown log-probability is NaN."""
-    rows: list[dict] = []
+    logprobs = [f"logprob_{letter}" for letter in LETTERS]
+    columns = ["model", "dataset", "item_id", "gold", "predicted", "correct", *logprobs, "group"]
+    rows = []
     for item, outcome in zip(items, outcomes, strict=True):
-        row: dict = {
-            "model": model_name,
-            "dataset": item.source,
-            "item_id": item.id,
-            "gold": item.answer,
-        }
-        row |= {"predicted": outcome.predicted, "correct": outcome.predicted == item.answer}
-        known = dict(zip(item.letters, outcome.logprobs, strict=False))
-        row |= {f"logprob_{letter}": known.get(letter, math.nan) for letter in LETTERS}
-        rows.append(row | {"group": item.group})
-    columns = ["model", "dataset", "item_id", "gold", "predicted", "correct"]
-    return pd.DataFrame(rows, columns=[*columns, *(f"logprob_{letter}" for letter in LETTERS), "group"])
+        known = [*outcome.logprobs, *[math.nan] * (len(LETTERS) - len(outcome.logprobs))]
+        row = [model_name, item.source, item.id, item.answer, outcome.predicted]
+        rows.append([*row, outcome.predicted == item.answer, *known, item.group])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def compute_dtype(model) -> torch.dtype:
@@ -187,43 +166,45 @@ def compute_dtype(model) -> torch.dtype:
 class _Scorer:
     """A model's letter logits at the end of prompts, in batches."""
 
-    def __init__(self, model, letters: tuple[int, ...], dtype: torch.dtype):
-        self.model, self.letters, self.dtype, self.tolerance = model, list(letters), dtype, TOLERANCE[dtype]
-        self.device = model.get_input_embeddings().weight.device
-        # The letters' rows of the output layer; None reads the model's own logits.
-        self.head: LetterHead | None = None
+    def __init__(self, model, questions: Sequence[_Question], dtype: torch.dtype):
+        self.model, self.dtype, self.tolerance = model, dtype, TOLERANCE[dtype]
+        self.letters = list(max((question.letters for question in questions), key=len, default=()))
+        self.head: LetterHead | None = None  # None: the model's own logits are read
         self.prefix, self.cache = 0, None  # tokens that are computed already, and their keys and values
+        self.head_note = self.prefix_note = ""
 
-    def outcomes(self, batch: list[_Question]) -> list[Outcome]:
-        together = self.logits(batch)
+    def prepare(self, start: tuple[int, ...], probe: _Question) -> None:
+        """Go over to float32 logits and to the shared `start`, as far as `probe` comes out the same; the
+        notes say why not."""
+        self.head_note = self._use_float32(probe)
+        if start:
+            self.prefix_note = self._share(start, probe)
+        if self.prefix_note:
+            self.prefix, self.cache = 0, None
+
+    def outcomes(self, batch: Sequence[_Question]) -> list[Outcome]:
         alone = len(batch) == 1 and not self.prefix
         found = []
-        for question, logits in zip(batch, together, strict=True):
+        for question, logits in zip(batch, self.logits(batch), strict=True):
             outcome, gap = _outcome(logits)
             if not alone and gap < self.tolerance:
                 again, _ = _outcome(self.plain(question))
                 changes = [a - b for a, b in zip(again.logprobs, outcome.logprobs, strict=True)] or [0.0]
-                outcome = Outcome(
-                    again.predicted,
-                    again.logprobs,
-                    tied=again.tied,
-                    rescored=True,
-                    flipped=again.predicted != outcome.predicted,
-                    moved=max(changes) - min(changes),
-                )
+                flipped, moved = again.predicted != outcome.predicted, max(changes) - min(changes)
+                outcome = replace(again, rescored=True, flipped=flipped, moved=moved)
             found.append(outcome)
         return found
 
-    def use_float32(self, probe: _Question) -> str:
-        """Compute the letters' logits in float32 from here on; where that is not what the model computes, say
-        why, and go on with its own."""
+    def _use_float32(self, probe: _Question) -> str:
+        """Compute the letters' logits in float32 from here on, or say why that is not what the model
+        computes."""
         try:
             head = LetterHead.of(self.model, self.letters)  # before a pass, in which a CPU may repack 4 bits
             own, hidden = self._pass([probe], 0, None)
             exact = None if hidden is None else head(hidden)
         except (torch.OutOfMemoryError, MedkitError):
             raise
-        except Exception as error:  # an output layer of a kind that was not foreseen
+        except Exception as error:  # an output layer of an unknown kind
             return f"the output layer's weights cannot be read ({type(error).__name__})"
         if exact is None:
             return "the model's code does not call its output layer"
@@ -233,8 +214,8 @@ class _Scorer:
         self.head = head
         return ""
 
-    def share(self, start: tuple[int, ...], probe: _Question) -> str:
-        """Compute `start` once for all that follows; if the model cannot, say why, and go on without."""
+    def _share(self, start: tuple[int, ...], probe: _Question) -> str:
+        """Compute `start` once for all that follows, or say why the model cannot."""
         alone = self.plain(probe)
         try:
             with _last_only(self.model, torch.tensor([len(start) - 1])):
@@ -243,45 +224,37 @@ class _Scorer:
             shared = self.logits([probe, probe])
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a model's own code does with a cache it was not written for
-            self.prefix, self.cache = 0, None
+        except Exception as error:  # whatever a model's code does with a cache it was not written for
             return f"the model takes no shared prefix ({type(error).__name__})"
         apart = max(((row - row.max()) - (alone - alone.max())).abs().max().item() for row in shared)
-        if not apart <= 2 * self.tolerance:
-            self.prefix, self.cache = 0, None
-            return f"with the shared prefix the logits differ by {apart:.2g}"
-        return ""
+        return (
+            "" if apart <= 2 * self.tolerance else f"with the shared prefix the logits differ by {apart:.2g}"
+        )
 
     def plain(self, question: _Question) -> torch.Tensor:
-        """The letter logits of one prompt by itself: no padding, no shared prefix."""
+        """The letter logits of one prompt on its own: no padding, no shared prefix."""
         return self._letters([question], 0, None)[0]
 
-    def logits(self, batch: list[_Question]) -> list[torch.Tensor]:
+    def logits(self, batch: Sequence[_Question]) -> list[torch.Tensor]:
         """Per question its letters' logits, float32."""
-        cache = None
-        if self.prefix:
-            cache = inference.for_rows(self.cache, len(batch))
+        cache = inference.for_rows(self.cache, len(batch)) if self.cache else None
         return self._letters(batch, self.prefix, cache)
 
-    def _letters(self, batch: list[_Question], skip: int, cache) -> list[torch.Tensor]:
+    def _letters(self, batch: Sequence[_Question], skip: int, cache) -> list[torch.Tensor]:
         logits, hidden = self._pass(batch, skip, cache)
         if self.head and hidden is not None:  # Unsloth multiplies a single token by hand
             logits = self.head(hidden)
         return [row[: len(question.letters)] for row, question in zip(logits, batch, strict=True)]
 
     @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
-    def _pass(self, batch: list[_Question], skip: int, cache) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _pass(self, batch: Sequence[_Question], skip: int, cache) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the model's own logits of the letters, (rows, letters), on the CPU; what its output layer was
         given there, (rows, hidden size), or None where its code does not call that layer)."""
-        # Padding is on the right, where no token of a causal model sees it: no mask is needed, and any
-        # token will do.
-        lengths = [len(question.ids) - skip for question in batch]
-        width = max(lengths)
-        ids = torch.tensor([[*q.ids[skip:], *[0] * (width - n)] for q, n in zip(batch, lengths, strict=True)])
-        last = torch.tensor(lengths) - 1
+        rows = [question.ids[skip:] for question in batch]
+        last = torch.tensor([len(row) - 1 for row in rows])
         with _last_only(self.model, last) as given_to_head:
             given = {"past_key_values": cache, "use_cache": True} if skip else {"use_cache": False}
-            logits = self.model(input_ids=ids.to(self.device), **given).logits
+            logits = self.model(input_ids=inference.padded(self.model, rows), **given).logits
         at = last.to(logits.device) if logits.shape[1] > 1 else 0
         logits = logits[torch.arange(len(batch), device=logits.device), at]
         return logits[:, self.letters].float().cpu(), given_to_head[0] if given_to_head else None
@@ -289,25 +262,23 @@ class _Scorer:
 
 @contextlib.contextmanager
 def _last_only(model, last: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Each row's last real position alone goes through the output layer and, on a CPU, the last block's MLP.
-    Gives a list that what the output layer is given, (rows, hidden size), is put into.
+    """Only each row's last real position goes through the output layer and, on a CPU, the last block's MLP.
+    Yields a list that what the output layer is given, (rows, hidden size), is put into.
 
     At a vocabulary of 50,000 and more the logits of every position would cost a fifth of a small model's
     time, and most of its memory. A hook leaves whatever the model does to its logits (scaling, capping) in
-    force, which calling the layers by hand would not; where a model's own code skips the layer, its
-    logits come back for every position and the caller takes them there.
+    force, which calling the layers by hand would not; where a model's code skips the layer, its logits come
+    back for every position and the caller takes them there.
     The last MLP's one position is added to the residual of every position, which is right at the last of
     them, and no other is read after it.
     """
-
     head, given_to_head = model.get_output_embeddings(), []
 
     def select(layer, inputs):
         hidden = inputs[0]
         if hidden.shape[0] != len(last) or hidden.shape[1] <= int(last.max()):
             return None
-        rows = torch.arange(len(last), device=hidden.device)
-        chosen = hidden[rows, last.to(hidden.device)]
+        chosen = hidden[torch.arange(len(last), device=hidden.device), last.to(hidden.device)]
         if layer is head:
             given_to_head.append(chosen)
         return (chosen[:, None], *inputs[1:])
@@ -340,19 +311,18 @@ def _questions(tokenizer, items, encode, letter_tokens, how: str, store: Store) 
         encode, letter_tokens = encode or place["encode"], letter_tokens or place["letter_tokens"]
     questions = []
     for item in items:
-        ids = tuple(encode(item))
+        ids, letters = tuple(encode(item)), tuple(letter_tokens[: len(item.letters)])
         if not ids:
-            raise McqError(
+            raise MedkitError(
                 f"{item.source} {item.id}: its prompt is empty; encode must give one token at least"
             )
-        letters = tuple(letter_tokens[: len(item.letters)])
         key = store.key(how, tokenizer.chat_template, ids, letters, asdict(item))
         questions.append(_Question(ids, letters, key))
     return questions
 
 
-def _batches(questions: list[_Question], skip: int, max_tokens: int) -> Iterator[list[_Question]]:
-    batch = []
+def _batches(questions: Sequence[_Question], skip: int, max_tokens: int) -> Iterator[list[_Question]]:
+    batch: list[_Question] = []
     for question in questions:
         width = len((batch or [question])[0].ids) - skip  # the longest comes first
         if batch and (len(batch) + 1) * width > max_tokens:

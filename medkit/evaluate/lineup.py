@@ -23,10 +23,6 @@ from medkit.train import adapters, identities
 from medkit.train import models as training
 
 
-class LineupError(MedkitError):
-    """A model that is not among those of the comparison."""
-
-
 @dataclass(frozen=True)
 class Member:
     """One model before it is loaded."""
@@ -68,11 +64,9 @@ class Lineup:
     @contextmanager
     def as_model(self, name: str) -> Iterator[Active]:
         """The member `name`, in evaluation mode and with a key-value cache, as long as the context lasts.
-
-        Raises LineupError for another name, AdapterError where an adapter does not fit its base.
-        """
+        Raises AdapterError where an adapter does not fit its base."""
         if name not in self.members:
-            raise LineupError(f"no model {name!r} in this comparison; it has {', '.join(self.members)}")
+            raise MedkitError(f"no model {name!r} in this comparison; it has {', '.join(self.members)}")
         member = self.members[name]
         model = self._with_adapter(member)
         with training.for_inference(model):
@@ -109,29 +103,27 @@ class Lineup:
         return self._model
 
 
-def of_run(run: Run, names: Sequence[str] | None = None) -> Lineup:
-    """The base and the arms of a run that `names` has, in that order; ResultsError, naming the notebook to
-    run, where one has not been trained, ArmError for a name that is no arm's.
+def named(arms: str) -> list[str]:
+    """The names in "base, med-mix"."""
+    storage.check_text("arms", arms)
+    return [name.strip() for name in arms.split(",") if name.strip()]
 
-    Without names all of them, the control arm where it has been trained: without it there is less to compare,
-    not nothing.
-    """
-    if names is None:
-        names = arms.present(run.folder, run.recipe)
-    needed = arms.needs(*names)
-    merged = run.recipe.dmt.handover == "merge"
-    if merged and any(arms.ARMS[name].stage == "stage2" for name in names):
-        needed.append("stage1/merged/config.json")
+
+def of_run(run: Run, names: Sequence[str] = ()) -> Lineup:
+    """The arms `names` of a run, in that order; ResultsError, naming the notebook to run, where one has not
+    been trained, ArmError for a name that is no arm's. Without names all that are there; only the control arm
+    may be missing."""
+    names = names or arms.present(run.folder, run.recipe)
+    needed, members = arms.needs(*names), []
+    for arm in map(arms.ARMS.__getitem__, names):
+        spec, base = run.recipe.model, run.recipe.model.base
+        if arm.stage == "stage2" and run.recipe.dmt.handover == "merge":
+            needed.append("stage1/merged/config.json")
+            spec, base = replace(spec, base=str(run.folder / "stage1" / "merged")), "stage1/merged"
+        adapter = f"{arm.folder}/adapter" if arm.folder else ""
+        members.append(Member(arm.id, spec, run.folder / adapter if adapter else None, (base, adapter)))
     storage.require(run.folder, needed)
-    return Lineup([_member(run, arms.ARMS[name], merged) for name in names])
-
-
-def _member(run: Run, arm: arms.Arm, merged: bool) -> Member:
-    spec, base = run.recipe.model, run.recipe.model.base
-    if arm.stage == "stage2" and merged:
-        spec, base = replace(spec, base=str(run.folder / "stage1" / "merged")), "stage1/merged"
-    adapter = run.folder / arm.folder / "adapter" if arm.folder else None
-    return Member(arm.id, spec, adapter, (base, f"{arm.folder}/adapter" if arm.folder else ""))
+    return Lineup(members)
 
 
 def alone(run: Run, model: str, adapter: str = "") -> Lineup:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from medkit import prompts
+from medkit import MedkitError, prompts
 from medkit.data.builtin import general as written
 from medkit.evaluate import (
     accuracy,
@@ -64,8 +63,7 @@ def begin_exams(
 
     Raises ResultsError where the run lacks an arm, ArmError for an unknown arm.
     """
-    storage.check_text("arms", arms)
-    names = [name.strip() for name in arms.split(",") if name.strip()] or None
+    names = lineup.named(arms)
     if model and names:
         raise ResultsError(f"model={model} is evaluated alone; leave arms={arms} out, or the model")
     run = begin(run_dir, data_dir, model, adapter, names)
@@ -73,12 +71,10 @@ def begin_exams(
     return run, lineup.alone(run, model, adapter) if model else lineup.of_run(run, names)
 
 
-def begin(
-    run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms: Sequence[str] | None = None
-) -> Run:
-    """The run to evaluate; for a `model` alone a run of its own, begun here where there is none.
+def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms: Sequence[str] = ()) -> Run:
+    """The run to evaluate; a `model` alone gets a run of its own, begun here where there is none.
 
-    Raises ResultsError where a model alone would write over a run's own results, or over another model's.
+    Raises ResultsError where a model alone would write over a run's results, or over another model's.
     """
     storage.check_text("model", model)
     storage.check_text("adapter", adapter)
@@ -88,7 +84,7 @@ def begin(
         adapters.read_config(Path(adapter).expanduser())
     if not model or info is None:
         recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
-        needs = () if model else needs_of(*(["med-mix", "med-nirvana"] if arms is None else arms))
+        needs = () if model else needs_of(*(arms or ["med-mix", "med-nirvana"]))
         return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
@@ -102,8 +98,8 @@ def begin(
 
 
 def _as_trained(adapter: str) -> str:
-    """What an adapter's own run, where it still lies in its folder, has settled for its evaluation: one that
-    saw PubMedQA's labelled rows is asked the official fold alone."""
+    """What an adapter's run, where it still lies in its folder, has settled for its evaluation: one that saw
+    PubMedQA's labelled rows is asked the official fold alone."""
     info = run_json.read(Path(adapter).expanduser().resolve().parents[1]) if adapter else None
     trained = info["recipe"]["data"].get("pubmedqa_train", "artificial") if info else "artificial"
     return "" if trained == "artificial" else f"\ndata.pubmedqa_train={trained}"
@@ -112,11 +108,11 @@ def _as_trained(adapter: str) -> str:
 def exam_items(run: Run) -> list[MCQItem]:
     """The evaluation questions of the three benchmarks, cut to the recipe's rows by file order."""
     loaded = stages.load_exams(run, "eval")
-    items = [item for one in loaded.values() for item in first_of_each(one.records, run.recipe.mcq.rows)]
+    items = [item for rows in loaded.values() for item in first_of_each(rows.records, run.recipe.mcq.rows)]
     twice = [name for name, count in Counter((item.source, item.id) for item in items).items() if count > 1]
     if twice:
         source, name = twice[0]
-        raise accuracy.OutcomeError(f"{source} has two questions {name}; give each an id of its own")
+        raise MedkitError(f"{source} has two questions {name}; give each an id of its own")
     return items
 
 
@@ -143,13 +139,13 @@ def in_every_order(run: Run, active: Active, items: Sequence[MCQItem], letters: 
     """One model's letters to the first questions of each benchmark in every cyclic order of their options.
     Order 0 is the questions' own, as in `letters`. Columns: option_order.COLUMNS."""
     asked = first_of_each(items, run.recipe.mcq.permutations) if run.recipe.mcq.permutations else []
-    turned = option_order.rotations(asked)
-    scored = score(run, active, [item for _, item in turned])
-    others = letter_scoring.frame(active.name, [item for _, item in turned], scored.outcomes)
-    keys = pd.MultiIndex.from_tuples([(one.source, one.id) for one in asked], names=["dataset", "item_id"])
-    own = letters.set_index(["dataset", "item_id"]).loc[keys].reset_index().assign(rotation=0)
-    others = others.assign(rotation=[k for k, _ in turned])
-    return pd.concat([own, others], ignore_index=True)[option_order.COLUMNS]
+    rotations = option_order.rotations(asked)
+    turned = [item for _, item in rotations]
+    others = letter_scoring.frame(active.name, turned, score(run, active, turned).outcomes)
+    others = others.assign(rotation=[k for k, _ in rotations])
+    ids = pd.MultiIndex.from_tuples([(item.source, item.id) for item in asked], names=["dataset", "item_id"])
+    original = letters.set_index(["dataset", "item_id"]).loc[ids].reset_index().assign(rotation=0)
+    return pd.concat([original, others], ignore_index=True)[option_order.COLUMNS]
 
 
 def answer_general(run: Run, active: Active) -> pd.DataFrame:
@@ -170,11 +166,11 @@ def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_t
     Med-Nirvana beside Med-Mix, calibration.overconfidence's), "option_order" (option_order.summary's),
     "general" (general.summary's), "lm_eval" (per model, harness.measure's) and "scoring" (per model,
     letter_scoring's report).
-    Raises OutcomeError where the file does not hold what was answered.
+    Raises MedkitError where the file does not hold what was answered.
     """
     contaminated_questions = contaminated(run)
     summary = accuracy.mcq_summary(answers.letters) | {
-        "protocols": protocols(items, answers.letters, answers.words),
+        "protocols": protocols(answers.letters, answers.words),
         "without_contaminated": without(answers.letters, contaminated_questions or set()),
         "contamination_known": contaminated_questions is not None,
         "calibration": calibration.summary(answers.letters),
@@ -191,7 +187,7 @@ def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_t
     read = accuracy.read_items(run.folder)
     correct = accuracy.is_correct(answers.letters).sum()
     if len(read) != len(answers.letters) or accuracy.is_correct(read).sum() != correct:
-        raise accuracy.OutcomeError("mcq/items.csv is not what the models answered; run notebook 03 again")
+        raise MedkitError("mcq/items.csv is not what the models answered; run notebook 03 again")
     return summary
 
 
@@ -262,34 +258,53 @@ def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
     ids = prompts.prompt_ids(tokenizer, prompts.ChatFormat.from_tokenizer(tokenizer), item)
     settings = {"batch_size": 1, "store": None, "key": "", "progress": False}
     with models.for_inference(model):
-        return generation.generate(model, tokenizer, [ids], max_new_tokens=max_new_tokens, **settings)[0][0]
+        ((said,),) = generation.generate_answers(
+            model, tokenizer, [ids], max_new_tokens=max_new_tokens, **settings
+        )
+    return said.text
 
 
-def protocols(items: Sequence[MCQItem], letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
-    """Per model and benchmark, how the protocols fared on the questions that were answered in both ways."""
+def protocols(letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
+    """Per model and benchmark, how the protocols fared on the questions that were answered in both ways.
+
+    "scored": letters by log-probability; "generated": answers in words by answer_parsing.parse; "released":
+    by the released notebooks' rule. Every share is of `n`, unparsed answers included.
+    """
     if words.empty:
         return []
-    by_id = {(item.source, item.id): item for item in items}
-    index = ["model", "dataset", "item_id"]
-    scored = letters.set_index(index)["predicted"].fillna("")
-    found = []
-    for (model, dataset), rows in words.groupby(["model", "dataset"], sort=False):
-        own = [by_id[dataset, item_id] for item_id in rows["item_id"]]
-        parsed = [
-            answer_parsing.Parsed(row.letter, row.tier, bool(row.first_last_disagree))
-            for row in rows.itertuples()
-        ]
-        by_letter = scored.loc[pd.MultiIndex.from_frame(rows[index])].tolist()
-        summary = answer_parsing.protocol_summary(own, by_letter, parsed, rows["released"].tolist())
-        summary["cut"] = float((rows["finish"] == "cut").mean())  # of max_new_tokens
-        summary["too_long"] = int((rows["finish"] == "too long").sum())  # for the model's context: not asked
-        right = np.array([letter == item.answer for letter, item in zip(by_letter, own, strict=True)])
-        summary["minus_scored"] = {
-            name: storage.plain(statistics.compare(right, (rows[column] == rows["gold"]).to_numpy()))
-            for name, column in {"generated": "letter", "released": "released"}.items()
+    keys = ["model", "dataset", "item_id"]
+    both = words.merge(letters[[*keys, "predicted"]], on=keys, how="left")
+    return [
+        {"model": model, "dataset": dataset, **_protocol_summary(rows)}
+        for (model, dataset), rows in both.groupby(["model", "dataset"], sort=False)
+    ]
+
+
+def _protocol_summary(rows: pd.DataFrame) -> dict:
+    given = {
+        "scored": rows["predicted"].fillna(""),
+        "generated": rows["letter"],
+        "released": rows["released"],
+    }
+    right = {name: letters == rows["gold"] for name, letters in given.items()}
+    tiers = {tier: rows["tier"] == tier for tier in answer_parsing.TIERS}
+    in_words = ("generated", "released")
+    return storage.plain(
+        {
+            "n": len(rows),
+            "correct": {name: outcomes.sum() for name, outcomes in right.items()},
+            "accuracy": {name: outcomes.mean() for name, outcomes in right.items()},
+            "unparsed": {name: (letters == "").sum() for name, letters in given.items()},
+            "tiers": {tier: {"count": own.sum(), "share": own.mean()} for tier, own in tiers.items()},
+            "first_last_disagree": rows["first_last_disagree"].mean(),
+            "agreement_with_scored": {
+                name: ((given[name] == given["scored"]) & (given[name] != "")).mean() for name in in_words
+            },
+            "cut": (rows["finish"] == "cut").mean(),  # at max_new_tokens
+            "too_long": (rows["finish"] == "too long").sum(),  # for the model's context: not asked
+            "minus_scored": {name: statistics.compare(right["scored"], right[name]) for name in in_words},
         }
-        found.append({"model": model, "dataset": dataset, **summary})
-    return found
+    )
 
 
 def contaminated(run: Run) -> set[tuple[str, str]] | None:
@@ -311,7 +326,7 @@ def without(letters: pd.DataFrame, found: set[tuple[str, str]]) -> dict:
     left_out = letters[keys.isin(found)].drop_duplicates(["dataset", "item_id"])
     return {
         "left_out": left_out["dataset"].value_counts().to_dict(),
-        "datasets": accuracy.mcq_summary(clean)["datasets"],
+        "datasets": accuracy.accuracies(clean),
     }
 
 

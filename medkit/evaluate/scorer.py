@@ -1,4 +1,4 @@
-"""How near an answer comes to a physician's: BERTScore and ROUGE-L, each pair on its own.
+"""How similar an answer is to a physician's: BERTScore and ROUGE-L, each pair on its own.
 
 Both compare wording. Neither knows whether an answer is right, or safe.
 """
@@ -21,10 +21,6 @@ PARTS = ("precision", "recall", "f1")
 PAIRS_AT_ONCE = 64  # bert-score holds the token states of all texts of a call: 2 MB each with roberta-large
 
 
-class ScorerError(MedkitError):
-    """A BERTScore encoder that is not there or not as said."""
-
-
 class Scorer:
     """BERTScore (Zhang et al. 2019, the bert-score library) with one encoder, loaded once.
 
@@ -33,15 +29,13 @@ class Scorer:
 
     `name`, `layers` and `hash` say what a score was computed with; `hash` is the library's, with the name in
     place of a folder's path. `baseline` has precision, recall and F1 of unrelated sentences, as the library
-    ships them for some hub models and layers, else it is empty: (score - baseline) / (1 - baseline) is the
-    rescaled score. `limit` is how many tokens of a text the encoder reads; the rest is cut off.
+    ships them for some hub models and layers, otherwise it is empty: (score - baseline) / (1 - baseline) is
+    the rescaled score. `limit` is how many tokens of a text the encoder reads; the rest is cut off.
 
-    Raises ScorerError where the encoder cannot be loaded.
+    Raises MedkitError where the encoder cannot be loaded.
     """
 
     def __init__(self, model: str | Path = "roberta-large", layers: int = 17):
-        if layers < 1:
-            raise ScorerError(f"BERTScore layer {layers}: give 1 or more, as 17 of roberta-large")
         folder = smollm2.minilm_folder() if model == "minilm" else Path(model)
         self.name, self.layers, path = str(model), layers, str(folder)
         if folder.is_dir():
@@ -56,20 +50,20 @@ class Scorer:
                 self._library = BERTScorer(model_type=path, num_layers=layers, lang="en")
             except (OSError, ValueError, AssertionError, KeyError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ScorerError(
+                raise MedkitError(
                     f"BERTScore encoder {self.name}, layer {layers}, cannot be loaded ({reason[:150]}): "
                     "give a model folder, a hub id that can be reached, or minilm with layer 6"
                 ) from error
         self.hash = self._library.hash.replace(path, self.name)
         self._tokenizer = self._library._tokenizer
-        self._mend_tokenizer()
+        self._fix_tokenizer()
         self.limit = self._tokenizer.model_max_length
         self.baseline: dict[str, float] = {}
         if Path(self._library.baseline_path).is_file():
             self.baseline = dict(zip(PARTS, self._library.baseline_vals.tolist(), strict=True))
         self._rouge = RougeScorer(["rougeL"], use_stemmer=True)
 
-    def _mend_tokenizer(self):
+    def _fix_tokenizer(self):
         """Two things that bert-score 0.3.13 expects of Transformers, and Transformers 5 no longer does."""
         config = self._library._model.config
         if self._tokenizer.model_max_length > config.max_position_embeddings:  # no limit was saved with it
@@ -80,11 +74,17 @@ class Scorer:
             # encode(add_prefix_space=True) is ignored, and the first word would become another token
             self._tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
 
-    def score(self, answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
-        """One row a pair: precision, recall, f1, rouge_l (all in [0, 1], higher is nearer), truncated.
+    @property
+    def about(self) -> dict:
+        """What a score was computed with, for the summary."""
+        about = {"model": self.name, "layers": self.layers, "hash": self.hash}
+        return about | {"rescaled": bool(self.baseline), "limit_tokens": self.limit}
 
-        A pair of which one text says nothing (empty, marks alone, "[SEP]") scores 0 throughout: the library
-        gives NaN or a likeness of marks, and leaving it out would reward it.
+    def score(self, answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
+        """One row a pair: precision, recall, f1, rouge_l (all in [0, 1], higher is more similar), truncated.
+
+        A pair of which one text says nothing (empty, punctuation alone, "[SEP]") scores 0 throughout: the
+        library gives NaN or a similarity of punctuation, and leaving it out would reward it.
         `truncated` says that the answer was longer than `limit` tokens, and scored by its beginning.
         ROUGE-L (F-measure, Porter stemmer) sees Latin letters and digits only.
         """
@@ -104,10 +104,10 @@ class Scorer:
     def _says(self, text: str) -> bool:
         """Whether a letter or digit is left without the encoder's special tokens, and within its limit."""
         ids = self._tokenizer(text.strip(), truncation=True, max_length=self.limit, verbose=False).input_ids
-        marks = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        special = set(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
         for token in self._tokenizer.all_special_tokens:
             text = text.replace(token, " ")
-        return any(map(str.isalnum, text)) and not marks.issuperset(ids)
+        return any(map(str.isalnum, text)) and not special.issuperset(ids)
 
     def too_long(self, text: str) -> bool:
         return len(self._tokenizer(text, verbose=False).input_ids) > self.limit

@@ -1,18 +1,17 @@
 """How sure a number is: intervals, paired tests, corrections for many tests.
 
-Every calculation is scipy's or statsmodels'; what is decided here is the degenerate cases.
-Accuracies are fractions in [0, 1], differences are second minus first, intervals are 95%.
+scipy and statsmodels calculate; this module decides the degenerate cases. Accuracies are fractions in [0, 1],
+differences are second minus first, intervals are 95%.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.optimize import brentq
-from scipy.stats import permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
@@ -23,16 +22,12 @@ RESAMPLES = 9_999  # bootstrap samples; scipy's own default
 BATCH = 200  # resamples held in memory at once: 200 x 4,183 doubles are 7 MB
 
 
-class StatisticsError(MedkitError):
-    """Outcomes that cannot be compared; the message is one line."""
-
-
 @dataclass(frozen=True, slots=True)
 class Proportion:
     """`correct` of `n`, with Wilson's interval; for n = 0 the accuracy is NaN and the interval [0, 1]."""
 
     n: int
-    correct: float  # a whole number, but for a published percentage of n
+    correct: float  # a whole number, except for a published percentage of n
     accuracy: float
     low: float
     high: float
@@ -40,12 +35,16 @@ class Proportion:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean with its percentile bootstrap interval; NaN where it is undefined (interval: n < 2)."""
+    """A mean, or another statistic, with its percentile bootstrap interval; NaN where it is undefined."""
 
     n: int
     mean: float
     low: float
     high: float
+
+    def named(self, name: str, ends: str = "") -> dict[str, float]:
+        """{name: mean, `ends`low: low, `ends`high: high}."""
+        return {name: self.mean, f"{ends}low": self.low, f"{ends}high": self.high}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Comparison:
     """Two models on the same items: the difference of accuracies and McNemar's exact p."""
 
     n: int
-    first_only: int  # items only the first model has right
+    first_only: int  # items that only the first model has right
     second_only: int
     difference: float  # second - first
     low: float
@@ -62,9 +61,9 @@ class Comparison:
 
 
 def wilson(correct: float, n: int) -> Proportion:
-    """Wilson's 95% interval (Wilson 1927); raises StatisticsError unless 0 <= correct <= n."""
+    """Wilson's 95% interval (Wilson 1927); raises MedkitError unless 0 <= correct <= n."""
     if not 0 <= correct <= n:
-        raise StatisticsError(f"{correct} right answers of {n}: the count must lie between 0 and n")
+        raise MedkitError(f"{correct} right answers of {n}: the count must lie between 0 and n")
     if n == 0:
         return Proportion(0, 0, math.nan, 0.0, 1.0)
     low, high = proportion_confint(correct, n, alpha=0.05, method="wilson")
@@ -74,7 +73,7 @@ def wilson(correct: float, n: int) -> Proportion:
 def unpaired_difference(first: float, n_first: int, second: float, n_second: int) -> tuple[float, float]:
     """Newcombe's 95% interval of second/n_second - first/n_first, for results known only as accuracies.
 
-    It takes the two test runs for independent, so it is too wide where both saw the same questions.
+    It treats the two test runs as independent, so it is too wide where both saw the same questions.
     """
     if not n_first or not n_second:
         return -1.0, 1.0
@@ -82,53 +81,51 @@ def unpaired_difference(first: float, n_first: int, second: float, n_second: int
     return float(low), float(high)
 
 
-def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Mean:
-    """Mean of `values` with a seeded percentile bootstrap (scipy.stats.bootstrap).
+def bootstrap(columns: Sequence[ArrayLike], statistic: Callable, seed: int = 0, paired: bool = True) -> Mean:
+    """`statistic(*columns, axis)` with a seeded percentile bootstrap (scipy.stats.bootstrap).
 
-    n = 0: all NaN. n = 1: no interval (NaN). Equal values: an interval of width zero.
-    Raises StatisticsError where a value is not finite.
+    paired: the columns hold values of the same items, which are resampled together; otherwise each column is
+    resampled on its own, and n counts the values of all. An empty column: all NaN. A single value: no
+    interval (NaN). Columns of equal values: an interval of width zero.
     """
+    arrays = tuple(np.asarray(column) for column in columns)
+    sizes = [len(array) for array in arrays]
+    n = sizes[0] if paired else sum(sizes)
+    value = float(statistic(*arrays, axis=-1)) if sizes and all(sizes) else math.nan
+    if min(sizes, default=0) < 2:
+        return Mean(n, value, math.nan, math.nan)
+    if all((array == array[0]).all() for array in arrays):  # scipy warns and returns NaN here
+        return Mean(n, value, value, value)
+    ends = stats.bootstrap(
+        arrays,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        vectorized=True,
+        paired=paired,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Mean(n, value, float(ends.low), float(ends.high))
+
+
+def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Mean:
+    """The mean of `values`; raises MedkitError where one is not finite."""
     values = np.asarray(values, dtype=float)
-    if not np.isfinite(values).all():
-        raise StatisticsError(
-            f"{(~np.isfinite(values)).sum()} of {len(values)} values are not finite numbers"
-        )
-    if len(values) < 2:
-        return Mean(len(values), float(values.mean()) if len(values) else math.nan, math.nan, math.nan)
-    if (values == values[0]).all():  # scipy warns and returns NaN here
-        return Mean(len(values), float(values[0]), float(values[0]), float(values[0]))
-    low, high = _bootstrap((values,), lambda x, axis: x.mean(axis=axis), seed)
-    return Mean(len(values), float(values.mean()), low, high)
+    if wrong := (~np.isfinite(values)).sum():
+        raise MedkitError(f"{wrong} of {len(values)} values are not finite numbers")
+    if len(values) > 1 and (values == values[0]).all():  # as it is, where a sum would round
+        return Mean(len(values), *[float(values[0])] * 3)
+    return bootstrap([values], np.mean, seed)
 
 
 def mean_of_means(samples: Sequence[ArrayLike], seed: int = 0) -> Mean:
-    """Unweighted mean of several benchmarks' means, each resampled on its own; n counts all items.
+    """Unweighted mean of several benchmarks' means, each resampled on its own."""
 
-    An empty benchmark makes the mean NaN; a benchmark of one item leaves it without an interval.
-    """
-    arrays = [np.asarray(sample, dtype=float) for sample in samples]
-    n = sum(len(array) for array in arrays)
-    if not arrays or not all(len(array) for array in arrays):
-        return Mean(n, math.nan, math.nan, math.nan)
-    mean = float(np.mean([array.mean() for array in arrays]))
-    if any(len(array) < 2 for array in arrays):
-        return Mean(n, mean, math.nan, math.nan)
-    if all((array == array[0]).all() for array in arrays):
-        return Mean(n, mean, mean, mean)
-    statistic = lambda *xs, axis: np.mean([x.mean(axis=axis) for x in xs], axis=0)  # noqa: E731
-    return Mean(n, mean, *_bootstrap(tuple(arrays), statistic, seed))
+    def statistic(*columns, axis):
+        return np.mean([column.mean(axis=axis) for column in columns], axis=0)
 
-
-def bootstrap(columns: Sequence[ArrayLike], statistic, seed: int = 0) -> Mean:
-    """`statistic(*columns, axis)` of items that have a value in each column, the items resampled whole."""
-    arrays = tuple(np.asarray(column) for column in columns)
-    n = len(arrays[0])
-    value = float(statistic(*arrays, axis=-1)) if n else math.nan
-    if n < 2:
-        return Mean(n, value, math.nan, math.nan)
-    if all((column == column[0]).all() for column in arrays):
-        return Mean(n, value, value, value)
-    return Mean(n, value, *_bootstrap(arrays, statistic, seed, paired=True))
+    return bootstrap([np.asarray(sample, dtype=float) for sample in samples], statistic, seed, paired=False)
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Mean:
@@ -138,13 +135,13 @@ def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Mea
 
 
 def sign_flip_p(first: ArrayLike, second: ArrayLike, seed: int = 0) -> float:
-    """Two-sided p of a paired mean difference: how often the signs of the differences, drawn anew, give one
-    as large (scipy.stats.permutation_test; exact up to 13 pairs, else 9,999 seeded draws). NaN below 2 pairs.
+    """Two-sided p of a paired mean difference: how often randomly flipped signs give a mean as large
+    (scipy.stats.permutation_test; exact up to 13 pairs, otherwise 9,999 seeded draws). NaN below 2 pairs.
     """
     first, second = _paired(first, second)
     if len(first) < 2:
         return math.nan
-    found = permutation_test(
+    found = stats.permutation_test(
         (second, first),
         lambda a, b, axis: (a - b).mean(axis=axis),
         permutation_type="samples",
@@ -158,17 +155,14 @@ def sign_flip_p(first: ArrayLike, second: ArrayLike, seed: int = 0) -> float:
 def compare(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Comparison:
     """Two models' outcomes on the same items: McNemar's exact test and the paired bootstrap.
 
-    Where every item shows the same difference d (all concordant: 0; all discordant one way: -1 or 1), the
-    bootstrap would shrink to a point. There the interval is what the upper Wilson limit u of "0 of n items
-    are otherwise" allows: d -+ u (1 + |d|), within [-1, 1]. Without a discordant item p is 1.
+    Where every item shows the same difference (`same_everywhere`), the bootstrap would shrink to a point.
+    Without a discordant item p is 1.
     """
     first, second = _paired(np.asarray(first, dtype=bool), np.asarray(second, dtype=bool))
     n, first_only, second_only = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     difference = (second_only - first_only) / n if n else math.nan
     if max(first_only, second_only, n - first_only - second_only) == n:
-        centre = difference if n else 0.0
-        reach = wilson(0, n).high * (1 + abs(centre))
-        low, high = max(-1.0, centre - reach), min(1.0, centre + reach)
+        low, high = same_everywhere(n, difference if n else 0.0)
     else:
         bootstrapped = paired_difference(first.astype(float), second.astype(float), seed)
         low, high = bootstrapped.low, bootstrapped.high
@@ -179,12 +173,20 @@ def compare(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Comparison:
     return Comparison(n, first_only, second_only, difference, low, high, p)
 
 
+def same_everywhere(n: int, difference: float) -> tuple[float, float]:
+    """The interval of a difference that all n items show: all concordant (0), or all discordant in one
+    direction (-1 or 1). It is what the upper Wilson limit u of "0 of n items are otherwise" allows: d -+ u
+    (1 + |d|), within [-1, 1]."""
+    reach = wilson(0, n).high * (1 + abs(difference))
+    return max(-1.0, difference - reach), min(1.0, difference + reach)
+
+
 def detectable_difference(n: int, discordant: int, power: float = 0.8) -> float:
     """The smallest difference of accuracies that McNemar's test at 0.05 finds with `power`, for `n` paired
     items of which `discordant` are right in one model only; NaN for n = 0 (Connor 1987, Biometrics 43: 207).
 
-    Where so few are discordant that even all of them on one side would not do, it is the difference at which
-    as many as needed are: z^2 / n.
+    Where so few are discordant that even all of them on one side would not be enough, it is the difference at
+    which as many as needed are: z^2 / n.
     """
     if n == 0:
         return math.nan
@@ -203,27 +205,17 @@ def detectable_difference(n: int, discordant: int, power: float = 0.8) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment over one table's p-values, in their order; [] for none."""
-    if not len(p_values):
-        return []
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
-def _bootstrap(samples: tuple, statistic, seed: int, paired: bool = False) -> tuple[float, float]:
-    interval = stats.bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        vectorized=True,
-        paired=paired,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+def with_holm(rows: Sequence[dict]) -> list[dict]:
+    """The rows of a table with `p_holm` beside their `p`."""
+    adjusted = holm([row["p"] for row in rows])
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _paired(first, second) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(first), np.asarray(second)
     if first.shape != second.shape:
-        raise StatisticsError(f"{len(first)} and {len(second)} outcomes cannot be paired")
+        raise MedkitError(f"{len(first)} and {len(second)} outcomes cannot be paired")
     return first, second

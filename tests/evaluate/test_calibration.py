@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
+from medkit import MedkitError
 from medkit.evaluate import calibration
-from medkit.evaluate.accuracy import OutcomeError
 
 
 def items(chances, gold, dataset="medqa", model="base"):
@@ -102,7 +102,7 @@ def test_a_certain_answer_and_one_that_is_no_probability():
     assert one["bins"] == [{"confidence": 1.0, "accuracy": pytest.approx(2 / 3), "n": 3}]
     rows = items([[0.25] * 4], "A")
     rows["logprob_A"] = 0.5
-    with pytest.raises(OutcomeError, match="q0 has a log-probability above 0"):
+    with pytest.raises(MedkitError, match="q0 has a log-probability above 0"):
         calibration.summary(rows)
 
 

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medkit import MedkitError
 from medkit.evaluate import consumer
-from medkit.evaluate.consumer import ConsumerError, derangement, draw, evaluate
+from medkit.evaluate.consumer import derangement, draw, evaluate
 from medkit.evaluate.generation import Answer
-from medkit.evaluate.scorer import Scorer, ScorerError
+from medkit.evaluate.scorer import Scorer
 from medkit.evaluate.style import MARKERS, in_another_script, markers, words
 from medkit.records import ConsumerQuery
 from medkit.report.samples import choose, escape, samples
@@ -61,12 +62,12 @@ def test_a_draw_from_one_source_does_not_depend_on_the_other():
 
 
 def test_nothing_to_draw_from_is_refused():
-    with pytest.raises(ConsumerError, match="no consumer queries"):
+    with pytest.raises(MedkitError, match="no consumer queries"):
         draw([], 50, 0)
 
 
 def test_a_doubled_id_is_refused():
-    with pytest.raises(ConsumerError, match="twice"):
+    with pytest.raises(MedkitError, match="twice"):
         draw([query(1), query(1)], 2, 0)
 
 
@@ -346,16 +347,15 @@ def test_t5_in_a_path_is_no_t5(tmp_path):
     assert scorer.name == "tiny" and scorer.hash.startswith("tiny_L2")
 
 
-@pytest.mark.parametrize("layers, words", [(0, "give 1 or more"), (9, "layer 9")])
-def test_layers_that_are_not_there(encoder, layers, words):
-    with pytest.raises(ScorerError, match=words):
-        Scorer(encoder, layers)
+def test_a_layer_that_is_not_there(encoder):
+    with pytest.raises(MedkitError, match="layer 9"):
+        Scorer(encoder, 9)
 
 
 def test_a_folder_that_is_not_there_or_no_model(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "nowhere", tmp_path / "empty"):
-        with pytest.raises(ScorerError) as error:
+        with pytest.raises(MedkitError) as error:
             Scorer(folder, 2)
         assert "\n" not in str(error.value) and folder.name in str(error.value)
 
@@ -396,11 +396,20 @@ def said(*texts, finish="stopped"):
     return [Answer(text, finish, len(text)) for text in texts]
 
 
+def alone(greedy):
+    """Per case a greedy answer and no sampled one."""
+    return [[answer] for answer in greedy]
+
+
 BASE = said("rest", "", "I cannot help with that.", "**milk**\n- warm\n- cold")
 TUNED = said(*(case.reference for case in CASES[:3]), "hot tea", finish="cut")
 SAMPLED = {
     "base": [said("rest", "walk"), said("pain", "see a doctor"), said("no", "food"), said("milk", "ice")],
     "tuned": [said("rest at home", "x"), said("pain", "y"), said("tablet", "z"), said("cold milk", "w")],
+}
+ANSWERS = {
+    model: [[greedy, *sampled] for greedy, sampled in zip(own, SAMPLED[model], strict=True)]
+    for model, own in (("base", BASE), ("tuned", TUNED))
 }
 
 
@@ -408,9 +417,8 @@ SAMPLED = {
 def evaluated(scorer):
     return evaluate(
         CASES,
-        {"base": BASE, "tuned": TUNED},
+        ANSWERS,
         scorer,
-        sampled=SAMPLED,
         decoding={"max_new_tokens": 64},
         passed_over={"damaged reference": 7},
         seed=5,
@@ -478,7 +486,9 @@ def test_a_longer_copy_gains_nothing_when_lengths_match(scorer):
     cases = CASES[:3]
     short = said(*(" ".join(case.reference.split()[:3]) for case in cases))
     whole = said(*(case.reference for case in cases))
-    summary, _ = evaluate(cases, {"short": short, "whole": whole}, scorer, decoding={}, passed_over={})
+    summary, _ = evaluate(
+        cases, {"short": alone(short), "whole": alone(whole)}, scorer, decoding={}, passed_over={}
+    )
     assert summary["differences"]["whole"]["f1"]["mean"] > 0.01
     assert summary["differences"]["whole"]["length_matched"]["f1"]["mean"] == pytest.approx(0, abs=1e-6)
 
@@ -520,9 +530,8 @@ def test_scores_hold_no_text(evaluated):
 def test_summary_is_json_and_the_same_again(evaluated, scorer):
     again, _ = evaluate(
         CASES,
-        {"base": BASE, "tuned": TUNED},
+        ANSWERS,
         scorer,
-        sampled=SAMPLED,
         decoding={"max_new_tokens": 64},
         passed_over={"damaged reference": 7},
         seed=5,
@@ -531,7 +540,7 @@ def test_summary_is_json_and_the_same_again(evaluated, scorer):
 
 
 def test_one_case_has_no_interval_and_no_control(scorer):
-    summary, _ = evaluate(CASES[:1], {"only": BASE[:1]}, scorer, decoding={}, passed_over={})
+    summary, _ = evaluate(CASES[:1], {"only": alone(BASE[:1])}, scorer, decoding={}, passed_over={})
     assert summary["models"]["only"]["f1"]["low"] is None and summary["control"] is None
     assert not math.isnan(summary["models"]["only"]["f1"]["mean"])
     assert summary["differences"] == {} and summary["sampling"] is None
@@ -540,7 +549,7 @@ def test_one_case_has_no_interval_and_no_control(scorer):
 
 def test_nothing_but_empty_answers(scorer):
     empty = said("", "", "", "")
-    summary, _ = evaluate(CASES, {"a": empty, "b": empty}, scorer, decoding={}, passed_over={})
+    summary, _ = evaluate(CASES, {"a": alone(empty), "b": alone(empty)}, scorer, decoding={}, passed_over={})
     assert summary["models"]["a"]["f1"] == {"mean": 0, "low": 0, "high": 0}
     assert summary["differences"]["b"]["length_matched"] == {
         "n": 0,
@@ -550,26 +559,11 @@ def test_nothing_but_empty_answers(scorer):
 
 def test_rescaled_means_where_a_baseline_exists(scorer, monkeypatch):
     monkeypatch.setattr(scorer, "baseline", {"precision": 0.5, "recall": 0.5, "f1": 0.5})
-    summary, _ = evaluate(CASES, {"tuned": TUNED}, scorer, decoding={}, passed_over={})
+    summary, _ = evaluate(CASES, {"tuned": alone(TUNED)}, scorer, decoding={}, passed_over={})
     model = summary["models"]["tuned"]
     for bound in ("mean", "low", "high"):
         assert model["rescaled"]["f1"][bound] == pytest.approx(2 * model["f1"][bound] - 1)
     assert summary["scorer"]["rescaled"] is True
-
-
-@pytest.mark.parametrize(
-    "cases, answers, sampled, words",
-    [
-        ([], {"a": []}, {}, "nothing to evaluate"),
-        (CASES, {}, {}, "nothing to evaluate"),
-        (CASES, {"a": BASE[:3]}, {}, "a has 3 answers to 4 cases"),
-        (CASES, {"a": BASE}, {"b": SAMPLED["base"]}, "no greedy ones"),
-        (CASES, {"a": BASE}, {"a": [said("x")] * 3 + [said("x", "y")]}, "same number"),
-    ],
-)
-def test_what_does_not_fit_is_refused(cases, answers, sampled, words):
-    with pytest.raises(ConsumerError, match=words):
-        evaluate(cases, answers, None, sampled=sampled, decoding={}, passed_over={})
 
 
 # --- samples.md

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from medkit import evaluate
+from medkit import MedkitError, evaluate
 from medkit.evaluate import accuracy, generation, letter_scoring, mcq
 from medkit.evaluate.lineup import Active
 from medkit.records import MCQItem
@@ -61,7 +61,7 @@ def test_an_id_that_two_questions_of_a_benchmark_have(run, monkeypatch):
     monkeypatch.setattr(mcq.stages, "load_exams", lambda *_: {k: Records(v) for k, v in loaded.items()})
     assert len(mcq.exam_items(run)) == 2
     loaded["medqa"] *= 2
-    with pytest.raises(accuracy.OutcomeError, match="medqa has two questions medqa-1; give each an id"):
+    with pytest.raises(MedkitError, match="medqa has two questions medqa-1; give each an id"):
         mcq.exam_items(run)
 
 
@@ -129,7 +129,7 @@ def test_what_was_written_is_read_again(run, tiny_llama, monkeypatch):
     answers = evaluate.answer_exams(run, two_models(tiny_llama), items)
     whole = accuracy.read_items
     monkeypatch.setattr(accuracy, "read_items", lambda place: whole(place).iloc[1:])
-    with pytest.raises(accuracy.OutcomeError, match="is not what the models answered"):
+    with pytest.raises(MedkitError, match="is not what the models answered"):
         evaluate.write_exams(run, items, answers)
 
 
@@ -140,7 +140,7 @@ def test_both_protocols_cover_the_questions_they_say(run, tiny_llama):
     words = mcq.answer_in_words(run, active, items)
     letters = letter_scoring.frame("base", items, scored.outcomes)
     assert len(letters) == 15 and Counter(words["dataset"]) == dict.fromkeys(accuracy.CHANCE, 2)
-    found = mcq.protocols(items, letters, words)
+    found = mcq.protocols(letters, words)
     for one in found:
         assert one["n"] == 2 == sum(tier["count"] for tier in one["tiers"].values())
         own = letters[(letters["dataset"] == one["dataset"])].head(2)
@@ -159,7 +159,7 @@ def test_no_question_answered_in_words_is_no_protocol(monkeypatch, tmp_path, tin
     items = mcq.exam_items(run)
     words = mcq.answer_in_words(run, Active("base", *tiny_llama, "x"), items)
     letters = letters_of("base", items, "A" * 6)
-    assert words.empty and mcq.protocols(items, letters, words) == []
+    assert words.empty and mcq.protocols(letters, words) == []
     mcq.write_mcq(run, letters, words, {}, show_text=False)
     assert (run.folder / "mcq" / "answers.jsonl").read_text() == ""
 
@@ -186,7 +186,7 @@ def test_words_and_letters_are_asked_with_the_same_tokens(run, tiny_llama, monke
     ends = [ids.count(tokenizer.eos_token_id) for (ids,) in asked]
     assert ends == [2, 2]  # of the system's and the user's turn
     letters = letters_of("base", [forged], "C")
-    assert mcq.protocols([forged], letters, words)[0]["too_long"] == 1
+    assert mcq.protocols(letters, words)[0]["too_long"] == 1
 
 
 def test_the_released_protocol_is_asked_for_and_read_in_its_own_way(run, tiny_llama, monkeypatch):
@@ -207,7 +207,7 @@ def test_the_released_protocol_is_asked_for_and_read_in_its_own_way(run, tiny_ll
     assert {key: sampled[key] for key in mcq.RELEASED} == mcq.RELEASED
     assert all("\nAnswer:" in one for one in sampled["prompts"])
     assert words["letter"].tolist() == words["released"].tolist() == ["C", "C"]
-    (found,) = mcq.protocols(items, letters_of("base", items, "AB"), words)
+    (found,) = mcq.protocols(letters_of("base", items, "AB"), words)
     # by letter 2 is right, in words and as released 1: one each only the one and only the other has right
     assert found["correct"] == {"scored": 1, "generated": 1, "released": 1}
     released = found["minus_scored"]["released"]
@@ -225,7 +225,7 @@ def test_a_protocol_that_loses_every_question_is_significantly_different(tmp_pat
         | {"first_last_disagree": False, "finish": "cut", "released": ""}
         for one in items
     )
-    found = mcq.protocols(items, letters_of("base", items, "A" * 20), words)
+    found = mcq.protocols(letters_of("base", items, "A" * 20), words)
     storage.write_json(tmp_path / "mcq/summary.json", {"protocols": found})
     table = tables.protocols(tmp_path)
     assert "base on MedQA, as released (-100.0 points; corrected p = 3.8e-06)" in table.text

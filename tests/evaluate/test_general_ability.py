@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
+from medkit import MedkitError
 from medkit.data.builtin import general as written
 from medkit.evaluate import general
-from medkit.evaluate.general import Loss, PerplexityError
+from medkit.evaluate.general import Loss
 from medkit.evaluate.letter_scoring import Outcome
 
 TEXTS = ["Tea is a leaf.", "A map.", "x", *(f"{'Salt was once dear. ' * n}" for n in range(1, 9))]
@@ -55,15 +56,15 @@ def test_a_killed_one_goes_on_with_the_same_numbers(tiny_llama, tmp_path, monkey
 
 def test_refusals(tiny_llama):
     model, tokenizer = make_tiny_llama(layers=1)
-    with pytest.raises(PerplexityError, match="an empty text has no perplexity"):
+    with pytest.raises(MedkitError, match="an empty text has no perplexity"):
         general.losses(model, tokenizer, ["a", ""], None, "")
     tokenizer.bos_token = None
     assert general.losses(model, tokenizer, ["a"], None, "")[0].tokens == 1  # after the end-of-text token
     tokenizer.eos_token = None
-    with pytest.raises(PerplexityError, match="no bos and no eos token"):
+    with pytest.raises(MedkitError, match="no bos and no eos token"):
         general.losses(model, tokenizer, ["a"], None, "")
     torch.nn.init.constant_(model.lm_head.weight, math.nan)
-    with pytest.raises(PerplexityError, match="is not a finite number"):
+    with pytest.raises(MedkitError, match="is not a finite number"):
         general.losses(model, tiny_llama[1], ["a"], None, "")
     assert general.losses(model, tiny_llama[1], [], None, "") == []
 

@@ -7,10 +7,8 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
-from medkit import evaluate
+from medkit import MedkitError, evaluate
 from medkit.evaluate import lineup
-from medkit.evaluate.consumer import ConsumerError
-from medkit.evaluate.lineup import LineupError
 from medkit.runs import run_json, storage
 from medkit.runs.arms import ARMS, ArmError
 from medkit.runs.storage import ResultsError
@@ -238,7 +236,7 @@ def test_the_base_is_itself_again_after_an_adapter(run):
     with team.as_model("base") as active:
         after = logits(active.model)
     assert torch.equal(before, after) and not torch.equal(before, adapted)
-    with pytest.raises(LineupError, match=r"no model 'control'.*base, med-mix"):
+    with pytest.raises(MedkitError, match=r"no model 'control'.*base, med-mix"):
         team.as_model("control").__enter__()
 
 
@@ -292,7 +290,7 @@ def test_any_of_a_runs_arms_alone(run, tmp_path, monkeypatch):
             begin("one", arms="mixed")
     with pytest.raises(ResultsError, match="stage1/adapter"):
         evaluate.begin_exams("one")
-    with pytest.raises(ConsumerError, match="arms is empty"):
+    with pytest.raises(MedkitError, match="arms is empty"):
         evaluate.begin_queries("one", arms=" ")
 
 

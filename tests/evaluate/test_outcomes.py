@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import classification_report
 
+from medkit import MedkitError
 from medkit.evaluate import accuracy, statistics
 
 
@@ -26,9 +27,7 @@ def test_missing_and_unparsed_predictions_are_wrong_and_stay_in_the_denominator(
 
 def test_a_correct_column_that_contradicts_the_letters_is_refused():
     items = frame("base", "AB", "AA").assign(correct=[True, True])
-    with pytest.raises(
-        accuracy.OutcomeError, match="1 rows say `correct` against their own letters, first q1"
-    ):
+    with pytest.raises(MedkitError, match="1 rows say `correct` against their own letters, first q1"):
         accuracy.is_correct(items)
 
 
@@ -48,10 +47,10 @@ def test_forgetting_pairs_by_item_id_not_by_row_order():
 
 def test_unpaired_items_are_refused():
     items = pd.concat([frame("base", "AB", "AB"), frame("med-mix", "A", "A")])
-    with pytest.raises(accuracy.OutcomeError, match="1 items were answered by one of them only"):
+    with pytest.raises(MedkitError, match="1 items were answered by one of them only"):
         accuracy.paired_outcomes(items, "base", "med-mix")
     twice = pd.concat([frame("base", "A", "A"), frame("base", "A", "A"), frame("med-mix", "A", "A")])
-    with pytest.raises(accuracy.OutcomeError, match="base answered q0 twice"):
+    with pytest.raises(MedkitError, match="base answered q0 twice"):
         accuracy.paired_outcomes(twice, "base", "med-mix")
 
 
@@ -85,7 +84,7 @@ def test_pubmedqa_panel_degenerate():
     assert empty["confusion"] == [[0, 0, 0]] * 3 and empty["majority"]["label"] == ""
     no_maybe = accuracy.pubmedqa_panel(frame("base", "AB", "AB", "pubmedqa"))
     assert math.isnan(no_maybe["recall_maybe"]) and no_maybe["macro_f1"] == pytest.approx(2 / 3)
-    with pytest.raises(accuracy.OutcomeError, match="found D"):
+    with pytest.raises(MedkitError, match="found D"):
         accuracy.pubmedqa_panel(frame("base", "AD", "AA", "pubmedqa"))
 
 
@@ -116,7 +115,7 @@ def test_fold_seeds():
     assert row["low"] < 0.75 < row["high"]
     alone = accuracy.fold_seeds(items[items["seed"] == 0]).iloc[0]
     assert alone["accuracy"] == 0.5 and alone["seeds"] == 1 and math.isnan(alone["seed_sd"])
-    with pytest.raises(accuracy.OutcomeError, match="did not answer the same items"):
+    with pytest.raises(MedkitError, match="did not answer the same items"):
         accuracy.fold_seeds(items.iloc[:-1])
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from medkit.evaluate.store import Store, StoreError
+from medkit import MedkitError
+from medkit.evaluate.store import Store
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def test_the_key_holds_the_owner_and_every_part():
 
 
 def test_a_store_needs_an_owner_and_none_keeps_nothing(tmp_path):
-    with pytest.raises(StoreError, match="a store without a key could read one model's answers"):
+    with pytest.raises(MedkitError, match="a store without a key could read one model's answers"):
         Store(tmp_path / "s.jsonl", Pair, "")
     nowhere = Store(None, Pair, "")
     nowhere.add({nowhere.key("x"): ONE})
