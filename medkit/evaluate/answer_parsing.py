@@ -1,11 +1,11 @@
 """Which option an answer in words names, and the rule of the released notebooks.
 
 An answer is read in four steps. Its own part is cut out: without the thought before it, up to the next
-question where the model invents one. Then come its claims, in tiers: "letter" (the answer is a letter, opens
-with one or ends in a line that does), "answer" ("Answer: X", "X is correct"), "option" (an option's text in
-the letter's place). A claim that is denied, doubted, asked for or taken back is none. Last, two letters that
-are claimed contradict each other: no rule here picks the first, the last or the likelier one, and the answer
-is "unparsed". Unparsed is an outcome, counted wrong and kept in the denominator.
+question where the model invents one. Then its claims are collected, in tiers: "letter" (the answer is a
+letter, opens with one or ends in a line that does), "answer" ("Answer: X", "X is correct"), "option" (an
+option's text instead of the letter). Claims that are denied, doubted, asked for or taken back are dropped. If
+two letters are left, they contradict each other and the answer is "unparsed": no rule here picks the first,
+the last or the likelier one. Unparsed answers count as wrong and stay in the denominator.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ TIERS = ("letter", "answer", "option", "unparsed")
 class Parsed:
     """`letter` is one of the item's, or "" where `tier` is "unparsed".
 
-    `first_last_disagree`: the first and the last letter standing alone in the text differ, so that two
-    extraction rules in common use would score it differently, whatever `letter` says.
+    `first_last_disagree`: the first and the last letter that stand alone in the text differ, so that two
+    common extraction rules would score it differently, whatever `letter` says.
     """
 
     letter: str
@@ -34,9 +34,9 @@ class Parsed:
 def parse(text: str, item: MCQItem, cut: bool = False) -> Parsed:
     """The option that `text`, a model's whole answer, names. Never raises, never guesses.
 
-    cut: the answer was ended by its limit of tokens. Its last word may then be half of one ("the answer is
-    a", of "a beta blocker") and is not read; one that ends in "the answer is" has not answered; "A) Aspirin
-    is ..." may be the first of a list; and what begins like a thought may be one that has no end yet.
+    cut: the answer was ended by its limit of tokens. Its last word may be half of one ("the answer is a", of
+    "a beta blocker") and is not read; "the answer is" at the end answers nothing; "A) Aspirin is ..." may be
+    the first of a list; and what begins like a thought may be one that has not ended.
     """
     text = answer_text.plain(text)
     unparsed = Parsed("", "unparsed", _first_last_disagree(text, item))
@@ -61,7 +61,7 @@ def parse(text: str, item: MCQItem, cut: bool = False) -> Parsed:
 
 
 def _own_part(text: str, item: MCQItem) -> str:
-    """The text before the next question that the model invents; the item's own, repeated, is none."""
+    """The text before the next question that the model invents; the item's own may be repeated."""
     asked = answer_text.key(item.question)[:40]
     for mark in islice(answer_text.NEXT_QUESTION.finditer(text), 12):
         before = text[: mark.start()]
@@ -83,9 +83,8 @@ def _first_last_disagree(text: str, item: MCQItem) -> bool:
 def as_released(prompt: str, output: str, item: MCQItem) -> str:
     """The letter by the released notebooks' rule, or "" for none or several.
 
-    Their rule: the substring `Answer: X` anywhere in prompt and output, and right only if that of the gold
-    letter is the only one there. So "Answer: Aspirin" counts as A; the fault is theirs and kept here, to be
-    compared with.
+    Their rule: the substring `Answer: X` anywhere in prompt and output, right only if that of the gold letter
+    is the only one. So "Answer: Aspirin" counts as A; the fault is theirs, and kept here for comparison.
     """
     found = [letter for letter in item.letters if f"Answer: {letter}" in prompt + output]
     return found[0] if len(found) == 1 else ""

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-# What thinking models write first: tags of their own, HuatuoGPT's headings, gpt-oss' channels.
+# What thinking models write first: various tags, HuatuoGPT's headings, gpt-oss' channels.
 _TAG = r"(?:think|thinking|thoughts?|reasoning|scratchpad|seed:think)"
 _OPENS_OR_CLOSES = re.compile(
     rf"(?P<opens><\|?(?:begin_of_)?{_TAG}\|?>|\[think\]|◁think▷|<unused94>|<\|channel\|>analysis(?:<\|message\|>)?"
@@ -17,7 +17,7 @@ _ROLE = re.compile(
     re.IGNORECASE,
 )
 
-# `question`: a heading that asks; `token`: the end of a turn. The rest may also be part of an explanation.
+# `question`: a heading that asks; `token`: the end of a turn. The rest may also belong to an explanation.
 NEXT_QUESTION = re.compile(
     r"(?P<question>^[^\w\n<\[]{0,8}(?:(?:next|new|another|follow-?up|similar|practice) )?"
     r"(?:questions?|q|instructions?|input|human|user|exercise)\b[ \t]*(?:no\.?|number|\#)?[ \t]*\d{0,4}"

@@ -1,6 +1,6 @@
 """How answers word a claim, and how they deny, doubt or take it back: the patterns of answer_claims.
 
-Repetitions are bounded, so that the time grows with the length of the answer only.
+Repetitions are bounded, so the time is linear in the length of the answer.
 """
 
 import re
@@ -16,8 +16,7 @@ def _any_case(pattern: str) -> re.Pattern:
     return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
 
-# What comes after a letter or an option and takes it back. It must be said of that one: "C, the others are
-# wrong" takes nothing back.
+# What follows a letter or an option and takes it back. "C, the others are wrong" takes nothing back.
 _NEGATION = r"not|incorrect|wrong|false|unlikely|inappropriate|contraindicated|harmful|dangerous"
 _OF_IT = (
     r"(?:(?:but|however|although|though),? )?"
@@ -33,7 +32,7 @@ WRONG = _any_case(
     rf"(?:wrong|incorrect|false|not {_RIGHT})|(?:is|was)n['’]t {_RIGHT}"
     r"|(?:cannot|can['’]t|can not) be (?:correct|right))\b"
 )
-# Of an option that only opens the answer, any negation is a rejection: "Heparin isn't given here"
+# An option that only opens the answer is rejected by any negation: "Heparin isn't given here"
 REJECTED = _any_case(
     rf"[^\w.\n]{{0,8}}{_OF_IT}(?:"
     rf"(?:is|are|was|were|seems|looks|as|(?:would|could|can|may|should) be)\b(?: \w+)? (?:{_NEGATION})\b"
@@ -50,18 +49,16 @@ NO_ANSWER = _any_case(
     r"\b(?:cannot|can not|can['’]t|unable to|not able to|won['’]t|will not)\s+"
     r"(?:\w+ly )?(?:answer|say|tell|determine|decide|choose|provide|give)\b"
 )
-# Anywhere after the last claim: a change of mind that ends in no other claim
+# Anywhere after the last claim: a change of mind without another claim
 RECONSIDERED = _any_case(
     r"\b(?:wait\b[,.!—–-]|wait no\b|hmm\b|hold on\b|on second thought|let me (?:re|double)|my mistake"
     r"|scratch that|correction:)"
 )
-# How a thought begins whose tags are missing: opened in the prompt
-DELIBERATION = re.compile(
-    r"\W*(?:okay|ok|alright|all right|hmm|let me|i need to|we need to)\b", re.IGNORECASE
-)
+# How a thought without tags begins (the prompt opened it)
+DELIBERATION = _any_case(r"\W*(?:okay|ok|alright|all right|hmm|let me|i need to|we need to)\b")
 
-# What stands before a claim that is denied, doubted, asked for, or somebody's first thought: "I don't think
-# the answer", "each answer", "Is the answer", "if ..., then the answer", "at first the answer"
+# Before a claim that is denied, doubted, asked for, or a first thought: "I don't think the answer", "each
+# answer", "Is the answer", "if ..., then the answer", "at first the answer"
 DENIED = re.compile(
     r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless|each|every|any|other|another|alternative|possible"
     r"|plausible|tempting|which|what|whose|than|one|first|second|next|previous)|n['’]t)(?: an?| the)?\s*$"
@@ -74,7 +71,7 @@ DENIED = re.compile(
     re.IGNORECASE,
 )
 JOINED = re.compile(r"(?:\b(?:or|nor|and)|\b[A-Z]\)?,)\s*$")  # "A, B or" C is correct
-# What is inside a phrase that leads to no claim: "the answer could be", "answer explanation:"
+# Within a phrase that leads to no claim: "the answer could be", "answer explanation:"
 HEDGED = _any_case(
     r"\b(?:neither|nor|either|between|if|or|cannot|choices|options|answers|could|might|may|unless"
     r"|explanations?|explained|rationales?|analysis|discussion)\b"
@@ -90,19 +87,15 @@ NAMED_BY_LETTER = _any_case(
 )
 
 # A letter at the beginning of a line, in a list on one line, and alone
-BARE = re.compile(
-    r"[\s\"'“‘(\[{<]*(?:(?:option|choice|letter)\s+)?[\s\"'(\[{]*([A-Za-z])[\s\"'”’)\]}.,:;!]*",
-    re.IGNORECASE,
-)
+BARE = _any_case(r"[\s\"'“‘(\[{<]*(?:(?:option|choice|letter)\s+)?[\s\"'(\[{]*([A-Za-z])[\s\"'”’)\]}.,:;!]*")
 LETTERED = _any_case(
     r"^[ \t\"'“‘(\[]*(?:(?P<option>option|choice|answer choice)\s+[(\[]?)?(?P<letter>[A-Za-z])(?![\w'’])"
     r"(?P<mark>[)\].:,]*)[ \t]*(?P<dash>[-–—:](?=\s)|\()?[ \t]*(?P<rest>[^\n]*)"
 )
-BECAUSE = re.compile(r"(?:because|since|due to|explanation|rationale)\b", re.IGNORECASE)
-EXPLAINED = re.compile(
+BECAUSE = _any_case(r"(?:because|since|due to|explanation|rationale)\b")
+EXPLAINED = _any_case(
     r"[^\w\n]*\n\W*(?:explanation|rationale|reason|justification|because|answer|question"
-    r"|(?:this is )?the (?:correct|best))",
-    re.IGNORECASE,
+    r"|(?:this is )?the (?:correct|best))"
 )
 INLINE = re.compile(
     r"(?<![\w(])(?:\(?(?P<letter>[A-Z])\)(?!\w)|(?i:option|choice) \(?(?P<named>[A-Z])(?!\w))"
@@ -127,14 +120,14 @@ CONCLUDES = re.compile(
 ALONE = re.compile(r"(?<![\w'’-])(?!A (?!(?:is|was|and|or|because) )[a-z])([A-Z])(?![\w'’-])")
 
 OPENERS = re.compile(r"[ \t\"'“‘’(\[{]*")
-# What may come after a letter that is an answer: not "A patient", "C-reactive", "D's", "B12"
+# What may follow a letter that is an answer: not "A patient", "C-reactive", "D's", "B12"
 AFTER = re.compile(
     r"\s*$|</|\s*[()\]},:;!?\"”|]|\s*\.(?!\w)|'(?!\w)|’(?!\w)|\s+[-–—]\s|\s*\n"
     r"|\s+(?:because|since|as|which|based|due|given|i\.e|explanation|rationale|reason)\b",
     re.IGNORECASE,
 )
 LOWERCASE_AFTER = re.compile(r"[)'’\"”]|[^\w\n]*(?:\n|$)")
-# ... and after an option's text: not "Aspirin, heparin" or "2.5" where "Aspirin" or "2" is an option
+# ... and an option's text: not "Aspirin, heparin" or "2.5" where "Aspirin" or "2" is an option
 AFTER_TEXT = re.compile(
     r"[\"'”’)\]}]*(?:\s*$|\s*\n|</|\s*[.:](?!\w)|\s*[;!?()\[\]}]|\s[-–—]\s"
     r"|\s+(?:because|since|as|which|based|due|given|in this|for this)\b|(?P<comma>,)\s)",
