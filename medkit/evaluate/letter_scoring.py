@@ -90,15 +90,13 @@ def score(
     prefix_cache: compute the tokens that all prompts begin with once. Checked on the shortest question
         against the plain pass; where the model does not take a cache, or the numbers differ, it is not
         used, and the report's `prefix_note` says why.
-    store: JSON Lines file to which each finished batch is appended and from which a killed evaluation goes
-        on, with the same result; entries are found by `key` (identities.of_model), dtype, template, prompt
-        and item.
+    store: JSON Lines file to which each finished batch is appended, so that a killed evaluation resumes with
+        the same result; entries are found by `key` (identities.of_model), dtype, template, prompt and item.
     report: n, too_long (for the model's context), invalid (not finite), ties, rescored, flips, largest_move,
         tolerance, dtype, head_note (why the letters' logits are the model's own, in its dtype; "" where they
         are float32), prefix_tokens, prefix_note, from_store, seconds, items_per_s (of those computed now).
 
-    Raises MedkitError for an empty prompt, a store without a key, a model without a chat template, or letters
-    that are not one token.
+    Raises MedkitError for an empty prompt, a store without a key, no chat template, letters of two tokens.
     """
     started = time.monotonic()
     dtype, kept = compute_dtype(model), Store(store, Outcome, key)
