@@ -220,17 +220,17 @@ class _Answer:
         if self.cut:
             return
         if lines and lines[-1].end() == len(text):
-            *others, letter = "".join(line["letter"].upper() for line in lines)
-            whole = self.patterns.texts[letter].fullmatch(lines[-1]["rest"].strip(" .!)\"'"))
-            if whole and "".join(others) in ("", self.item.letters):
-                yield Claim(letter, "letter", lines[-1].start())
+            letters = "".join(line["letter"].upper() for line in lines)
+            whole = self.patterns.texts[letters[-1]].fullmatch(lines[-1]["rest"].strip(" .!)\"'"))
+            if whole and letters[:-1] in ("", self.item.letters):
+                yield Claim(letters[-1], "letter", lines[-1].start())
             return
         sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text[text.rfind("\n") + 1 :])[-1]
-        letters = set(wording.CONCLUDES.findall(sentence))
+        concluded = set(wording.CONCLUDES.findall(sentence))
         if wording.HEDGED.search(sentence) or wording.NEGATED.search(sentence):
             return
-        if len(letters) == 1 and letters == set(wording.ALONE.findall(text)):
-            yield Claim(letters.pop(), "answer", len(text) - len(sentence))
+        if len(concluded) == 1 and concluded == set(wording.ALONE.findall(text)):
+            yield Claim(concluded.pop(), "answer", len(text) - len(sentence))
 
     # --- what stands at a place
 
@@ -242,8 +242,8 @@ class _Answer:
             end = max(end for _, end in found)
             letters = {letter for letter, text_end in found if text_end == end}
             too = wording.LETTER_TOO.match(text, end)
-            if too and too[too.lastindex] in self.item.letters:
-                return sorted({*letters, too[too.lastindex]}), "answer", too.end()
+            if too and (too[1] or too[2]) in self.item.letters:
+                return sorted({*letters, too[1] or too[2]}), "answer", too.end()
             return sorted(letters), "option", end
         letter, end = text[at : at + 1], at + 1
         if not (letter.isascii() and letter.isalpha()):

@@ -57,13 +57,12 @@ def evaluate(
 ) -> tuple[dict, pd.DataFrame]:
     """Everything Table 4 and its neighbours print, as (summary, scores).
 
-    `answers` has the same number of answers to each case, in order; the first model is the one the others are
-    compared with. `decoding` and `passed_over` (rows left out before the draw, by reason) go into the summary
-    as they are.
+    `answers` has the same number of answers to each case, in order; the others are compared with the first
+    model. `decoding` and `passed_over` (rows left out before the draw, by reason) go into the summary.
 
-    `scores` has one row per model, case and answer (`sample` 0 is greedy, sampled ones count from 1) and no
-    text. Means in the summary have 95% bootstrap intervals over the cases (null for fewer than two);
-    differences are paired, a model minus the first; shares are of the cases.
+    `scores` has one row per model, case and answer (`sample` 0 is greedy) and no text. Means in the summary
+    have 95% bootstrap intervals over the cases (null for fewer than two); differences are paired, a model
+    minus the first; shares are of the cases.
     """
     samples = [(model, k) for model, given in answers.items() for k in range(len(given[0]))]
     samples.sort(key=lambda sample: sample[1] > 0)  # every model's greedy answers first

@@ -56,18 +56,15 @@ def generate_answers(
 ) -> list[list[Answer]]:
     """`samples` answers to each of `prompts` (token ids up to where the answer begins), in their order.
 
-    `temperature` 0 is greedy; above it tokens are sampled, each answer from its own seeded noise, so that
-    the same (seed, prompt, sample) gives the same answer in any batch. Settings in the model's
-    generation_config (sampling, repetition penalty) are overruled.
+    temperature: 0 is greedy; above it tokens are sampled, each answer from its own seeded noise, so that the
+        same (seed, prompt, sample) gives the same answer in any batch. The model's generation_config
+        (sampling, repetition penalty) is overruled.
+    store: JSON Lines file to which each finished batch is appended, and from which answers are taken that
+        were computed before under the same `key` (the identity of model, adapter and dtype), prompt and
+        decoding. None keeps nothing.
 
-    `store` is a JSON Lines file to which each finished batch is appended, and from which answers are taken
-    that were computed before under the same `key` (the identity of model, adapter and dtype), prompt and
-    decoding. None keeps nothing.
-
-    A prompt that leaves no room for max_new_tokens in the model's context gets an empty answer that says so.
-
-    Raises MedkitError for a max_new_tokens that the context has no room for, and where the model's logits are
-    NaN.
+    A prompt that leaves no room for max_new_tokens in the model's context gets an empty answer, "too long".
+    Raises MedkitError where no prompt leaves room, and where the model's logits are NaN.
     """
     places = inference.context(model) or math.inf
     if max_new_tokens >= places:

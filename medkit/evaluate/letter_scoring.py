@@ -186,7 +186,7 @@ class _Scorer:
         for question, logits in zip(batch, self.logits(batch), strict=True):
             outcome, gap = _outcome(logits)
             if not alone and gap < self.tolerance:
-                again, _ = _outcome(self.plain(question))
+                again, _ = _outcome(self.logits([question], alone=True)[0])
                 changes = [a - b for a, b in zip(again.logprobs, outcome.logprobs, strict=True)] or [0.0]
                 flipped, moved = again.predicted != outcome.predicted, max(changes) - min(changes)
                 outcome = replace(again, rescored=True, flipped=flipped, moved=moved)
@@ -214,7 +214,7 @@ class _Scorer:
 
     def _share(self, start: tuple[int, ...], probe: _Question) -> str:
         """Compute `start` once for all that follows, or say why the model cannot."""
-        alone = self.plain(probe)
+        (alone,) = self.logits([probe], alone=True)
         try:
             with _last_only(self.model, torch.tensor([len(start) - 1])):
                 self.cache = inference.computed(self.model, start)
@@ -229,17 +229,12 @@ class _Scorer:
             "" if apart <= 2 * self.tolerance else f"with the shared prefix the logits differ by {apart:.2g}"
         )
 
-    def plain(self, question: _Question) -> torch.Tensor:
-        """The letter logits of one prompt on its own: no padding, no shared prefix."""
-        return self._letters([question], 0, None)[0]
-
-    def logits(self, batch: Sequence[_Question]) -> list[torch.Tensor]:
-        """Per question its letters' logits, float32."""
-        cache = inference.for_rows(self.cache, len(batch)) if self.cache else None
-        return self._letters(batch, self.prefix, cache)
-
-    def _letters(self, batch: Sequence[_Question], skip: int, cache) -> list[torch.Tensor]:
-        logits, hidden = self._pass(batch, skip, cache)
+    def logits(self, batch: Sequence[_Question], alone: bool = False) -> list[torch.Tensor]:
+        """Per question its letters' logits, float32; alone: without the shared prefix."""
+        if alone or self.cache is None:
+            logits, hidden = self._pass(batch, 0, None)
+        else:
+            logits, hidden = self._pass(batch, self.prefix, inference.for_rows(self.cache, len(batch)))
         if self.head and hidden is not None:  # Unsloth multiplies a single token by hand
             logits = self.head(hidden)
         return [row[: len(question.letters)] for row, question in zip(logits, batch, strict=True)]

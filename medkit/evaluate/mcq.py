@@ -37,14 +37,9 @@ ALONE = "recommended"  # the recipe of a model that is evaluated by itself
 
 @dataclass(frozen=True)
 class ExamAnswers:
-    """What the models of a lineup answered to the exam questions.
-
-    letters: the rows of mcq/items.csv, a model and question each, models in the lineup's order. words: those
-    of mcq/answers.jsonl, with their texts; empty where mcq.generated_rows is 0. orders: those of
-    mcq/permutations.csv; empty where mcq.permutations is 0. general: those of mcq/general.csv; empty without
-    mcq.general. scoring: per model what letter_scoring.score reports. identities: per model the hash of its
-    weights. lm_eval: per model and task of mcq.lm_eval_tasks what lm-evaluation-harness measured.
-    """
+    """What the models of a lineup answered to the exam questions: the rows of mcq/items.csv, answers.jsonl
+    (with the texts), permutations.csv and general.csv, empty where the recipe asks for none; and per model
+    letter_scoring's report, the hash of its weights, and lm-evaluation-harness's results."""
 
     letters: pd.DataFrame
     words: pd.DataFrame
@@ -117,11 +112,8 @@ def exam_items(run: Run) -> list[MCQItem]:
 
 
 def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnswers:
-    """Every model's answers, kept as they come: a killed evaluation resumes where it stopped.
-
-    To `items` by letter and in words; by letter to the recipe's number of them in every order of their
-    options, and to the general questions; and lm-evaluation-harness's tasks. Frees the models at the end.
-    """
+    """Every model's answers to `items` and to whatever else the recipe asks, kept as they come: a killed
+    evaluation resumes where it stopped. Frees the models at the end."""
     frames, scoring, identities, others = [], {}, {}, {}
     for active in models:
         scored = score(run, active, items)
@@ -158,15 +150,10 @@ def answer_general(run: Run, active: Active) -> pd.DataFrame:
 
 
 def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_text: bool = False) -> dict:
-    """mcq/items.csv, answers.jsonl, permutations.csv, general.csv and summary.json; returns the summary.
+    """mcq/items.csv, answers.jsonl, permutations.csv, general.csv and summary.json; returns the summary: that
+    of accuracy.mcq_summary and what the functions below add under their names.
 
-    It is accuracy.mcq_summary's with "protocols" (per model and benchmark, the three ways of reading an
-    answer), "without_contaminated" (accuracies over the questions that are in no training row, and
-    "left_out"), "contamination_known", "calibration" (calibration.summary's), "overconfidence" (of
-    Med-Nirvana beside Med-Mix, calibration.overconfidence's), "option_order" (option_order.summary's),
-    "general" (general.summary's), "lm_eval" (per model, harness.measure's) and "scoring" (per model,
-    letter_scoring's report).
-    Raises MedkitError where the file does not hold what was answered.
+    Raises MedkitError where items.csv does not hold what was answered.
     """
     contaminated_questions = contaminated(run)
     summary = accuracy.mcq_summary(answers.letters) | {
@@ -217,12 +204,9 @@ def score(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.
 
 
 def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.DataFrame:
-    """One model's answers in words to the first questions of each benchmark, and what they are taken for.
-
-    Each question is answered twice: greedily, for the parser; and as the released notebooks asked, for their
-    rule. Columns: model, dataset, item_id, gold, text, finish, tokens, letter, tier, first_last_disagree;
-    released (the letter by their rule), released_text, released_finish.
-    """
+    """One model's answers in words to the first questions of each benchmark: greedily, for the parser; and as
+    the released notebooks asked, for their rule. Columns: model, dataset, item_id, gold; text, finish, tokens,
+    letter, tier, first_last_disagree; released (a letter), released_text, released_finish."""
     spec = run.recipe.mcq
     asked = first_of_each(items, spec.generated_rows) if spec.generated_rows else []
     _, ours = _generated(run, active, asked, "", max_new_tokens=spec.max_new_tokens)

@@ -3,9 +3,8 @@
 Both compare wording. Neither knows whether an answer is right, or safe.
 """
 
-import tempfile
+import contextlib
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -27,34 +26,29 @@ class Scorer:
     `model` is a hub id, a model folder, or "minilm" (all-MiniLM-L6-v2 from its PyPI wheel); `layers` the
     hidden layer whose states are compared (roberta-large: 17, MiniLM: 6).
 
-    `name`, `layers` and `hash` say what a score was computed with; `hash` is the library's, with the name in
-    place of a folder's path. `baseline` has precision, recall and F1 of unrelated sentences, as the library
-    ships them for some hub models and layers, otherwise it is empty: (score - baseline) / (1 - baseline) is
-    the rescaled score. `limit` is how many tokens of a text the encoder reads; the rest is cut off.
+    `hash` is the library's, with the name instead of a folder's path. `baseline` has precision, recall and F1
+    of unrelated sentences, which the library ships for some hub models and layers; otherwise it is empty.
+    `limit` is how many tokens of a text the encoder reads; the rest is cut off.
 
     Raises MedkitError where the encoder cannot be loaded.
     """
 
     def __init__(self, model: str | Path = "roberta-large", layers: int = 17):
         folder = smollm2.minilm_folder() if model == "minilm" else Path(model)
-        self.name, self.layers, path = str(model), layers, str(folder)
+        self.name, self.layers, path = str(model), layers, str(model)
         if folder.is_dir():
             self.name = "all-MiniLM-L6-v2" if model == "minilm" else folder.resolve().name
-        with ExitStack() as stack:
-            if folder.is_dir() and ("t5" in path or path.startswith("scibert")):
-                # bert-score decides by such letters anywhere in the path that the model is a T5 or SciBERT
-                aside = stack.enter_context(tempfile.TemporaryDirectory(prefix="encoder-"))
-                path = f"{aside}/model"
-                Path(path).symlink_to(folder.resolve())
-            try:
+            path = "."  # bert-score takes a model for a T5 by these letters anywhere in its path
+        try:
+            with contextlib.chdir(folder) if folder.is_dir() else contextlib.nullcontext():
                 self._library = BERTScorer(model_type=path, num_layers=layers, lang="en")
-            except (OSError, ValueError, AssertionError, KeyError) as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise MedkitError(
-                    f"BERTScore encoder {self.name}, layer {layers}, cannot be loaded ({reason[:150]}): "
-                    "give a model folder, a hub id that can be reached, or minilm with layer 6"
-                ) from error
-        self.hash = self._library.hash.replace(path, self.name)
+        except (OSError, ValueError, AssertionError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MedkitError(
+                f"BERTScore encoder {self.name}, layer {layers}, cannot be loaded ({reason[:150]}): "
+                "give a model folder, a hub id that can be reached, or minilm with layer 6"
+            ) from error
+        self.hash = self.name + self._library.hash.removeprefix(path)
         self._tokenizer = self._library._tokenizer
         self._fix_tokenizer()
         self.limit = self._tokenizer.model_max_length
