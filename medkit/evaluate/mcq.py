@@ -205,8 +205,8 @@ def score(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.
 
 def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.DataFrame:
     """One model's answers in words to the first questions of each benchmark: greedily, for the parser; and as
-    the released notebooks asked, for their rule. Columns: model, dataset, item_id, gold; text, finish, tokens,
-    letter, tier, first_last_disagree; released (a letter), released_text, released_finish."""
+    the released notebooks asked, for their rule. Columns: model, dataset, item_id, gold; text, finish,
+    tokens, letter, tier, first_last_disagree; released (a letter), released_text, released_finish."""
     spec = run.recipe.mcq
     asked = first_of_each(items, spec.generated_rows) if spec.generated_rows else []
     _, ours = _generated(run, active, asked, "", max_new_tokens=spec.max_new_tokens)
