@@ -572,7 +572,7 @@ words = st.lists(
 ).map(" ".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(styles, items, st.sampled_from("ABCD"), words)
 def test_a_thought_before_the_answer_changes_nothing(style, item, letter, thought):
     text = fill(style, item, letter)
@@ -582,7 +582,7 @@ def test_a_thought_before_the_answer_changes_nothing(style, item, letter, though
     assert parse(f"{text}\n\n<think>{thought}", item).letter == letter
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(styles, items, st.sampled_from("ABCD"), st.sampled_from("ABCD"), words)
 def test_an_invented_next_question_changes_nothing(style, item, letter, other, invented):
     text = fill(style, item, letter)
@@ -596,7 +596,7 @@ def test_an_invented_next_question_changes_nothing(style, item, letter, other, i
         assert parse(f"{text}\n\n{heading}\n{invented}\nAnswer: {other}", item).letter == letter
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(styles, items, st.sampled_from("ABCD"), st.sampled_from("ABCD"))
 def test_a_list_of_rejected_options_changes_nothing(style, item, letter, first):
     """In whichever order the others are listed after the answer."""
@@ -609,7 +609,7 @@ def test_a_list_of_rejected_options_changes_nothing(style, item, letter, first):
             assert parse(f"{text}\n\nWhy the others do not fit:\n\n{rejected}", item).letter in ("", letter)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(lines(CLAIMED) + lines(TEXTS)), items, st.permutations("ABCD"), st.sampled_from("ABCD")
 )
@@ -622,7 +622,7 @@ def test_relabelled_options_permute_the_letter(style, item, order, letter):
     assert parse(fill(style, relabelled, new), relabelled).letter == new
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(items, st.sampled_from("ABCD"), st.integers(25, 200), st.booleans())
 def test_an_explanation_that_is_cut_before_it_claims_is_unparsed(item, letter, length, bold):
     listed = "\n\n".join(
@@ -646,7 +646,7 @@ def test_real_questions(real_data):
     rows = (real_data / "medmcqa/dev.json").read_text().splitlines()
     options += [(row["question"], [row[f"op{key}"] for key in "abcd"]) for row in map(json.loads, rows)]
     draw, unread = random.Random(0), 0
-    for number, (question, texts) in enumerate(draw.sample(options, 500)):
+    for number, (question, texts) in enumerate(draw.sample(options, 200)):
         item = MCQItem(str(number), "medmcqa", question, tuple(texts), "A")
         letter, style = draw.choice("ABCD"), draw.choice(SAFE)
         read = parse(fill(style, item, letter), item).letter
@@ -654,4 +654,4 @@ def test_real_questions(real_data):
         unread += read == ""
         style = draw.choice(lines(UNCLAIMED))
         assert parse(fill(style, item, letter), item).letter == "", (number, style)
-    assert unread <= 5
+    assert unread <= 2

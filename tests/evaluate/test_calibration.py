@@ -65,7 +65,8 @@ def test_against_scikit_learn():
     assert one["ece"] == pytest.approx(abs(accuracies - confidences).mean())  # bins of one size
 
 
-def test_a_calibrated_model_and_one_that_is_too_sure():
+def test_a_calibrated_model_and_one_that_is_too_sure(monkeypatch):
+    monkeypatch.setattr(calibration.statistics, "RESAMPLES", 999)
     chances, gold = drawn(2000)
     fair, sharp = chances, chances**3 / (chances**3).sum(axis=1, keepdims=True)
     one, other = of(items(fair, gold)), of(items(sharp, gold))

@@ -124,7 +124,8 @@ def test_neither_other_orders_nor_general_questions(monkeypatch, tmp_path, tiny_
     }
 
 
-def test_what_was_written_is_read_again(run, tiny_llama, monkeypatch):
+def test_what_was_written_is_read_again(tmp_path, tiny_llama, monkeypatch):
+    run = opened(monkeypatch, tmp_path, settings="mcq.rows=2;mcq.generated_rows=0;mcq.permutations=0")
     items = evaluate.exam_items(run)
     answers = evaluate.answer_exams(run, two_models(tiny_llama), items)
     whole = accuracy.read_items

@@ -430,11 +430,12 @@ def test_a_lora_adapter_answers_like_any_model(prompts):
     assert changed != before and changed == ask((tuned, tokenizer), prompts, batch_size=6)
 
 
-def test_a_prompt_without_room_for_its_answer_is_counted_and_stops_no_other(tiny_llama, prompts, tmp_path):
+def test_a_prompt_without_room_for_its_answer_is_counted_and_stops_no_other(tiny_llama, prompts, monkeypatch):
     model, tokenizer = tiny_llama
+    monkeypatch.setattr(model.config, "max_position_embeddings", 196)
     settings = {"max_new_tokens": 96, "batch_size": 2, "progress": False, "key": "k", "store": None}
     alone = generate_answers(model, tokenizer, prompts, **settings)
-    fits, does_not = [65] * 4000, [65] * 4001  # of 4,096 positions
+    fits, does_not = [65] * 100, [65] * 101  # of 196 positions
     found = generate_answers(model, tokenizer, [does_not, *prompts, fits], **settings)
     assert found[0] == [Answer("", "too long", 0)]
     assert found[1:-1] == alone

@@ -305,7 +305,7 @@ texts = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(texts, st.sampled_from([DRUGS, BUGS, STUDY, TWICE, COMMA, DOSES, RATIOS]))
 def test_no_string_crashes_it_or_makes_it_guess(text, item):
     parsed = answer_parsing.parse(text, item)
