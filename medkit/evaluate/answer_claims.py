@@ -25,6 +25,7 @@ class Claim(NamedTuple):
     letter: str  # "" for a claim that is taken back
     tier: str  # "letter", "answer" or "option"
     at: int  # where in the text it is made
+    weak: bool = False  # counts only where no other claim is made
 
 
 def claims(text: str, item: MCQItem, cut: bool = False) -> list[Claim]:
@@ -35,7 +36,7 @@ def claims(text: str, item: MCQItem, cut: bool = False) -> list[Claim]:
     answer = _Answer(wording.patterns(item.options).listing.sub("listed", text), item, cut)
     if wording.FIELD.search(answer.text):
         return list(answer.fields())
-    stated = [
+    found = [
         *answer.bare_lines(),
         *answer.opening_letter(),
         *answer.phrased(),
@@ -43,8 +44,7 @@ def claims(text: str, item: MCQItem, cut: bool = False) -> list[Claim]:
         *answer.judged_lines(),
         *answer.opening_option(),
     ]
-    described = stated or [*answer.phrased(described=True), *answer.verdicts(described=True)]
-    return described or list(answer.last_line())
+    return [claim for claim in found if not claim.weak] or found or list(answer.last_line())
 
 
 @dataclass
@@ -135,8 +135,8 @@ class _Answer:
             return  # the first of a list that was cut off
         yield Claim(letter, "letter", 0)
 
-    def phrased(self, described: bool = False) -> Iterator[Claim]:
-        """The wording "the answer is C"; `described`: "the most likely diagnosis is heparin"."""
+    def phrased(self) -> Iterator[Claim]:
+        """ "The answer is C", "the answer is heparin"; weak: "the most likely diagnosis is heparin"."""
         text = self.text
         for phrase in self.patterns.phrase.finditer(text):
             start, at, said = phrase.start(), phrase.end(), phrase[0]
@@ -145,21 +145,18 @@ class _Answer:
             if denied or wording.HEDGED.search(said) or (negated and not self.negative):
                 continue
             letters, tier, end = self.named(at)
-            if not letters or not self.leads_to(phrase, tier):
-                continue
-            if described != (tier == "option" and phrase["described"] is not None):
-                continue
-            if tier == "option" and self.may_go_on(at):
+            if not letters or not self.leads_to(phrase, tier) or (tier == "option" and self.may_go_on(at)):
                 continue
             if "\n" in said:
                 rest = _Answer(text[at:], self.item, self.cut)
                 if len(rest.lines) > 1 and not list(rest.opening_letter()):
                     continue  # "the correct answer is one of these:"
             taken_back = self.withdrawn(end, letters[0])
-            yield from (Claim("" if taken_back else letter, tier, start) for letter in letters)
+            weak = tier == "option" and phrase["described"] is not None
+            yield from (Claim("" if taken_back else letter, tier, start, weak) for letter in letters)
 
-    def verdicts(self, described: bool = False) -> Iterator[Claim]:
-        """The wording "heparin (C) is correct"; `described`: "C is the most likely diagnosis"."""
+    def verdicts(self) -> Iterator[Claim]:
+        """ "C is correct", "heparin (C) is the best answer"; weak: "C is the most likely diagnosis"."""
         # true or false is said of each statement, and does not make it the answer
         of_statements = self.negative or any(map(wording.OF_STATEMENTS.search, self.item.options))
         of_statements &= self.cut or len(set(wording.ALONE.findall(self.text))) > 1
@@ -170,16 +167,15 @@ class _Answer:
                 continue
             if (verdict["right"] and of_statements) or (verdict["exception"] and not self.negative):
                 continue
-            if described != (verdict["described"] is not None):
-                continue
-            if described and (self.negative or not self.asked_for(verdict["described"])):
+            weak = verdict["described"] is not None
+            if weak and (self.negative or not self.asked_for(verdict["described"])):
                 continue
             for letter, own in self.patterns.texts.items():
                 if verdict[letter] or verdict[f"{letter}_text"]:
                     sure = letter if own.search(verdict[0]) else self.sure(letter)
-                    yield Claim(sure, "answer" if verdict[letter] else "option", start)
+                    yield Claim(sure, "answer" if verdict[letter] else "option", start, weak)
                 if verdict[f"{letter}_too"]:
-                    yield Claim(verdict[f"{letter}_too"], "answer", start)
+                    yield Claim(verdict[f"{letter}_too"], "answer", start, weak)
 
     def judged_lines(self) -> Iterator[Claim]:
         """A line of a list of options that says that it is the answer: "C) Heparin - correct"."""

@@ -188,9 +188,9 @@ def test_words_and_scripts():
     ["a", " ", "\n", "- ", "- x\n", "**", "**a", "__", "not a ", "see a ", "consult", "i can't ", "1. "],
 )
 def test_a_hundred_thousand_characters_take_no_time(unit):
-    start = time.perf_counter()
+    start = time.process_time()
     markers(unit * (100_000 // len(unit)))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @given(st.text())
