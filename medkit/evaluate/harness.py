@@ -1,8 +1,7 @@
 """lm-evaluation-harness's tasks, by name, on a model that is loaded already, through its Python API.
 
-Prompts, scoring and few-shot examples are the task's own and without a chat template, as its published
-numbers are made. Its own cache (use_cache) does not look at which model asked, so it stays off, and results
-are kept in a Store instead.
+Prompts, scoring and few-shot examples are the task's, without a chat template, as for its published numbers.
+The harness's cache (use_cache) does not look at which model asked, so results are kept in a Store instead.
 """
 
 import importlib.metadata
@@ -31,7 +30,7 @@ def measure(active: Active, tasks: str, cache: Path) -> dict[str, dict]:
     keys = {name: kept.key("lm_eval", version, name, _content(name)) for name in names}
     done = kept.read()
     missing = [name for name in names if keys[name] not in done]
-    for name in missing:  # one after another: what a kill interrupts is one task
+    for name in missing:  # one after another: a kill interrupts one task
         found = {keys[name]: Measured(_evaluated(active, name))}
         kept.add(found)
         done |= found

@@ -30,7 +30,7 @@ class Member:
     name: str  # as mcq/items.csv and the tables call it
     spec: ModelSpec  # its base
     adapter: Path | None = None  # folder of its adapter; None is the base itself
-    shown: tuple[str, str] = ("", "")  # base and adapter as a reader knows them, without this machine's paths
+    shown: tuple[str, str] = ("", "")  # base and adapter in tables, without this machine's paths
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Lineup:
             yield Active(name, model, self._tokenizer, identity(member, model))
 
     def table(self) -> pd.DataFrame:
-        """The members as a reader knows them."""
+        """Base and adapter of each member."""
         rows = {m.name: {"base": m.shown[0], "adapter": m.shown[1] or "none"} for m in self.members.values()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -98,7 +98,7 @@ class Lineup:
             try:
                 self._model = adapters.attach(self._model, member.adapter)
             except adapters.AdapterError:
-                self.close()  # what was put in of it must not act on the next member's answers
+                self.close()  # what was loaded of it must not act on the next member's answers
                 raise
         return self._model
 
@@ -131,7 +131,7 @@ def alone(run: Run, model: str, adapter: str = "") -> Lineup:
     name = Path(model).name + (f" + {Path(adapter).name}" if adapter else "")
     folder = Path(adapter).expanduser().resolve() if adapter else None
     if folder:
-        adapters.read_config(folder)  # refuses what is no adapter before a model is loaded
+        adapters.read_config(folder)  # raises AdapterError before a model is loaded
     shown = (Path(model).name if Path(model).is_dir() else model, Path(adapter).name)
     return Lineup([Member(name, replace(run.recipe.model, base=model), folder, shown)])
 

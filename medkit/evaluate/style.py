@@ -1,7 +1,7 @@
 """What an answer looks like, by regular expressions: marks of style, of caution and of declining.
 
-They count wording, one hit an answer, alike in models and physicians. Repetitions are bounded, so that the
-time grows with the length of the answer only.
+They count wording, at most once an answer, the same for models and physicians. Repetitions are bounded, so
+the time is linear in the length of the answer.
 """
 
 import re
@@ -93,6 +93,6 @@ def words(text: str) -> int:
 
 
 def in_another_script(text: str) -> bool:
-    """Fewer than half of its letters are Latin: likeness to an English reference then says nothing."""
+    """Fewer than half of its letters are Latin: similarity to an English reference then means nothing."""
     letters = [character for character in text if character.isalpha()]
     return sum("LATIN" in unicodedata.name(character, "") for character in letters) * 2 < len(letters)
