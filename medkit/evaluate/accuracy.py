@@ -81,14 +81,14 @@ def accuracies(items: pd.DataFrame) -> dict[str, dict]:
     """The "datasets" of `mcq_summary`."""
     found = {}
     for name, rows in by_dataset(items).items():
-        gold = rows.drop_duplicates("item_id")["gold"]
-        found[name] = {"n": len(gold), "chance": CHANCE[name], "majority": _usual(gold), "models": {}}
+        per_model = {}
         for model, own in models_of(rows).items():
             predicted = own["predicted"].fillna("")
-            found[name]["models"][model] = storage.plain(accuracy(own)) | {
-                "unparsed": int(predicted.eq("").sum()),
-                "usual": _usual(predicted),
-            }
+            answered = {"unparsed": int(predicted.eq("").sum()), "usual": _usual(predicted)}
+            per_model[model] = storage.plain(accuracy(own)) | answered
+        gold = rows.drop_duplicates("item_id")["gold"]
+        about = {"n": len(gold), "chance": CHANCE[name], "majority": _usual(gold)}
+        found[name] = about | {"models": per_model}
     return found
 
 

@@ -93,7 +93,7 @@ def _of_model(rows: pd.DataFrame, seed: int) -> dict | None:
     gold = known["gold"].map(LETTERS.index).to_numpy()
     squares = ((chances - np.eye(len(LETTERS))[gold]) ** 2).sum(axis=1)
     place = bins_of(confidence)
-    found = {"n": len(known), "left_out": len(rows) - len(known)}
+    found: dict = {"n": len(known), "left_out": len(rows) - len(known)}
     for name, mean in {
         "brier": statistics.bootstrap_mean(squares, seed),
         "brier_top": statistics.bootstrap_mean((confidence - right) ** 2, seed),

@@ -166,7 +166,7 @@ class _Scorer:
 
     def __init__(self, model, questions: Sequence[_Question], dtype: torch.dtype):
         self.model, self.dtype, self.tolerance = model, dtype, TOLERANCE[dtype]
-        self.letters = list(max((question.letters for question in questions), key=len, default=()))
+        self.letters: list[int] = max((list(q.letters) for q in questions), key=len, default=[])
         self.head: LetterHead | None = None  # None: the model's own logits are read
         self.prefix, self.cache = 0, None  # tokens that are computed already, and their keys and values
         self.head_note = self.prefix_note = ""

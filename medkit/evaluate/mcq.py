@@ -240,7 +240,7 @@ def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **d
 def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
     """A model's greedy answer to one question, in words."""
     ids = prompts.prompt_ids(tokenizer, prompts.ChatFormat.from_tokenizer(tokenizer), item)
-    settings = {"batch_size": 1, "store": None, "key": "", "progress": False}
+    settings: dict = {"batch_size": 1, "store": None, "key": "", "progress": False}
     with models.for_inference(model):
         ((said,),) = generation.generate_answers(
             model, tokenizer, [ids], max_new_tokens=max_new_tokens, **settings
