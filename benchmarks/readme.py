@@ -13,7 +13,7 @@ from medkit import MedkitError, recipes
 from medkit.evaluate import accuracy
 from medkit.preflight import estimate
 from medkit.report import published
-from medkit.report.markdown import grid, percent
+from medkit.report.markdown import grid, in_percent, percent
 from medkit.runs import machine, storage
 
 PAGES = (machine.CHECKOUT / "README.md", *sorted((machine.CHECKOUT / "docs").glob("*.md")))
@@ -29,22 +29,17 @@ class ReadmeError(MedkitError):
 def headline(run: Path) -> str:
     """Accuracy in percent of a run's models, with n and Wilson 95% intervals, as a Markdown table."""
     summary = accuracy.mcq_summary(accuracy.read_items(run))
-    blind = {
-        "chance": lambda of: of["chance"],
-        "always the most frequent answer": lambda of: of["majority"]["share"],
+    datasets = {
+        f"{title} (n = {summary['datasets'][name]['n']})": summary["datasets"][name]
+        for name, title in COLUMNS.items()
     }
-    rows = []
-    for model in summary["models"]:
-        row = {"model": NAMES[model]}
-        for dataset, title in COLUMNS.items():
-            own = summary["datasets"][dataset]["models"][model]
-            row[f"{title} (n = {own['n']})"] = percent(own)
-        rows.append(row)
-    titles = list(rows[0])[1:]
-    for name, share in blind.items():
-        shares = (f"{100 * share(summary['datasets'][dataset]):.1f}" for dataset in COLUMNS)
-        rows.append({"model": name, **dict(zip(titles, shares, strict=True))})
-    return grid(pd.DataFrame(rows))
+    rows = [
+        {"model": NAMES[model], **{title: percent(of["models"][model]) for title, of in datasets.items()}}
+        for model in summary["models"]
+    ]
+    rows.append({"model": "chance", **{title: in_percent(of["chance"]) for title, of in datasets.items()}})
+    usual = {title: in_percent(of["majority"]["share"]) for title, of in datasets.items()}
+    return grid(pd.DataFrame([*rows, {"model": "always the most frequent answer", **usual}]))
 
 
 def untrained(run: Path) -> str:
@@ -53,44 +48,34 @@ def untrained(run: Path) -> str:
     rows = []
     for dataset, of in summary["datasets"].items():
         (own,) = of["models"].values()
-        rows.append(
-            {"benchmark": published.TITLES[dataset], "n": f"{own['n']:,}", "accuracy, %": percent(own)}
-            | {"chance": f"{100 * of['chance']:.1f}"}
-            | {"always the most frequent answer": f"{100 * of['majority']['share']:.1f}"}
-            | {"the model says": f"{own['usual']['letter']} in {own['usual']['share']:.1%}"}
-        )
+        row = {"benchmark": published.TITLES[dataset], "n": f"{own['n']:,}", "accuracy, %": percent(own)}
+        row |= {"chance": in_percent(of["chance"])}
+        row |= {"always the most frequent answer": in_percent(of["majority"]["share"])}
+        rows.append(row | {"the model says": f"{own['usual']['letter']} in {own['usual']['share']:.1%}"})
     return grid(pd.DataFrame(rows))
 
 
 def cost(run: Path) -> str:
     """Seconds and peak memory of each notebook of a run."""
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    rows = [
-        {
-            "notebook": name,
-            "seconds": f"{one['seconds']:.0f}",
-            "peak memory, GB": f"{one['peak_memory_gb']:.2f}",
-        }
-        for name, one in info["notebooks"].items()
-    ]
-    total = sum(one["seconds"] for one in info["notebooks"].values())
-    peak = max(one["peak_memory_gb"] for one in info["notebooks"].values())
-    rows.append({"notebook": "all", "seconds": f"{total:.0f}", "peak memory, GB": f"{peak:.2f}"})
-    table = grid(pd.DataFrame(rows))
-    return f"{table}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
+    table = pd.DataFrame(info["notebooks"]).T[["seconds", "peak_memory_gb"]].astype(float)
+    table.loc["all"] = table["seconds"].sum(), table["peak_memory_gb"].max()
+    cells = {"seconds": table["seconds"].map("{:.0f}".format)}
+    cells |= {"peak memory, GB": table["peak_memory_gb"].map("{:.2f}".format)}
+    shown = grid(pd.DataFrame(cells).rename_axis("notebook").reset_index())
+    return f"{shown}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
 
 
 def measured(folder: Path) -> str:
     """What each benchmark printed, in a line a benchmark: results/benchmarks/*.json."""
     rows = []
     for name, (what, tell) in MEASURED.items():
-        path = folder / f"{name}.json"
-        if path.is_file():
+        found, place = "not measured", ""
+        if (path := folder / f"{name}.json").is_file():
             line = json.loads(path.read_text(encoding="utf-8"))
-            machine_name = (line["hardware"]["gpus"] or [{"name": line["hardware"]["processor"]}])[0]["name"]
-            rows.append({"what": what, "found": tell(line), "machine": machine_name})
-        else:
-            rows.append({"what": what, "found": "not measured", "machine": ""})
+            found = tell(line)
+            place = (line["hardware"]["gpus"] or [{"name": line["hardware"]["processor"]}])[0]["name"]
+        rows.append({"what": what, "found": found, "machine": place})
     return grid(pd.DataFrame(rows))
 
 
@@ -157,25 +142,16 @@ def full(_: Path) -> str:
         measured_rows = lengths[recipe.model.chat_template][recipe.data.mcq_target]
         mean = {name: np.mean([row[0] for row in of]) for name, of in measured_rows.items()}
         plans = {stage: estimate.full_plan(recipe, stage, mean, h100) for stage in ("stage1", "stage2")}
-        tokens = sum(made.tokens for made in plans.values())
+        tokens = sum(plan.tokens for plan in plans.values())
         disk = sum(estimate.disk(estimate.LLAMA_8B, recipe, 1.1 * tokens).values())
-        for stage, made in plans.items():
-            memory = sum(
-                estimate.memory(estimate.LLAMA_8B, recipe, getattr(recipe, stage), gpu=True).values()
-            )
-            rows.append(
-                {
-                    "recipe": recipe.name,
-                    "stage": stage[-1],
-                    "rows": f"{sum(estimate.full_rows(recipe, stage).values()):,.0f}",
-                    "steps": f"{made.steps:,}",
-                    "tokens": f"{made.tokens / 1e6:.0f}M",
-                    "hours": f"{made.hours:.1f}",
-                    "hours rest on": made.basis,
-                    "GPU memory, at most": f"{memory:.0f} GB",
-                    "disk": f"{disk:.0f} GB",
-                }
-            )
+        for stage, plan in plans.items():
+            memory = estimate.memory(estimate.LLAMA_8B, recipe, getattr(recipe, stage), gpu=True)
+            row = {"recipe": recipe.name, "stage": stage[-1]}
+            row |= {"rows": f"{sum(estimate.full_rows(recipe, stage).values()):,.0f}"}
+            row |= {"steps": f"{plan.steps:,}", "tokens": f"{plan.tokens / 1e6:.0f}M"}
+            row |= {"hours": f"{plan.hours:.1f}", "hours rest on": plan.basis}
+            row |= {"GPU memory, at most": f"{sum(memory.values()):.0f} GB", "disk": f"{disk:.0f} GB"}
+            rows.append(row)
     talks = len(measured_rows["notechat"])
     exams = sum(len(of) for of in measured_rows.values()) - talks
     basis = (

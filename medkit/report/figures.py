@@ -130,7 +130,7 @@ def loss_by_source(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = ""
                 ax.plot(rows["step"], rows[column], **look)
                 empty = False
     _loss_axes(ax, title, empty=empty)
-    ax.set_ylabel("validation loss")
+    ax.set_ylabel(f"validation {ax.get_ylabel()}")
     return ax
 
 
@@ -264,12 +264,13 @@ def f1_against_length(ax: Axes, scores: pd.DataFrame) -> Axes:
     greedy = scores[(scores["sample"] == 0) & (scores["words"] > 0)]
     if greedy.empty:
         return _nothing(ax, "no answer has a word")
+    relative = greedy["words"] / greedy["reference_words"]
     for k, (model, rows) in enumerate(greedy.groupby("model", sort=False)):
-        relative = rows["words"] / rows["reference_words"]
-        ax.scatter(relative, rows["f1"], s=28, alpha=0.75, linewidths=0, **_look(model, k))
+        ax.scatter(relative[rows.index], rows["f1"], s=28, alpha=0.75, linewidths=0, **_look(model, k))
     ax.set_xscale("log")
     ax.axvline(1, color="black", linestyle=":", linewidth=1, label="as long as the physician's")
-    ax.xaxis.set_major_locator(ticker.LogLocator(base=2))
+    narrow = max(relative.max(), 1) < 10 * min(relative.min(), 1)
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1, 2, 5)))
     ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.set_xlabel("words, answer / physician (log scale)")
@@ -325,8 +326,8 @@ def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
     """How often a model is right when it is so sure: a mark a bin of equally many answers.
 
     found: {model: {"bins": [{"confidence", "accuracy", "n"}], "ece", "brier", "n"}}, fractions; the
-    confidence is the probability of the letter that was chosen. Below the
-    diagonal a model is surer than it is right.
+    confidence is the probability of the letter that was chosen. Below the diagonal a model is surer than it
+    is right.
     """
     if not any(own["bins"] for own in found.values()):
         return _nothing(ax, "no answer has a confidence")
@@ -344,6 +345,16 @@ def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
     ax.set_ylabel("accuracy of these answers\n(nearer to the diagonal is better)")
     ax.legend(**BELOW)
     return ax
+
+
+def reliabilities(summary: dict) -> Shown:
+    """`reliability` of every model, a panel a benchmark, from mcq/summary.json."""
+    found = summary["calibration"]
+    figure, axes = new(width=5.0 * len(found), height=4.8, columns=len(found))
+    for ax, (name, own) in zip(np.ravel(axes), found.items(), strict=True):
+        reliability(ax, own)
+        ax.set_title(TITLES[name])
+    return figure
 
 
 def option_order(ax: Axes, found: Mapping[str, dict]) -> Axes:

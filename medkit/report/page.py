@@ -11,9 +11,9 @@ from medkit.runs import storage
 
 NOTEBOOK = "notebooks/05_report.ipynb"  # of a run's folder: the executed one
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem;
        margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }
+table { border: 0; border-collapse: collapse; font-size: 0.8rem; display: block; overflow-x: auto }
 th, td { border: 1px solid #ddd; padding: 0.25rem 0.5rem; text-align: left; vertical-align: top }
 img { max-width: 100% } code, pre { font-size: 0.85rem; white-space: pre-wrap }
 summary { cursor: pointer; color: #0072B2 } .anchor-link { display: none }
@@ -39,6 +39,8 @@ def write_page(run_dir: str | Path) -> Path:
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     body, _ = exporter.from_notebook_node(executed)
     body = body.replace("No description has been provided for this image", "Figure")
+    # A number and its interval stay on one line.
+    body = re.sub(r"(?<=[\d†]) \[([-+.\d]+), ([-+.\d]+)\]", r"&nbsp;[\1,&nbsp;\2]", body)
     place = Path(run_dir)
     page = html(f"medkit report: {place.name}", body)
     if loaded := re.search(r"<(?:script|link|iframe|object)\b|\bsrc\s*=\s*(?![\"']?data:)\S+", page):

@@ -54,9 +54,9 @@ class StudyError(MedkitError):
 @dataclass(frozen=True)
 class Study:
     """arms: a row an arm, in the sweep's order: rows, tokens, supervised (replay's shares of stage 2's,
-    means over seeds), trained_rows, seeds. scores: arm, seed, measure, item, value; "base" and "med-mix" are
-    arms here, and values as MEASURES has them. repeats: arm -> (the arm it repeats, "same" or "order"), which
-    is the noise floor and no arm of the study."""
+    means over seeds), trained_rows, seeds. grids: (arm, measure) -> values as MEASURES has them, a row a
+    seed, a column an item; "base" and "med-mix" are arms here. repeats: arm -> (the arm it repeats, "same" or
+    "order"), which is the noise floor and no arm of the study."""
 
     folder: Path
     benchmark: str
@@ -67,7 +67,7 @@ class Study:
     arms: pd.DataFrame
     recipes: dict[str, Recipe]
     repeats: dict[str, tuple[str, str]]
-    scores: pd.DataFrame
+    grids: dict[tuple[str, str], pd.DataFrame]
 
     @property
     def compared(self) -> list[str]:
@@ -75,9 +75,8 @@ class Study:
         return [arm for arm in self.arms.index if arm not in self.repeats]
 
     def grid(self, arm: str, measure: str) -> pd.DataFrame:
-        """A row a seed, a column an item."""
-        own = self.scores[(self.scores["arm"] == arm) & (self.scores["measure"] == measure)]
-        return own.pivot(index="seed", columns="item", values="value")
+        """A row a seed, a column an item; empty where it was not measured."""
+        return self.grids.get((arm, measure), pd.DataFrame())
 
 
 def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
@@ -109,7 +108,7 @@ def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
         arms=_arms(trials, plan.parent),
         recipes=own,
         repeats=_repeats(trials),
-        scores=_scores(found.values(), plan.parent, benchmark),
+        grids=_grids(found.values(), plan.parent, benchmark),
     )
 
 
@@ -156,7 +155,7 @@ def _repeats(trials: list[dict]) -> dict[str, tuple[str, str]]:
     return repeats
 
 
-def _scores(found: Iterable[dict], outcomes: Path, benchmark: str) -> pd.DataFrame:
+def _grids(found: Iterable[dict], outcomes: Path, benchmark: str) -> dict[tuple[str, str], pd.DataFrame]:
     parts = []
     for info in sorted(found, key=lambda info: not info["trial"]["is_stage1"]):
         trial = info["trial"]
@@ -169,7 +168,11 @@ def _scores(found: Iterable[dict], outcomes: Path, benchmark: str) -> pd.DataFra
         parts.append(own.assign(arm=own["arm"].map(arms), seed=trial["seed"]))
     scores = pd.concat(parts, ignore_index=True)
     # Two stages 1 of one seed, for arms that need different ones: the first is the reference.
-    return scores.drop_duplicates(["arm", "seed", "measure", "item"], ignore_index=True)
+    scores = scores.drop_duplicates(["arm", "seed", "measure", "item"])
+    return {
+        key: own.pivot(index="seed", columns="item", values="value")
+        for key, own in scores.groupby(["arm", "measure"])
+    }
 
 
 def _of_trial(place: Path, benchmark: str) -> pd.DataFrame:

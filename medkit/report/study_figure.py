@@ -9,8 +9,8 @@ from medkit.report.figures import ABOVE, BLUE, GREY, ORANGE, errorbars
 
 # Of a measure: the y axis and which direction is better.
 AXES = {
-    "accuracy": "retention: accuracy,\npoints above Med-Mix\n(higher: more is kept)",
-    "f1": "gain: BERTScore F1\nabove the base model's\n(higher is better)",
+    "accuracy": "retention: accuracy\nminus Med-Mix's, points\n(higher: more is kept)",
+    "f1": "gain: BERTScore F1\nminus the base model's\n(higher is better)",
 }
 GROUPS: dict[str, dict] = {
     "k": {"color": BLUE, "marker": "o", "label": "replay's share k alone differs"},
