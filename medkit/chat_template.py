@@ -11,10 +11,10 @@ is scored with. tests/test_chat_template.py checks this on the templates of a do
 """
 
 import datetime
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -125,29 +125,33 @@ class ChatFormat:
         return "".join(text + turn["content"] for turn, text in zip(turns, texts[:-1], strict=True))
 
     def pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:
-        """What concatenates to `text`. No token of the tokenizer spans two pieces."""
+        """What concatenates to `text`. No token of the tokenizer spans two pieces: they begin at the first
+        and the last control token of each text of the template. They also begin within each control token's
+        name in a content, so that none has the whole name."""
         turns, texts = self._arranged(turns)
-        first, opening, following = self._cut(texts[0])
-        pieces = [Piece(first + opening)] if following and first + opening else []
-        before, ends, continues = following or first, False, False
-        for turn, text in zip(turns, texts[1:], strict=True):
-            answers = turn["role"] == "assistant"
-            *parts, last = self._broken(turn["content"])
-            for part in parts:
-                head, answer = (before, part) if answers else (before + part, None)
-                pieces.append(Piece(head, answer, ends, continues))
-                before, ends, continues = "", False, True
-            after, between, following = self._cut(text)
-            if not following:  # no control token: the next content is in the same piece
-                before += last + after
-                continue
-            head, answer = (before, last + after) if answers else (before + last + after, None)
-            pieces.append(Piece(head, answer, ends, continues))
-            before, ends, continues = following, answers, False
-            if between:
-                pieces.append(Piece(between, None, ends))
-                ends = False
-        return [*pieces, Piece(before, None, ends, continues)] if before else pieces
+        begins = {0: Piece("")}  # place in the whole text -> how a piece begins there
+        answers, whole = [], ""  # where answers begin, or go on in another piece
+        for turn, text in zip([{"role": "", "content": ""}, *turns], texts, strict=True):
+            answer, at = turn["role"] == "assistant", 0
+            answers += [len(whole)] * answer
+            while match := self.control.search(turn["content"], at):
+                at = match.start() + 1
+                begins[len(whole) + at] = Piece("", continues=True)
+                answers += [len(whole) + at] * answer
+            whole += turn["content"]
+            control = [len(whole) + match.start() for match in self.control.finditer(text)]
+            begins |= dict.fromkeys(control[-1:], Piece(""))
+            begins |= dict.fromkeys(control[:1], Piece("", ends_answer=answer))
+            whole += text
+        pieces = []
+        for begin, end in pairwise([*sorted(begins), len(whole)]):
+            piece = begins[begin]
+            first = begin if piece.continues or not begin else begin + 1  # where its answer may begin
+            at = next((place for place in answers if first <= place <= end), None)
+            before, said = (whole[begin:end], None) if at is None else (whole[begin:at], whole[at:end])
+            if begin < end:
+                pieces.append(piece._replace(before=before, answer=said))
+        return pieces
 
     def prompt_pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:
         """The same up to where the model's answer begins; `turns` end with the user."""
@@ -198,22 +202,6 @@ class ChatFormat:
                 "take another model, or set model.chat_template=chatml"
             )
         return more if "/think" in more.lower() else ""
-
-    def _cut(self, text: str) -> tuple[str, str, str]:
-        """A text of the template before its first control token, from there to its last, and from there on;
-        for a text without any, all of it comes first."""
-        found = [match.start() for match in self.control.finditer(text)]
-        if not found:
-            return text, "", ""
-        return text[: found[0]], text[found[0] : found[-1]], text[found[-1] :]
-
-    def _broken(self, content: str) -> list[str]:
-        """A content cut within each control token's name in it, so that no part has one."""
-        places, start = [0], 0
-        while match := self.control.search(content, start):
-            start = match.start() + 1
-            places.append(start)
-        return [content[a:b] for a, b in zip(places, [*places[1:], len(content)], strict=True)]
 
     def _check(self, tokenizer) -> None:
         """PromptError where the template rewrites contents, or the pieces' tokens are not the text's."""
@@ -317,7 +305,7 @@ def _arrays(tokenizer, chat: ChatFormat, rows: Sequence[Sequence[Piece]], loss_o
 
 def _same(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all of these begin with."""
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 def _encode(tokenizer, texts: list[str]) -> list[list[int]]:

@@ -26,6 +26,7 @@ from medkit.data.formats import (
     parts_of,
     shortened,
     shown,
+    unexpected,
     unreadable,
 )
 
@@ -49,16 +50,14 @@ def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
             check_start(part, name if part == path else f"{name}/{part.name}")
         for place, row in reader(path, name):
             if not isinstance(row, dict):
-                raise SourceError(
-                    f"{name}, {place}: expected a row of named columns, found {shown(row)}; "
-                    "write one JSON object a row"
-                )
+                expected = "a row of named columns"
+                raise unexpected(f"{name}, {place}", expected, shown(row), "write one JSON object a row")
             empty = False
             yield place, row
     except DAMAGED as error:
         raise unreadable(name, error) from None
     if empty:
-        raise SourceError(f"{name}: expected rows, found none; fetch or write it again")
+        raise unexpected(name, "rows", "none", "fetch or write it again")
 
 
 def _lines(path: Path, name: str, newline: str | None = None) -> Iterator[str]:
@@ -69,10 +68,8 @@ def _lines(path: Path, name: str, newline: str | None = None) -> Iterator[str]:
             try:
                 line.encode()
             except UnicodeEncodeError as error:
-                byte = ord(line[error.start]) - 0xDC00
-                raise SourceError(
-                    f"{name}, line {number}: expected UTF-8, found byte 0x{byte:02x}; save the file as UTF-8"
-                ) from None
+                byte = f"byte 0x{ord(line[error.start]) - 0xDC00:02x}"
+                raise unexpected(f"{name}, line {number}", "UTF-8", byte, "save the file as UTF-8") from None
             yield line
 
 
@@ -97,10 +94,8 @@ def _json(path: Path, name: str) -> Iterator[tuple[str, object]]:
     elif isinstance(whole, list):
         yield from ((f"row {at}", row) for at, row in enumerate(whole, 1))
     elif whole != {}:
-        raise SourceError(
-            f"{name}: expected JSON Lines, a list of rows or an object of rows, found {shown(whole)}; "
-            "write one JSON object a line"
-        )
+        expected = "JSON Lines, a list of rows or an object of rows"
+        raise unexpected(name, expected, shown(whole), "write one JSON object a line")
 
 
 def _is_json_lines(first: str, ending: str) -> bool:
@@ -131,9 +126,7 @@ def _parse(text: str, name: str, line: int = 0) -> Any:
         found = "brackets nested too deep"
     except ValueError as error:  # Python reads whole numbers of up to 4,300 digits
         found = shortened(str(error))
-    raise SourceError(
-        f"{name}, line {line or 1}: expected whole JSON, found {found}; correct it, or fetch the file again"
-    )
+    raise unexpected(f"{name}, line {line or 1}", "whole JSON", found, "correct it, or fetch the file again")
 
 
 def _csv(path: Path, name: str) -> Iterator[tuple[str, object]]:
@@ -150,18 +143,15 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, object]]:
         _check_names(header, name)
         for number, cells in enumerate(filter(None, reader), 1):
             if len(cells) != len(header):
-                raise SourceError(
-                    f"{name}, row {number}: expected {len(header)} cells as in the header, found "
-                    f"{len(cells)}; quote the cells that hold separators or line ends"
-                )
+                expected = f"{len(header)} cells as in the header"
+                fix = "quote the cells that hold separators or line ends"
+                raise unexpected(f"{name}, row {number}", expected, len(cells), fix)
             # A table's missing number is written nan; "None" and "NA" are options of real questions.
             values = (None if cell in ("nan", "NaN") else cell for cell in cells)
             yield f"row {number}", dict(zip(header, values, strict=True))
     except csv.Error as error:
-        raise SourceError(
-            f"{name}, row {number + 1}: expected separated cells, found {error}; "
-            "close and double the quotes inside cells, or fetch the file again"
-        ) from None
+        fix = "close and double the quotes inside cells, or fetch the file again"
+        raise unexpected(f"{name}, row {number + 1}", "separated cells", error, fix) from None
 
 
 def _check_names(columns: Iterable[str], name: str) -> None:
@@ -182,11 +172,10 @@ def _arrow(path: Path, name: str) -> Iterator[tuple[str, object]]:
     except MedkitError:
         raise
     except Exception as error:  # pyarrow and datasets raise dozens of kinds
+        place = f"{name}, after row {number}" if number else name
         reason = shortened(str(error) or type(error).__name__, 80)
-        after = f", after row {number}" if number else ""
-        raise SourceError(
-            f"{name}{after}: expected whole Parquet or Arrow data, found: {reason}; fetch or write it again"
-        ) from None
+        expected = "whole Parquet or Arrow data"
+        raise unexpected(place, expected, reason, "fetch or write it again") from None
 
 
 def _batches(path: Path) -> Iterator:

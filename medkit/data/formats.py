@@ -28,6 +28,10 @@ class SourceError(MedkitError):
     """A data set that cannot be used as a whole: one line with the file, the row, expected and found."""
 
 
+def unexpected(place: str, expected: str, found: object, fix: str) -> SourceError:
+    return SourceError(f"{place}: expected {expected}, found {found}; {fix}")
+
+
 def data_files(folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
     """Every file under `folder` that may hold rows, sorted by path; a save_to_disk folder counts as one.
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 from medkit.data import hub
 from medkit.data.files import read_rows
-from medkit.data.formats import SourceError, data_files, digest, is_saved, printable, shortened, unreadable
+from medkit.data.formats import (
+    SourceError,
+    data_files,
+    digest,
+    is_saved,
+    printable,
+    shortened,
+    unexpected,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from medkit.data.sources import Source
@@ -42,10 +51,8 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
     # A folder of the hub's cache may hold several revisions of the same rows.
     revisions = sorted({found[1] for name in paths if (found := re.search("/snapshots/([^/]{,7})", name))})
     if len(revisions) > 1:
-        raise SourceError(
-            f"{source.name}/snapshots: expected one revision, found {shortened(', '.join(revisions))}; "
-            f"link the one you mean (snapshots/REVISION) as {source.name}"
-        )
+        fix = f"link the one you mean (snapshots/REVISION) as {source.name}"
+        raise unexpected(f"{source.name}/snapshots", "one revision", ", ".join(revisions), fix)
     chosen = []
     for name, path in paths.items():
         labels = _labels(source, path, folder)

@@ -671,7 +671,7 @@ def test_line_ends_and_json_lines_under_either_name(tmp_path, name, ending, star
         (
             "train.parquet",
             "not parquet",
-            "expected whole Parquet or Arrow data, found: Parquet magic bytes not",
+            "expected whole Parquet or Arrow data, found Parquet magic bytes not",
         ),
         ("train.csv", "question,options\nonly one\n", "row 1: expected 2 cells as in the header, found 1"),
         ("train.jsonl", '{"prompt": "x", "completion": "y"}\n', "found completion, prompt: not a MedQA"),
