@@ -132,7 +132,7 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
         "evaluation_tokens_per_s": evaluation,
         "train_hours": full.tokens / speed / 3600,
         "evaluation_hours": full.evaluated / evaluation / 3600,
-        "trainable_parameters": models.trainable_parameters(model),
+        "trainable_parameters": model.get_nb_trainable_parameters()[0],
     }
 
 

@@ -71,12 +71,12 @@ def _check(options) -> int:
 
     recipe = recipes.get(options.recipe, "\n".join(options.set))
     inputs.check_data_dir(options.data_dir)
-    from medkit.preflight import checks
+    from medkit.preflight import checks, findings
 
-    findings = checks.check(recipe, options.data_dir)
-    shown = {"recipe": recipe.name, **checks.as_dict(findings)}
-    print(json.dumps(shown, indent=1) if options.json else checks.text(findings))
-    return 2 if checks.failed(findings) else 0
+    found = checks.check(recipe, options.data_dir)
+    shown = {"recipe": recipe.name, **findings.as_dict(found)}
+    print(json.dumps(shown, indent=1) if options.json else findings.text(found))
+    return 2 if findings.failed(found) else 0
 
 
 def _recipes(options) -> None:

@@ -24,7 +24,7 @@ from medkit.prompts import INSTRUCTION
 from medkit.records import MCQItem
 from medkit.runs import run_json, storage
 from medkit.runs.run_json import Run
-from medkit.train import models, stages
+from medkit.train import cpu, models, stages
 
 TARGETS = ("merged", "gguf", "ollama")
 QUANTIZATIONS = ("q8_0", "f16", "q4_k_m")
@@ -147,7 +147,7 @@ def load_exported(weights: Path):
     source = {"pretrained_model_name_or_path": weights}
     if weights.suffix == ".gguf":
         source = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
-    device = "cuda" if models.on_gpu() else "cpu"
+    device = "cuda" if cpu.on_gpu() else "cpu"
     net = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16).to(device).eval()
     return net, AutoTokenizer.from_pretrained(**source)
 

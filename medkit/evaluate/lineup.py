@@ -19,7 +19,7 @@ from medkit.evaluate import letter_scoring
 from medkit.recipes import ModelSpec
 from medkit.runs import arms, storage
 from medkit.runs.run_json import Run
-from medkit.train import adapters, identities
+from medkit.train import adapters, cpu, identities
 from medkit.train import models as training
 
 
@@ -82,7 +82,7 @@ class Lineup:
         self._loaded = self._model = self._tokenizer = None
         self._replaced = False
         gc.collect()
-        if training.on_gpu():
+        if cpu.on_gpu():
             import torch
 
             torch.cuda.empty_cache()

@@ -7,7 +7,8 @@ from statistics import fmean
 from medkit.pipeline.sweep_file import Trial
 from medkit.preflight import checks, estimate
 from medkit.runs import machine
-from medkit.train import models, tokenization
+from medkit.train import models
+from medkit.train.stages import tokenize
 
 NOTEBOOKS_GB = 0.005  # a run's executed notebooks, figures and items
 
@@ -66,15 +67,8 @@ def _training(trial: Trial, is_stage1: bool, data_dir: str) -> list[estimate.Pla
         tokenizer = models.load_tokenizer(trial.recipe.model)
         for stage, records, total, validation in checks.stage_samples(trial.recipe, loaded, data_dir):
             if stage in wanted:
-                prepared = tokenization.prepare(
-                    records,
-                    tokenizer,
-                    target=trial.recipe.data.mcq_target,
-                    loss_on=getattr(trial.recipe, stage).loss_on,
-                    max_length=trial.recipe.model.max_length,
-                    cache=Path(scratch),
-                    progress=False,
-                )
+                cache = {"cache": Path(scratch), "progress": False}
+                prepared = tokenize(trial.recipe, stage, tokenizer, records, **cache)
                 tokens = total * fmean(prepared["length"])
                 plans.append(estimate.plan(trial.recipe, stage, shape, total, tokens, validation, hardware))
     return plans

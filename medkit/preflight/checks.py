@@ -20,28 +20,13 @@ from safetensors import SafetensorError
 from medkit import MedkitError, prompts, recipes
 from medkit.data import hub, sources
 from medkit.preflight import estimate, evaluation_costs
-from medkit.preflight.findings import Check, PreflightError, as_dict, failed, show, text
+from medkit.preflight.findings import Check, failed
 from medkit.preflight.inputs import check_model
 from medkit.preflight.rows import model, rows
 from medkit.runs import machine as this_machine
 from medkit.runs import storage
 from medkit.runs.inputs import connect, is_local
-from medkit.train import merging, stages, tokenization
-
-__all__ = [
-    "Check",
-    "PreflightError",
-    "as_dict",
-    "base_runs",
-    "check",
-    "course",
-    "failed",
-    "machine",
-    "model",
-    "rows",
-    "show",
-    "text",
-]
+from medkit.train import merging, stages
 
 LARGE = 1e9  # parameters from which a model is trained on a GPU only
 SAMPLE = 400  # rows of each stage tokenized by `check`
@@ -76,15 +61,7 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
     asked = [record for name in sources.EXAMS for record in loaded[name, "eval"][:SAMPLE]]
     checks = [_context(recipe, tokenizer, asked)]
     for stage, records, total, validation in stage_samples(recipe, loaded, data_dir):
-        prepared = tokenization.prepare(
-            records,
-            tokenizer,
-            target=recipe.data.mcq_target,
-            loss_on=getattr(recipe, stage).loss_on,
-            max_length=recipe.model.max_length,
-            cache=scratch,
-            progress=False,
-        )
+        prepared = stages.tokenize(recipe, stage, tokenizer, records, cache=scratch, progress=False)
         checks += rows(recipe, tokenizer, records, prepared)
         tokens = total * float(np.mean(prepared["length"]))
         of_rows = (shape, total, tokens, validation, max(prepared["length"]))

@@ -51,17 +51,16 @@ def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
     CheckpointError where none is whole, naming the newest's flaw, and where the newest whole one was
     written by another run, naming the first field that differs.
     """
-    passed_over = []
+    skipped = []
     for path in reversed(_all(folder)):
-        if flaw := _flaw(path):
-            passed_over.append(f"{path.name} is skipped: {flaw}")
-            say(passed_over[-1])
-            continue
-        _refuse_another(path, identity)
-        return path
-    if passed_over:
+        if not (flaw := _flaw(path)):
+            _refuse_another(path, identity)
+            return path
+        skipped.append(f"{path.name} is skipped: {flaw}")
+        say(skipped[-1])
+    if skipped:
         raise CheckpointError(
-            f"no checkpoint is whole ({passed_over[0]}); restore it, or remove {folder.name}/ of "
+            f"no checkpoint is whole ({skipped[0]}); restore it, or remove {folder.name}/ of "
             f"{folder.parent.name} to train from the start"
         )
     return None
@@ -78,12 +77,9 @@ def keep(folder: Path, step: int, count: int) -> None:
 def keep_optimizer(stage: Path) -> None:
     """Copy the optimizer's state after the last step beside the stage's adapter, for another stage to begin
     with (trainer.carry_over)."""
-    aside = stage / f".{OPTIMIZER}"
     whole = last_whole(stage / "checkpoints")
     assert whole is not None, "a stage that has ended has its last checkpoint"
-    shutil.copy(whole / OPTIMIZER, aside)
-    storage.sync(aside)
-    os.replace(aside, stage / OPTIMIZER)
+    storage.write_bytes(stage / OPTIMIZER, (whole / OPTIMIZER).read_bytes())
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -129,11 +125,7 @@ def _marker(path: Path) -> dict | None:
 
 def _flaw(path: Path) -> str:
     """Why the checkpoint cannot be resumed from; empty where it can."""
-    marker = _marker(path)
-    for part in PARTS:
-        if not any(name.startswith(part) for name in os.listdir(path)):
-            return f"{part} is missing"
-    if marker is None:
+    if (marker := _marker(path)) is None:
         return f"it was not finished (no readable {MARKER})"
     for part in PARTS:
         if not any(name.startswith(part) for name in marker["sha256"]):
@@ -141,8 +133,6 @@ def _flaw(path: Path) -> str:
     for name, expected in marker["sha256"].items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if (path / name).stat().st_size == 0:
-            return f"{name} is empty"
         if storage.sha256(path / name) != expected:
             return f"{name} is not as it was written"
     return ""

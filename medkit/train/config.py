@@ -5,53 +5,44 @@ there; such a change is refused by the field's name and never undone in silence.
 """
 
 import copy
-import dataclasses
-import os
+import json
 from pathlib import Path
 
 from medkit.recipes import TrainSpec
 from medkit.train import cpu
-from medkit.train.metrics import TrainerError
+from medkit.train.metrics import TrainerError, processes
 
 WRITING = ".writing"  # in a stage's checkpoints/: where Transformers writes, before a checkpoint is published
 STRATEGIES = {"isolated": "bfd", "wrapped": "wrapped", "off": "bfd"}  # TRL's names of TrainSpec.packing
 
-_ROWS = "the rows are prepared by the recipe, see data, model.max_length and loss_on"
-_ORDER = "the order of rows is drawn by the recipe, see the stage's seed, epochs and group_by_length"
-_FILES = "loss.csv and whole checkpoints depend on it"
-_LOCAL = "a run leaves nothing but its own folder"
+# Why a field cannot be changed -> the fields.
 FIXED = {
-    "output_dir": "checkpoints lie in the run's folder",
-    "max_length": "set model.max_length",
-    **dict.fromkeys(("packing", "packing_strategy", "padding_free", "eval_packing"), "set packing"),
-    **dict.fromkeys(("num_train_epochs", "seed", "data_seed", "train_sampling_strategy"), _ORDER),
-    **dict.fromkeys(("shuffle_dataset", "ignore_data_skip", "auto_find_batch_size"), _ORDER),
-    **dict.fromkeys(("dataset_kwargs", "dataset_text_field", "dataset_num_proc", "truncation_mode"), _ROWS),
-    **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "chat_template_path"), _ROWS),
-    **dict.fromkeys(("eos_token", "pad_token", "pad_to_multiple_of", "remove_unused_columns"), _ROWS),
-    **dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy", "logging_steps"), _FILES),
-    **dict.fromkeys(("save_only_model", "save_total_limit", "load_best_model_at_end"), _FILES),
-    **dict.fromkeys(("eval_on_start", "prediction_loss_only", "resume_from_checkpoint"), _FILES),
-    "report_to": "set report_to",
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "trackio_space_id", "trackio_bucket_id"), _LOCAL),
-    "trackio_static_space_id": _LOCAL,
+    name: why
+    for why, names in {
+        "checkpoints lie in the run's folder": "output_dir",
+        "set model.max_length": "max_length",
+        "set packing": "packing packing_strategy padding_free eval_packing",
+        "set report_to": "report_to",
+        "the order of rows is drawn by the recipe, see the stage's seed, epochs and group_by_length": """
+            num_train_epochs seed data_seed train_sampling_strategy shuffle_dataset ignore_data_skip
+            auto_find_batch_size""",
+        "the rows are prepared by the recipe, see data, model.max_length and loss_on": """
+            dataset_kwargs dataset_text_field dataset_num_proc truncation_mode completion_only_loss
+            assistant_only_loss chat_template_path eos_token pad_token pad_to_multiple_of
+            remove_unused_columns""",
+        "loss.csv and whole checkpoints depend on it": """
+            eval_strategy save_strategy logging_strategy logging_steps save_only_model save_total_limit
+            load_best_model_at_end eval_on_start prediction_loss_only resume_from_checkpoint""",
+        "a run leaves nothing but its own folder": """
+            push_to_hub hub_model_id trackio_space_id trackio_bucket_id trackio_static_space_id""",
+    }.items()
+    for name in names.split()
 }
-# What a checkpoint may differ in from the run that resumes from it.
-_OUTSIDE_TRAINING = ("output_dir", "eval_", "per_device_eval_", "save_", "logging_", "log_", "report_to")
-_OUTSIDE_TRAINING += (
-    "run_name",
-    "project",
-    "trackio_",
-    "hub_",
-    "dataloader_",
-    "disable_tqdm",
-    "prediction_loss_only",
-)
-
-
-def processes() -> int:
-    """How many were launched to train together, as torchrun and accelerate tell it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+# What a checkpoint may differ in from the run that resumes from it: the beginnings of fields' names.
+_OUTSIDE_TRAINING = """
+output_dir eval_ per_device_eval_ save_ logging_ log_ report_to run_name project trackio_ hub_ dataloader_
+disable_tqdm prediction_loss_only
+""".split()
 
 
 def sft_config(spec: TrainSpec, *, max_length: int, folder: Path | None = None):
@@ -86,7 +77,7 @@ def sft_config(spec: TrainSpec, *, max_length: int, folder: Path | None = None):
         seed=spec.seed,
         data_seed=spec.seed,
         train_sampling_strategy="sequential",
-        packing=cpu.packs() and spec.packing != "off",
+        packing=cpu.on_gpu() and spec.packing != "off",
         packing_strategy=STRATEGIES[spec.packing],
         max_length=max_length,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -131,32 +122,18 @@ def used(config) -> dict:
     from trl import SFTConfig
 
     fields = _differing(SFTConfig(output_dir=config.output_dir, report_to="none"), config)
-    return {name: _plain(value) for name, (_, value) in fields.items()}
+    return {name: value for name, (_, value) in fields.items()}
 
 
 def identity(config) -> dict:
     """Of `used`, what training depends on, named so that a recipe's own field is refused before it."""
+    fields = used(config).items()
     return {
-        f"trainer.{name}": value
-        for name, value in used(config).items()
-        if not name.startswith(_OUTSIDE_TRAINING)
+        f"trainer.{name}": value for name, value in fields if not name.startswith(tuple(_OUTSIDE_TRAINING))
     }
 
 
 def _differing(one, other) -> dict[str, tuple]:
     """The fields in which two configurations differ: name -> (value in `one`, value in `other`)."""
-    names = [field.name for field in dataclasses.fields(other) if hasattr(one, field.name)]
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in names}
-    return {name: (a, b) for name, (a, b) in pairs.items() if _plain(a) != _plain(b)}
-
-
-def _plain(value):
-    """In JSON's types: enumerations by their value, objects by their text."""
-    value = getattr(value, "value", value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    before, now = (json.loads(json.dumps(config.to_dict(), default=str)) for config in (one, other))
+    return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}

@@ -67,15 +67,15 @@ class CpuEngine(Engine):
 @contextmanager
 def training(model, micro_batch_tokens: int = 0):
     """The Engine that `model` trains with. On a CPU the model takes rows laid end to end meanwhile."""
-    if packs():
+    if on_gpu():
         yield Engine()
         return
     with as_trained_on_cpu(model):
         yield CpuEngine(model, micro_batch_tokens)
 
 
-def packs() -> bool:
-    """Whether TRL packs rows: on a GPU."""
+def on_gpu() -> bool:
+    """Where TRL packs rows, and Unsloth's own kernels compute."""
     import torch
 
     return torch.cuda.is_available()
@@ -89,7 +89,7 @@ def compute_unpacked(model) -> None:
     The values are the same. On processors with AVX-512 BF16 it also repacks the weights when a model answers,
     and back with rounded constants when it trains on; a layer that does not unpack does not repack.
     """
-    if packs():
+    if on_gpu():
         return
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
@@ -215,7 +215,7 @@ def lora_in_one_product(self, x, *_, **__):
 @contextmanager
 def as_trained_on_cpu(model):
     """The model as it takes rows laid end to end, with LoRA in one product; on a GPU, as it is."""
-    if packs():
+    if on_gpu():
         yield
         return
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -237,7 +237,7 @@ def inference(model):
     """The model as it answers: its adapter's layers computed in one product; on a GPU, or where they are
     already, as it is."""
     layers = [one for one in model.modules() if _plain_lora(one) and "forward" not in vars(one)]
-    layers = [] if packs() else layers
+    layers = [] if on_gpu() else layers
     for layer in layers:
         layer.forward = MethodType(lora_in_one_product, layer)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from medkit.recipes import TrainSpec
 from medkit.train import checkpoints, cpu, models, trackers
 from medkit.train import config as configuration
-from medkit.train.metrics import LossLog
+from medkit.train.metrics import LossLog, processes
 
 
 class Stopped(SystemExit):
@@ -68,8 +68,10 @@ def fit(
 
     config = configuration.for_fit(config, stage, max_length=max_length, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = _identity(identity, config)
-    start = checkpoints.newest(folder / "checkpoints", identity, _say) if resume else None
+    # Each process saves the state of its own random numbers: another number of them cannot take them up.
+    identity = {**(identity or {}), **configuration.identity(config), "processes": processes()}
+    say = print if models.first_process() else lambda _: None
+    start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
     at = checkpoints.step_of(start) if start else 0
     began = time.perf_counter()
     kept = trackers.local(stage.report_to, folder)
@@ -100,13 +102,3 @@ def fit(
         replay_weight=training.replay_weight,
         **training.meter.totals(),
     )
-
-
-def _identity(identity: dict | None, config) -> dict:
-    # Each process saves the state of its own random numbers: another number of them cannot take them up.
-    return (identity or {}) | configuration.identity(config) | {"processes": configuration.processes()}
-
-
-def _say(line: str) -> None:
-    if models.first_process():
-        print(line)

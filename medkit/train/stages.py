@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from medkit import dmt, recipes
 from medkit.data import builtin, contamination, sources
 from medkit.runs import arms, inputs, run_json, storage
-from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run
 from medkit.train import checkpoints, fitting, manifest, models, tokenization
 from medkit.train.manifest import Records
@@ -107,14 +104,16 @@ def write_manifest(run: Run, records: Records, rows, queries: Sequence = ()) -> 
     return described
 
 
-def tokenize(run: Run, stage: str, tokenizer, records: list):
-    """The records as the stage's training rows (tokenization.prepare), which tell exam questions apart."""
+def tokenize(recipe: recipes.Recipe, stage: str, tokenizer, records: Sequence, **more):
+    """The records as the stage's training rows (tokenization.prepare, which takes `more`), exam questions
+    marked."""
     rows = tokenization.prepare(
         records,
         tokenizer,
-        target=run.recipe.data.mcq_target,
-        loss_on=getattr(run.recipe, stage).loss_on,
-        max_length=run.recipe.model.max_length,
+        target=recipe.data.mcq_target,
+        loss_on=getattr(recipe, stage).loss_on,
+        max_length=recipe.model.max_length,
+        **more,
     )
     return tokenization.with_exams(rows, records)
 
@@ -124,9 +123,8 @@ def prepare(run: Run, records: Records, tokenizer, queries: Sequence = ()):
 
     queries: the patients' queries that stage 2 is evaluated on, which are looked for in its rows.
     """
-    train, validation = (
-        tokenize(run, records.stage, tokenizer, part) for part in (records.train, records.validation)
-    )
+    parts = (records.train, records.validation)
+    train, validation = (tokenize(run.recipe, records.stage, tokenizer, part) for part in parts)
     if models.first_process():
         write_manifest(run, records, train, queries)
     return train, validation
@@ -218,9 +216,8 @@ def relearn(run: Run, records: Records, model, tokenizer) -> fitting.Fit | None:
     if not run.recipe.dmt.relearn_steps or records.arm != "stage2":
         return None
     spec = relearning(run.recipe)
-    train, validation = (
-        tokenize(run, "stage1", tokenizer, records.first.part(part)) for part in ("train", "validation")
-    )
+    parts = (records.first.part(part) for part in ("train", "validation"))
+    train, validation = (tokenize(run.recipe, "stage1", tokenizer, part) for part in parts)
     folder = run.folder / arms.ARMS["relearned"].folder
     done = fitting.fit(
         model, tokenizer, train, validation, spec, folder=folder, max_length=run.recipe.model.max_length
@@ -261,8 +258,3 @@ def _identity(run: Run, stage: str, train, validation) -> dict:
     if stage == "stage2" and (moments := _stage1s_optimizer(run)):
         identity["stage 1's optimizer"] = storage.sha256(moments)[:16]
     return identity
-
-
-def loss(run: Run, arm: str) -> pd.DataFrame:
-    """ARM/loss.csv (loss.read)."""
-    return loss_file.read(run.folder, arm)

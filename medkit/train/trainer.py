@@ -92,7 +92,7 @@ class StageTrainer(SFTTrainer):
         # and PEFT reads it back from a checkpoint as float32, so that a resumed run would differ from an
         # unbroken one. It stays in float32; the products are computed in bfloat16 all the same.
         adapter = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
-        packed = cpu.packs() and stage.packing != "off"
+        packed = cpu.on_gpu() and stage.packing != "off"
         most = config.max_length
         batch = replace(
             stage,

@@ -13,9 +13,9 @@ from tokenizers import normalizers
 from medkit import prompts, recipes
 from medkit.__main__ import main
 from medkit.preflight import checks as preflight
-from medkit.preflight import estimate
+from medkit.preflight import estimate, findings
 from medkit.preflight import rows as row_checks
-from medkit.preflight.checks import Check
+from medkit.preflight.findings import Check
 from medkit.records import Dialogue, MCQItem, Turn
 from medkit.runs.machine import Memory
 from medkit.train import tokenization
@@ -49,12 +49,12 @@ def by_name(checks):
 
 
 def look(records, tokenizer, prepared, recipe=RECIPE):
-    return by_name(preflight.rows(recipe, tokenizer, records, prepared))
+    return by_name(row_checks.rows(recipe, tokenizer, records, prepared))
 
 
 def only_failure(checks, name):
     """The one check that failed, which must be `name` and bring a fix."""
-    assert [c.name for c in preflight.failed(list(checks.values()))] == [checks[name].name]
+    assert [c.name for c in findings.failed(list(checks.values()))] == [checks[name].name]
     assert checks[name].fix
     return checks[name].message
 
@@ -79,9 +79,9 @@ def test_a_sound_mixture_passes(tokenizer, tmp_path):
 
 def test_a_consultation_makes_it_stage_2(tokenizer, tmp_path):
     records = [*exams(3), TALK]
-    checks = preflight.rows(RECIPE, tokenizer, records, prepare(records, tokenizer, tmp_path))
+    checks = row_checks.rows(RECIPE, tokenizer, records, prepare(records, tokenizer, tmp_path))
     assert {check.name.split(":")[0] for check in checks} == {"stage2"}
-    assert not preflight.failed(checks)
+    assert not findings.failed(checks)
 
 
 def test_a_doubled_bos(tokenizer, tmp_path):
@@ -95,7 +95,7 @@ def test_no_bos(tokenizer, tmp_path):
     tokenizer.chat_template = CHAT_TEMPLATE.removeprefix("{{ bos_token }}")
     records = exams()
     checks = look(records, tokenizer, prepare(records, tokenizer, tmp_path))
-    assert (checks["one BOS"].status, preflight.failed(list(checks.values()))) == ("warn", [])  # as Phi-3's
+    assert (checks["one BOS"].status, findings.failed(list(checks.values()))) == ("warn", [])  # as Phi-3's
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|bos|> $A", None, [("<|bos|>", 256)])
@@ -155,7 +155,7 @@ def test_a_text_loss_that_is_masked(tokenizer, tmp_path):
     checks = look(records, tokenizer, prepare(records, tokenizer, tmp_path), recipe)
     assert "with the loss on the text" in only_failure(checks, "supervised tokens")
     rows = prepare(records, tokenizer, tmp_path, loss_on="text")
-    assert not preflight.failed(list(look(records, tokenizer, rows, recipe).values()))
+    assert not findings.failed(list(look(records, tokenizer, rows, recipe).values()))
 
 
 def test_labels_that_are_other_tokens(tokenizer, tmp_path):
@@ -189,7 +189,7 @@ def test_few_rows_cut_off_are_a_warning(tokenizer, tmp_path):
     checks = look(records, tokenizer, prepare(records, tokenizer, tmp_path, recipe), recipe)
     assert checks["rows cut"].status == "warn"
     assert "1 of 40 rows lose" in checks["rows cut"].message
-    assert not preflight.failed(list(checks.values()))
+    assert not findings.failed(list(checks.values()))
 
 
 def test_an_evaluation_prompt_that_differs(tokenizer, tmp_path):
@@ -250,14 +250,14 @@ def net():
 
 
 def test_a_sound_model_passes(net, tokenizer, tmp_path):
-    checks = preflight.model(net, tokenizer, prepare(exams(), tokenizer, tmp_path))
+    checks = row_checks.model(net, tokenizer, prepare(exams(), tokenizer, tmp_path))
     assert [check.status for check in checks] == ["pass", "pass"]
     assert f"tolerance {row_checks.TOLERANCE_FLOAT32}" in checks[0].message
 
 
 def test_packed_rows_that_see_one_another(net, tokenizer, tmp_path):
     rows = prepare(exams(), tokenizer, tmp_path)
-    checks = by_name(preflight.model(Wrapped(net, ["position_ids"]), tokenizer, rows))
+    checks = by_name(row_checks.model(Wrapped(net, ["position_ids"]), tokenizer, rows))
     assert checks["packed rows isolated"].status == "fail"
     assert "packing=off" in checks["packed rows isolated"].fix
 
@@ -265,8 +265,8 @@ def test_packed_rows_that_see_one_another(net, tokenizer, tmp_path):
 def test_padding_that_is_seen(net, tokenizer, tmp_path):
     rows = prepare(exams(), tokenizer, tmp_path)
     # Without a mask alone, Transformers would tell padding by its positions.
-    checks = by_name(preflight.model(Wrapped(net, ["attention_mask", "position_ids"]), tokenizer, rows))
-    assert "logits in a batch" in [check.name for check in preflight.failed(list(checks.values()))]
+    checks = by_name(row_checks.model(Wrapped(net, ["attention_mask", "position_ids"]), tokenizer, rows))
+    assert "logits in a batch" in [check.name for check in findings.failed(list(checks.values()))]
 
 
 def test_logits_that_are_no_numbers(net, tokenizer, tmp_path):
@@ -275,7 +275,7 @@ def test_logits_that_are_no_numbers(net, tokenizer, tmp_path):
     bad = copy.deepcopy(net)
     with torch.no_grad():
         bad.lm_head.weight[0, 0] = float("nan")
-    checks = preflight.model(bad, tokenizer, prepare(exams(), tokenizer, tmp_path))
+    checks = row_checks.model(bad, tokenizer, prepare(exams(), tokenizer, tmp_path))
     assert [check.status for check in checks] == ["fail", "fail"]
 
 
@@ -509,18 +509,18 @@ def test_real_rows(real_data, tokenizer, tmp_path):
     records = sources.load("pubmedqa", "train", real_data, progress=False).records
     records += sources.load("medqa", "train", real_data, progress=False).records
     recipe = recipes.get("recommended", {"model.max_length": "20000"})  # one byte a token here
-    assert not preflight.failed(
+    assert not findings.failed(
         list(look(records, tokenizer, prepare(records, tokenizer, tmp_path, recipe), recipe).values())
     )
 
 
 def test_show_raises_what_failed_in_one_line(capsys):
     checks = [Check("one", "pass", "fine"), Check("two", "fail", "it is broken", "fix it")]
-    with pytest.raises(preflight.PreflightError, match=r"^two: it is broken; fix it$"):
-        preflight.show(checks)
-    preflight.show(checks[:1])
+    with pytest.raises(findings.PreflightError, match=r"^two: it is broken; fix it$"):
+        findings.show(checks)
+    findings.show(checks[:1])
     assert "fine" in capsys.readouterr().out
-    assert preflight.text(checks).splitlines() == ["pass  one  fine", "fail  two  it is broken; fix it"]
+    assert findings.text(checks).splitlines() == ["pass  one  fine", "fail  two  it is broken; fix it"]
 
 
 def test_a_sample_stands_for_many_rows(tokenizer, tmp_path, monkeypatch):

@@ -55,7 +55,9 @@ def stage1(settings: str):
     run = run_json.begin("try", "01_stage1", "cpu", settings)
     mixed = stages.read_records(run, "stage1").first
     model, tokenizer = stages.load_for_stage(run, "stage1")
-    rows = [stages.tokenize(run, "stage1", tokenizer, mixed.part(part)) for part in ("train", "validation")]
+    rows = [
+        stages.tokenize(run.recipe, "stage1", tokenizer, mixed.part(part)) for part in ("train", "validation")
+    ]
     return run, stages.fit(run, "stage1", "stage1", model, tokenizer, *rows)
 
 
@@ -89,7 +91,7 @@ def test_stage_1_keeps_its_optimizer_for_stage_2_where_the_recipe_says_so(place,
     split, drawn = second.split, second.replay
     model, tokenizer = stages.load_for_stage(run, "stage2")
     sides = (split.train + drawn.train, split.validation + drawn.validation)
-    rows = [stages.tokenize(run, "stage2", tokenizer, records) for records in sides]
+    rows = [stages.tokenize(run.recipe, "stage2", tokenizer, records) for records in sides]
     assert [sum(one["exam"]) for one in rows] == [len(drawn.train), len(drawn.validation)]
     stages.fit(run, "stage2", "stage2", model, tokenizer, *rows)
     marker = checkpoints.last_whole(place / "stage2" / "checkpoints") / checkpoints.MARKER
@@ -292,7 +294,9 @@ def train_arm(arm: str, settings: str):
     run = run_json.begin("try", f"02_{arm}", "cpu", settings)
     records = stages.read_records(run, arm)
     model, tokenizer = stages.load_for_stage(run, "stage2")
-    rows = [stages.tokenize(run, "stage2", tokenizer, part) for part in (records.train, records.validation)]
+    rows = [
+        stages.tokenize(run.recipe, "stage2", tokenizer, part) for part in (records.train, records.validation)
+    ]
     stages.write_manifest(run, records, rows[0])
     done = stages.fit(run, "stage2", arm, model, tokenizer, *rows)
     stages.relearn(run, records, model, tokenizer)
