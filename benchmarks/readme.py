@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import full_run
 import numpy as np
 import pandas as pd
 
@@ -141,13 +142,13 @@ def full(_: Path) -> str:
     for recipe in map(recipes.get, ("recommended", "paper", "as_released")):
         measured_rows = lengths[recipe.model.chat_template][recipe.data.mcq_target]
         mean = {name: np.mean([row[0] for row in of]) for name, of in measured_rows.items()}
-        plans = {stage: estimate.full_plan(recipe, stage, mean, h100) for stage in ("stage1", "stage2")}
+        plans = {stage: full_run.plan(recipe, stage, mean, h100) for stage in ("stage1", "stage2")}
         tokens = sum(plan.tokens for plan in plans.values())
         disk = sum(estimate.disk(estimate.LLAMA_8B, recipe, 1.1 * tokens).values())
         for stage, plan in plans.items():
             memory = estimate.memory(estimate.LLAMA_8B, recipe, getattr(recipe, stage), gpu=True)
             row = {"recipe": recipe.name, "stage": stage[-1]}
-            row |= {"rows": f"{sum(estimate.full_rows(recipe, stage).values()):,.0f}"}
+            row |= {"rows": f"{sum(full_run.rows(recipe, stage).values()):,.0f}"}
             row |= {"steps": f"{plan.steps:,}", "tokens": f"{plan.tokens / 1e6:.0f}M"}
             row |= {"hours": f"{plan.hours:.1f}", "hours rest on": plan.basis}
             row |= {"GPU memory, at most": f"{sum(memory.values()):.0f} GB", "disk": f"{disk:.0f} GB"}

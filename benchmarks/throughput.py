@@ -34,12 +34,11 @@ def row_lengths(recipe) -> dict[str, list]:
 
 def random_rows(recipe, stage: str, count: int, vocabulary: int):
     """A datasets.Dataset of `count` rows of random tokens, lengths drawn as in the full mixture."""
+    import full_run
     import numpy as np
     from datasets import Dataset
 
-    from medkit.preflight import estimate
-
-    lengths, rows = row_lengths(recipe), estimate.full_rows(recipe, stage)
+    lengths, rows = row_lengths(recipe), full_run.rows(recipe, stage)
     rng, names = np.random.default_rng(0), list(rows)
     shares = np.array([rows[name] for name in names])
     table = {"input_ids": [], "labels": [], "length": []}
@@ -83,7 +82,8 @@ def make_llama(folder: Path) -> None:
 
 def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     """One stage of an 8B recipe in this process."""
-    from medkit.preflight import estimate
+    import full_run
+
     from medkit.runs import machine
     from medkit.train import fitting, models
 
@@ -121,7 +121,7 @@ def measure_llama(recipe, stage: str, steps: int, model_folder: Path) -> dict:
     # The evaluation after the last step; the one at the start compiles.
     evaluation = sum(validation["length"]) / float(lines[-1]["eval_seconds"])
     mean = {name: statistics.mean(row[0] for row in of) for name, of in row_lengths(recipe).items()}
-    full = estimate.full_plan(recipe, stage, mean, machine.hardware())
+    full = full_run.plan(recipe, stage, mean, machine.hardware())
     speed = tokens / seconds
     return {
         "tokens_per_s": speed,

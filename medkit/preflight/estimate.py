@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from medkit.data.sources import EXAMS, SOURCES
 from medkit.recipes import Recipe, TrainSpec
 from medkit.runs import storage
 from medkit.train.cpu import UNPACKED_GB
@@ -167,36 +166,6 @@ def plan(
     # An evaluation is a forward pass only.
     hours = (trained + evaluated * forward / flops) / speed / 3600 if speed else None
     return Plan(steps, trained, evaluated, hours, basis)
-
-
-def full_rows(recipe: Recipe, name: str, part: str = "train") -> dict[str, float]:
-    """Rows of stage `name` by source in a full run: the data sets whole, as Tables 1 and 2 of the paper.
-
-    part: "train" or "validation".
-    """
-    exams = {source: SOURCES[source].parts["train"].rows for source in EXAMS}
-    held_out, dmt = recipe.data.validation_share, recipe.dmt
-    if name == "stage1":
-        share = held_out if part == "validation" else 1 - held_out
-        return {source: share * rows for source, rows in exams.items()}
-    talks = dmt.notechat_validation if part == "validation" else dmt.notechat_train
-    beside = dmt.replay_share * talks
-    if part == "train" and dmt.handover == "joint":
-        beside = (1 - held_out) * sum(exams.values())
-    elif part == "train" and dmt.fill == "dialogues":
-        talks, beside = talks + beside, 0.0
-    return {
-        "notechat": talks,
-        **{source: beside * rows / sum(exams.values()) for source, rows in exams.items()},
-    }
-
-
-def full_plan(recipe: Recipe, name: str, mean: dict[str, float], hardware: dict) -> Plan:
-    """`plan` of stage `name` of a full run of Llama 3.1 8B; mean: tokens of a row by source."""
-    train, validation = (full_rows(recipe, name, part) for part in ("train", "validation"))
-    tokens = sum(mean[source] * rows for source, rows in train.items())
-    rows, held_out = (round(sum(part.values())) for part in (train, validation))
-    return plan(recipe, name, LLAMA_8B, rows, tokens, held_out, hardware)
 
 
 def _speed(recipe: Recipe, name: str, flops: float, hardware: dict) -> tuple[float | None, str]:

@@ -93,22 +93,21 @@ def _check_weights(folder: Path) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(f"{folder} holds no .safetensors weights; give a whole Hugging Face model folder")
-    if (index := folder / "model.safetensors.index.json").is_file():
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{index} names no weight_map; fetch the model again") from None
-        if missing := sorted(named - {file.name for file in weights}):
-            raise InputError(f"{folder} lacks {missing[0]}; fetch the model again")
     for file in weights:
+        if file.stat().st_size < 1000 and file.read_bytes().startswith(POINTER):
+            raise InputError(f"{file} is a Git LFS pointer; run `git lfs pull` in {folder}")
+    index, named = folder / "model.safetensors.index.json", set()
+    for file in [*([index] if index.is_file() else []), *weights]:
         try:
-            with file.open("rb") as start:
-                if start.read(len(POINTER)) == POINTER:
-                    raise InputError(f"{file} is a Git LFS pointer; run `git lfs pull` in {folder}")
-            with safe_open(file, "pt"):  # the header, against the file's length
-                pass
-        except (OSError, SafetensorError) as error:
+            if file == index:
+                named = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+            else:
+                with safe_open(file, "pt"):  # the header, against the file's length
+                    pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise InputError(f"{file} cannot be read ({error}); fetch the model again") from None
+    if missing := sorted(named - {file.name for file in weights}):
+        raise InputError(f"{folder} lacks {missing[0]}; fetch the model again")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InputError(f"{folder} holds no tokenizer; give a whole Hugging Face model folder")
 

@@ -10,20 +10,9 @@ from pathlib import Path
 
 from medkit import chat_template, recipes
 from medkit.runs import arms, energy, inputs, machine, storage
-from medkit.runs.storage import (
-    ResultsError,
-    check_text,
-    folder,
-    lock,
-    plain,
-    require,
-    sha256,
-    shown,
-    write_json,
-)
+from medkit.runs.storage import ResultsError, shown
 
 SCHEMA = 1  # of run.json
-RETIRED = {"mcq": ("temperature", "top_p")}  # fields that earlier runs' recipes have
 
 
 class Run:
@@ -45,7 +34,7 @@ class Run:
         self.info["status"] = next((s for s in ("running", "failed") if s in states), "complete")
         if self.info["status"] != "failed":
             self.info.pop("failure", None)
-        write_json(self.folder / "run.json", self.info)
+        storage.write_json(self.folder / "run.json", self.info)
 
     def note(self, notebook: str, **fields) -> None:
         """Add fields to a notebook's entry, and save; reads run.json anew: a kernel may have written it."""
@@ -101,8 +90,8 @@ def begin(
     is no run and no recipe.
     """
     for name, value in (("recipe", recipe), ("settings", settings), ("data_dir", data_dir)):
-        check_text(name, "" if value is None else value)
-    place = folder(run_dir)
+        storage.check_text(name, "" if value is None else value)
+    place = storage.folder(run_dir)
     storage.check_own(place)
     info = read(place)
     if info is None:
@@ -114,7 +103,7 @@ def begin(
     elif data_dir is not None:
         _check_origin(place, info, data_dir)
     resolved = recipes.from_dict(info["recipe"])
-    require(place, [*arms.begins_with(notebook, resolved), *needs])
+    storage.require(place, [*arms.begins_with(notebook, resolved), *needs])
     run = Run(place, info, resolved, data_dir or "", notebook)
     run._energy = energy.Meter()
     chat_template.use_date(info["date"])
@@ -123,7 +112,7 @@ def begin(
     if not under_runner():
         if before := _HELD.pop(place, None):
             before._held.close()
-        run._held.enter_context(lock(place))
+        run._held.enter_context(storage.lock(place))
         _HELD[place] = run
         _continue(run)
         run.note(notebook, status="running", started=now())
@@ -139,7 +128,7 @@ class Reader(Run):
 
 def for_reading(run_dir: str, data_dir: str = "") -> Run:
     """The run as whoever only reads it sees it: no lock, and nothing is written; ResultsError for none."""
-    place = folder(run_dir)
+    place = storage.folder(run_dir)
     info = read(place)
     if info is None:
         raise ResultsError(f"{shown(place)} holds no run; name one that was trained")
@@ -176,9 +165,6 @@ def read(place: Path) -> dict | None:
             if not isinstance(info[part], dict):
                 raise TypeError(part)
         info.setdefault("date", info["started"][:10])  # of a run that is older than the field
-        for part, names in RETIRED.items():
-            for name in names:
-                info["recipe"].get(part, {}).pop(name, None)
     except (ValueError, KeyError, TypeError, OSError) as error:
         if isinstance(error, ResultsError):
             raise
@@ -198,7 +184,7 @@ def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str =
     return {
         "schema": SCHEMA,
         "status": "running",
-        "recipe": plain(resolved),
+        "recipe": storage.plain(resolved),
         "settings": overrides,
         "adapter": adapter_hash(adapter),
         "seeds": {**seeds, "consumer": resolved.consumer.seed},
@@ -214,7 +200,7 @@ def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str =
 
 def adapter_hash(folder: str) -> str:
     """SHA-256 of an adapter folder's weights; "" for no folder."""
-    return sha256(Path(folder).expanduser() / "adapter_model.safetensors") if folder else ""
+    return storage.sha256(Path(folder).expanduser() / "adapter_model.safetensors") if folder else ""
 
 
 def check_same(place: Path, info: dict, other: dict) -> None:

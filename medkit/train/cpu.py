@@ -1,11 +1,9 @@
-"""How a CPU trains and answers. Everything that is different there is in this module.
+"""Training and decoding on a CPU: everything that differs from a GPU is in this module.
 
-`training` gives an Engine, which the trainer asks, and `inference` and `decode` answer; on a GPU they leave
-everything to Unsloth and Transformers. On a CPU the rows of a batch are laid end to end, without padding,
-each attending to itself alone, and what all of them begin with is computed once. On a GPU, Unsloth's packing
-lays rows end to end. Its CPU backend turns that off, since no attention that PyTorch has for a CPU keeps rows
-apart without computing every pair of them; the one below does, row after row. DECISIONS.md ("Batches and
-attention on a CPU") has the figures.
+On a GPU, Unsloth and Transformers do all of it. On a CPU the rows of a batch are laid end to end without
+padding, each attends to itself only, and what all of them begin with is computed once. Unsloth's CPU backend
+does not lay rows end to end, since PyTorch has no attention for a CPU that keeps rows apart without computing
+every pair of them; `row_by_row` does. DECISIONS.md ("Batches and attention on a CPU") has the figures.
 """
 
 from contextlib import contextmanager
@@ -24,54 +22,31 @@ ROUND = 16  # tokens after which the answers that have ended leave their batch
 
 
 class Engine:
-    """How a model computes while it is trained; this one, a GPU's, as Unsloth has it."""
+    """How a batch is computed in training: on a CPU whole rows laid end to end, at most micro_batch_tokens a
+    pass (0: no limit); on a GPU in one pass."""
 
-    lays_rows_end_to_end = False  # without TRL's packing
+    def __init__(self, model, micro_batch_tokens: int):
+        self.lays_rows_end_to_end = not on_gpu()  # without TRL's packing
+        self.micro_batch_tokens = 0 if on_gpu() else micro_batch_tokens
+        self.most = at_once(model, micro_batch_tokens)
+        self.sharing = _base(model).config._attn_implementation == ROW_BY_ROW
 
     def passes(self, batch: dict) -> list[dict]:
         """The batch as the forward passes it is computed in."""
-        return [batch]
-
-    def wait(self) -> None:
-        """Until what was asked for is computed."""
-        import torch
-
-        torch.cuda.synchronize()
+        return passes(batch, self.most, self.sharing) if self.lays_rows_end_to_end else [batch]
 
     def out_of_memory(self, batch_size: int, max_length: int) -> tuple[str, str]:
         """What was computed at once when memory ran out, and the fix that keeps the updates as they are."""
+        if self.micro_batch_tokens:
+            return f"{self.micro_batch_tokens} tokens", "halve micro_batch_tokens"
         return f"{batch_size} rows of up to {max_length} tokens", "halve batch_size and double accumulation"
-
-
-class CpuEngine(Engine):
-    """A CPU's: whole rows laid end to end, at most micro_batch_tokens a pass (0 = no bound)."""
-
-    lays_rows_end_to_end = True
-
-    def __init__(self, model, micro_batch_tokens: int):
-        self.asked, self.most = micro_batch_tokens, at_once(model, micro_batch_tokens)
-        self.sharing = shares(model)
-
-    def passes(self, batch: dict) -> list[dict]:
-        return passes(batch, self.most, self.sharing)
-
-    def wait(self) -> None:
-        pass
-
-    def out_of_memory(self, batch_size: int, max_length: int) -> tuple[str, str]:
-        if not self.asked:
-            return super().out_of_memory(batch_size, max_length)
-        return f"{self.asked} tokens", "halve micro_batch_tokens"
 
 
 @contextmanager
 def training(model, micro_batch_tokens: int = 0):
-    """The Engine that `model` trains with. On a CPU the model takes rows laid end to end meanwhile."""
-    if on_gpu():
-        yield Engine()
-        return
+    """The Engine that `model` trains with; on a CPU the model takes rows laid end to end meanwhile."""
     with as_trained_on_cpu(model):
-        yield CpuEngine(model, micro_batch_tokens)
+        yield Engine(model, micro_batch_tokens)
 
 
 def on_gpu() -> bool:
@@ -111,18 +86,17 @@ def _linear(x, weight, bias):
 
 
 def at_once(model, tokens: int) -> int:
-    """How many of micro_batch_tokens a pass may hold: all in bfloat16, half in float32, which takes twice the
-    memory and is what a processor without bfloat16 computes in; 0 = no bound."""
+    """How many of micro_batch_tokens a pass holds: all in bfloat16; half in float32, which takes twice the
+    memory and is what a processor without bfloat16 computes in."""
     return tokens // 2 if model.get_input_embeddings().weight.element_size() == 4 else tokens
 
 
 def passes(batch: dict, most: int, sharing: bool) -> list[dict]:
-    """A padding-free batch (each entry of shape (1, tokens), `position_ids` from 0 in every row) as forward
-    passes of whole rows and at most `most` tokens, in their order; a longer row is one by itself; 0 = one
-    pass.
+    """A padding-free batch (entries of shape (1, tokens), `position_ids` from 0 in every row) as forward
+    passes of whole rows, in their order, of at most `most` tokens (0: one pass); a longer row is a pass.
 
-    `sharing`: what all rows begin with, the instruction, stands in each pass once, before its first row;
-    the others go on from there (row_by_row has them attend to it). Loss and gradient stay what they are.
+    `sharing`: what all rows begin with, the instruction, is in each pass once, before its first row; the
+    others go on from there (row_by_row has them attend to it). Loss and gradient stay the same.
     """
     import torch
 
@@ -141,8 +115,8 @@ def passes(batch: dict, most: int, sharing: bool) -> list[dict]:
 
 
 def shared_start(batch: dict, lengths: list[int]) -> int:
-    """How many tokens all rows of the batch begin with, as far as no row learns to predict one of them or
-    the one after, and each has another token."""
+    """How many tokens all rows of the batch begin with, as long as no row learns to predict one of them or
+    the next, and each row has a further token."""
     import torch
 
     most = min(lengths) - 1
@@ -197,9 +171,8 @@ def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=
 
 
 def lora_in_one_product(self, x, *_, **__):
-    """PEFT's base + scale * B(A x), summed up by the product with B itself; the base alone where the adapter
-    is switched off. PEFT copies the base's output, scales, converts and adds one after another, each time
-    over activations of the layer's full width."""
+    """PEFT's base + scale * B(A x), added within the product with B; the base alone where the adapter is
+    switched off. PEFT copies, scales, converts and adds in turn, each over the layer's full width."""
     import torch
 
     base = self.base_layer(x)
@@ -245,11 +218,6 @@ def inference(model):
     finally:
         for layer in layers:
             del layer.forward
-
-
-def shares(model) -> bool:
-    """Whether rows may share what they begin with: where they attend row by row (as_trained_on_cpu)."""
-    return _base(model).config._attn_implementation == ROW_BY_ROW
 
 
 def _base(model):

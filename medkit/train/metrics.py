@@ -23,6 +23,10 @@ DATA_SHEETS = {
 }
 
 
+COUNTED = ("tokens", "positions", "padded", "samples")
+DIGITS = {"tokens_per_s": 1, "samples_per_s": 3, "mfu": 4, "padding_share": 4}  # in loss.csv
+
+
 class TrainerError(MedkitError):
     """Settings the libraries did not keep, a loss that is no number, or memory or disk that ran out."""
 
@@ -39,12 +43,12 @@ def flops_per_token(model) -> float:
 
 
 class Meter:
-    """Counts what each optimizer step computed, over all processes, and the wall time it took, evaluation
-    left out. `state` goes into a checkpoint, so that a resumed run counts on."""
+    """Counts what each optimizer step computed, over all processes, and the wall time it took without
+    evaluation. `total` is saved with a checkpoint, so that a resumed run goes on counting."""
 
     def __init__(self, model):
         self.flops = flops_per_token(model)
-        self.tokens, self.positions, self.padded, self.samples, self.seconds = 0, 0, 0, 0, 0.0
+        self.total: dict[str, float] = dict.fromkeys((*COUNTED, "seconds"), 0)
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -68,51 +72,45 @@ class Meter:
         return batch
 
     def end_step(self) -> dict:
-        """What the step just done adds to its line of loss.csv."""
-        tokens, positions, padded, samples, digest = _over_processes(self.step)
-        seconds = time.perf_counter() - self.began
-        self.seconds += seconds
-        self.tokens, self.positions = self.tokens + tokens, self.positions + positions
-        self.padded, self.samples = self.padded + padded, self.samples + samples
-        mfu = self.mfu(tokens / max(seconds, 1e-9))
+        """The columns of loss.csv that describe the step just done."""
+        *counts, digest = _over_processes(self.step)
+        step = {**dict(zip(COUNTED, counts, strict=True)), "seconds": time.perf_counter() - self.began}
+        self.total = {name: value + step[name] for name, value in self.total.items()}
+        rates = {
+            name: value if value is None else round(value, DIGITS[name])
+            for name, value in self._rates(step).items()
+        }
         return {
-            "tokens": self.tokens,
-            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
-            "samples_per_s": round(samples / max(seconds, 1e-9), 3),
-            "mfu": None if mfu is None else round(mfu, 4),
-            "padding_share": round(1 - tokens / max(positions, 1), 4),
+            "tokens": self.total["tokens"],
+            **rates,
             "peak_memory_gb": peak_memory_gb(),
             # A sum, so that it does not depend on how the forward passes are shared among processes.
             "batch": f"{digest % 2**48:012x}",
         }
 
-    def state(self) -> dict:
-        counts = ("tokens", "positions", "padded", "samples", "seconds")
-        return {name: getattr(self, name) for name in counts}
-
-    def restore(self, state: dict) -> None:
-        for name in self.state():
-            setattr(self, name, state[name])
-
     def totals(self) -> dict:
-        speed = self.tokens / max(self.seconds, 1e-9)
+        tokens, padded = self.total["tokens"], self.total["padded"]
         return {
-            "tokens": self.tokens,
-            "samples": self.samples,
-            "tokens_per_s": speed,
-            "samples_per_s": self.samples / max(self.seconds, 1e-9),
-            "padding_share": 1 - self.tokens / max(self.positions, 1),
-            "padding_share_padded": 1 - self.tokens / max(self.padded, 1),
+            "tokens": tokens,
+            "samples": self.total["samples"],
+            **self._rates(self.total),
+            "padding_share_padded": 1 - tokens / max(padded, 1),
             "peak_memory_gb": peak_memory_gb(),
-            "mfu": self.mfu(speed),
         }
 
-    def mfu(self, tokens_per_s: float) -> float | None:
-        """Model FLOP/s utilization: the share of the devices' peak; None where that is not known."""
+    def _rates(self, counts: dict) -> dict[str, float | None]:
+        """mfu: model FLOP/s utilization, the share of the devices' peak; None where that is not known."""
         import torch
 
+        seconds = max(counts["seconds"], 1e-9)
+        speed = counts["tokens"] / seconds
         peak = data_sheet(torch.cuda.get_device_name())[0] if torch.cuda.is_available() else 0.0
-        return tokens_per_s * self.flops / peak / processes() if peak else None
+        return {
+            "tokens_per_s": speed,
+            "samples_per_s": counts["samples"] / seconds,
+            "padding_share": 1 - counts["tokens"] / max(counts["positions"], 1),
+            "mfu": speed * self.flops / peak / processes() if peak else None,
+        }
 
 
 def processes() -> int:

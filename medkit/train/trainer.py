@@ -85,7 +85,7 @@ class StageTrainer(SFTTrainer):
             )
         earlier = ""
         if start:
-            self.meter.restore(json.loads((start / "meter.json").read_text()))
+            self.meter.total = json.loads((start / "meter.json").read_text())
             earlier = (start / "loss.csv").read_text(encoding="utf-8")
         config.eval_on_start = self._unvalidated(earlier, config.eval_steps)
         # TRL casts a 4-bit model's adapter to bfloat16, which loses updates smaller than 1/256 of a weight,
@@ -271,7 +271,7 @@ class StageTrainer(SFTTrainer):
             if self.args.should_save:
                 self.loss_log.write()
                 shutil.copy(self.loss_log.path, written / "loss.csv")
-                (written / "meter.json").write_text(json.dumps(self.meter.state()))
+                (written / "meter.json").write_text(json.dumps(self.meter.total))
                 checkpoints.publish(written, self.saved / name, self.identity)
                 checkpoints.keep(self.saved, self.state.global_step, 2)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -292,7 +292,7 @@ class StepLog(TrainerCallback):
 
     def __init__(self, trainer: StageTrainer, earlier: str):
         """earlier: loss.csv as it was at the checkpoint that training goes on from."""
-        self.meter, self.log, self.engine = trainer.meter, trainer.loss_log, trainer.engine
+        self.meter, self.log = trainer.meter, trainer.loss_log
         self.stop, self.earlier = trainer.stop, earlier
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -303,7 +303,8 @@ class StepLog(TrainerCallback):
         self.meter.begin_step()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.engine.wait()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # until the step is computed
         self.log.measured = self.meter.end_step()
         control.should_evaluate |= state.global_step >= state.max_steps
         if any_process(self.stop.asked):  # all of them have to end at the same step

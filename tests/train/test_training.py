@@ -652,12 +652,12 @@ def test_the_samples_of_wrapped_rows_reach_the_meter_and_not_the_model(base):
         meter.count(batch)
         assert "samples" not in batch
     line = meter.end_step()
-    assert (line["tokens"], meter.samples) == (207, 5)  # and not 4, the rows
-    assert line["samples_per_s"] == pytest.approx(5 / meter.seconds, rel=0.01)
+    assert (line["tokens"], meter.total["samples"]) == (207, 5)  # and not 4, the rows
+    assert line["samples_per_s"] == pytest.approx(5 / meter.total["seconds"], rel=0.01)
     meter.begin_step()
     meter.count(collator([{"input_ids": ids[0], "labels": ids[0]}]))  # of a row without the count, itself
     meter.end_step()
-    assert meter.samples == 6
+    assert meter.total["samples"] == 6
 
 
 def test_a_subsample_is_drawn_by_seed():
