@@ -18,6 +18,11 @@ class MedkitError(ValueError):
         return (thing, fix) if thing else (fix, "")
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 # The one thing that happens at import. The libraries read these switches when they are imported
 # themselves, so they have to stand before that; whoever has set one already keeps his choice.
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else each model load fetches a file, to be counted

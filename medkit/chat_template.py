@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medkit import MedkitError
+from medkit import MedkitError, first_line
 
 # "chatml" of the released notebooks: ChatML with the model's end token instead of <|im_end|>. SmolLM2's BOS
 # is <|im_start|> itself and is not repeated.
@@ -174,8 +174,7 @@ class ChatFormat:
         try:
             whole = self.render(_marked(roles))
         except Exception as error:  # whatever a template's code raises
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            return f"refuses a conversation of {', '.join(roles[:3])} ({reason})"
+            return f"refuses a conversation of {', '.join(roles[:3])} ({first_line(error)})"
         first, *pairs = MARK.split(whole)
         if pairs[::2] != [str(i) for i in range(len(roles))]:
             return "repeats, drops or moves a message's content"

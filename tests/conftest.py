@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.fsync = lambda _: None  # tests end no machine, and on a busy disk it takes most of their time
 
 import pytest
 

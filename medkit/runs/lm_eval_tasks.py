@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 from pathlib import Path
 
-from medkit import MedkitError
+from medkit import MedkitError, first_line
 
 
 class HarnessError(MedkitError):
@@ -44,7 +44,6 @@ def _load(manager, name: str) -> None:
     try:
         manager.load([name])
     except Exception as error:  # whatever a task's own code, `datasets` or the hub raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         raise HarnessError(
-            f"the task {name} of lm-evaluation-harness cannot be loaded ({reason}); leave it out"
+            f"the task {name} of lm-evaluation-harness cannot be loaded ({first_line(error)}); leave it out"
         ) from error

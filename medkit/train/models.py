@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from medkit import MedkitError, prompts
+from medkit import MedkitError, first_line, prompts
 from medkit.recipes import LoraSpec, ModelSpec
 from medkit.train import adapters, cpu, identities, merging
 
@@ -127,9 +127,9 @@ def _config(model: ModelSpec):
 
 def unreadable(base: str, error: BaseException) -> TrainingError:
     """What to raise where a library could not read a base."""
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return TrainingError(
-        f"model {base} cannot be loaded ({first}); check the name and the network, or give a whole folder"
+        f"model {base} cannot be loaded ({first_line(error)}); check the name and the network, or give a "
+        "whole folder"
     )
 
 

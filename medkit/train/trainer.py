@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from medkit import first_line
 from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
 from medkit.runs import loss
@@ -19,6 +20,7 @@ from medkit.train import batches, checkpoints, cpu, models
 from medkit.train.metrics import LossLog, Meter, TrainerError, any_process
 
 models.unsloth()  # before transformers and trl, as it asks
+from accelerate.utils.memory import should_reduce_batch_size  # noqa: E402
 from transformers import PrinterCallback, TrainerCallback, TrainerState  # noqa: E402
 from trl import SFTTrainer  # noqa: E402
 
@@ -142,7 +144,7 @@ class StageTrainer(SFTTrainer):
         except CutShort:
             pass  # in a validation before this process's first step: nothing is to be saved
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             rows = self.args.per_device_train_batch_size
             at_once, fix = self.engine.out_of_memory(rows, self.args.max_length)
@@ -277,8 +279,9 @@ class StageTrainer(SFTTrainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(written.parent, ignore_errors=True)
             before = checkpoints.last_whole(self.saved)
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise TrainerError(
-                f"{name} could not be written ({_first_line(error)}); free space and resume"
+                f"{name} could not be written ({reason}); free space and resume"
                 + (f" from {before.name}, which is still there" if before else "")
             ) from error
         self.accelerator.wait_for_everyone()
@@ -326,29 +329,10 @@ def carry_over(optimizer, file: Path) -> None:
     """
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)["state"]
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise TrainerError(f"{file} cannot be read ({_first_line(error)}); train stage 1 again") from None
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moments = [saved.get(i, {}).get("exp_avg", saved.get(i, {}).get("state1")) for i in range(len(weights))]
-    fits = len(saved) == len(weights) and all(
-        moment is not None and moment.numel() == weight.numel()
-        for moment, weight in zip(moments, weights, strict=True)
-    )
-    if not fits:
+        sizes = {i: state.get("exp_avg", state.get("state1")).numel() for i, state in saved.items()}
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise TrainerError(f"{file} cannot be read ({first_line(error)}); train stage 1 again") from None
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    if sizes != {i: weight.numel() for i, weight in enumerate(weights)}:
         raise TrainerError(f"{file} is the state of another adapter's optimizer; train stage 1 again")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": saved})
-
-
-def _first_line(error: BaseException) -> str:
-    """What the system says of the cause where it says anything, without the libraries' locations."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the machine's memory ran out; only the GPU's has an exception of its own."""
-    import torch
-
-    told = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(t in str(error) for t in told)
