@@ -1,4 +1,4 @@
-"""medkit: two-stage QLoRA of a medical chat model, from rows to tables, out of numbered notebooks."""
+"""medkit: two-stage QLoRA of a medical chat model, from rows to tables, in numbered notebooks."""
 
 import os
 from collections.abc import Callable
@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 
 
 class MedkitError(ValueError):
-    """What every refusal of medkit derives from: one line that names the thing and the fix."""
+    """Base of all refusals: one line that names what is wrong and, after "; ", the fix."""
 
     def halves(self) -> tuple[str, str]:
-        """(thing, fix)."""
+        """(what is wrong, fix)."""
         thing, _, fix = str(self).rpartition("; ")
         return (thing, fix) if thing else (fix, "")
 
@@ -23,17 +23,19 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
-# The one thing that happens at import. The libraries read these switches when they are imported
-# themselves, so they have to stand before that; whoever has set one already keeps his choice.
-os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else each model load fetches a file, to be counted
+# The only thing that happens at import: switches that the libraries read when they are imported in turn.
+# What the user has set already is kept.
+os.environ.setdefault(
+    "UNSLOTH_DISABLE_STATISTICS", "1"
+)  # else each model load fetches a file, so that it is counted
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, transformers and TRL's trainer
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets
 os.environ.setdefault("DO_NOT_TRACK", "1")  # huggingface_hub and whatever else honours it
-# A token comes from the environment or not at all: one that a login left on this machine is not sent.
+# A token is taken from the environment only: what a login left on this machine is not sent.
 if not os.environ.get("HF_TOKEN") and not os.environ.get("HUGGING_FACE_HUB_TOKEN"):
     os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
-# PyTorch's products on a CPU keep a compiled kernel for each shape they meet, 1,024 of them unless told:
-# batches are of ever new lengths, and that grew to a gigabyte. Those of one layer are enough.
+# On a CPU PyTorch keeps a compiled kernel for each shape of a product, 1,024 by default. Batches differ in
+# length, and that grew to a gigabyte; 64 are enough for a layer.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 

@@ -1,7 +1,6 @@
-"""What is checked before a GPU hour is spent: the machine, the data, and a sample of the rows to train on.
+"""Checks before a GPU hour is spent: the machine, the data, and a sample of the rows to train on.
 
-`machine` needs nothing loaded, `rows` and `base_runs` the tokenizer and the prepared rows, `model` a loaded
-model; `check` does all of it for a recipe.
+`machine` loads nothing, `base_runs` runs a small base; `check` does everything for a recipe.
 """
 
 import importlib.metadata
@@ -33,11 +32,11 @@ SAMPLE = 400  # rows of each stage tokenized by `check`
 
 
 def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
-    """Everything that can be known before a run of `recipe`: reads the data, tokenizes a sample of the real
-    mixture, and runs a model that is small and here. Writes nothing but the libraries' and models' caches.
+    """All checks of a recipe: reads the data, tokenizes a sample of the mixture, and runs a base that is
+    small and local. Writes only caches.
 
-    Raises HubError where something is on the hub and that does not answer, MachineError where results or
-    caches cannot be written.
+    Raises HubError where the hub is needed and does not answer, MachineError where results or caches cannot
+    be written.
     """
     connect(recipe, data_dir)
     this_machine.check_writable(storage.root(), "MEDKIT_RESULTS")
@@ -74,7 +73,7 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
 
 
 def _context(recipe, tokenizer, questions: list) -> Check:
-    """Whether rows, and questions with their answers in words, fit in what the model has positions for."""
+    """Whether rows, and questions with answers in words, fit in the model's positions."""
     from medkit.train import models
 
     places, most = models.context(recipe.model), recipe.model.max_length
@@ -94,10 +93,9 @@ def _context(recipe, tokenizer, questions: list) -> Check:
 
 
 def machine(recipe: recipes.Recipe, shape: estimate.Shape | None = None) -> list[Check]:
-    """Whether the model can be read; device, driver, library versions; free memory and disk against the
-    estimate by parts.
+    """Whether the model can be read; device, driver, library versions; memory and disk against the estimate.
 
-    shape: the base's sizes; by default those of its config.json where it is local, else of Llama 3.1 8B.
+    shape: the base's sizes; by default of its config.json where it is local, else of Llama 3.1 8B.
     """
     hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model.base) or estimate.LLAMA_8B
     return [
@@ -114,7 +112,7 @@ def base_shape(base: str) -> estimate.Shape | None:
     """The sizes in the base's config.json; None where it is not on this machine."""
     from medkit.train import models
 
-    if base == "smollm2":  # written to the cache, if it is not there yet: where that fails, it is the cache
+    if base == "smollm2":  # a cache that cannot be written is refused here
         models.base_folder(base)
     try:
         return estimate.Shape.read(Path(models.base_folder(base)) / "config.json")
@@ -144,7 +142,7 @@ def _device(recipe, shape, hardware) -> Check:
 
 
 def _versions(hardware) -> Check:
-    """The installed libraries against those pyproject.toml pins for such a machine."""
+    """The installed libraries against the versions that pyproject.toml pins for such a machine."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((this_machine.CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -177,7 +175,7 @@ def _parts(parts: dict[str, float]) -> str:
 
 
 def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
-    """longest: tokens of the longest row, on which a CPU's memory depends."""
+    """longest: tokens of the longest row, which a CPU's memory depends on."""
     parts = estimate.memory(shape, recipe, getattr(recipe, name), bool(hardware["gpus"]), longest)
     free, where = _free_memory(hardware)
     title = f"{name}: memory of rows up to {longest:,} tokens" if longest else f"memory {name}"
@@ -236,8 +234,7 @@ def _model_there(recipe) -> Check:
 
 
 def _handover(recipe) -> list[Check]:
-    """Whether stage 1's adapter can be merged, where the recipe asks for it: by the base's config.json, which
-    `_model_there` has fetched where it is the hub's."""
+    """Whether stage 1's adapter can be merged, by the base's config.json (fetched by `_model_there`)."""
     if recipe.dmt.handover != "merge":
         return []
     from medkit.train import models
@@ -258,8 +255,8 @@ def _handover(recipe) -> list[Check]:
 
 
 def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
-    """Every source read as a run would: (a check each, records of the training parts). A folder is read
-    whole; of the hub, the first rows."""
+    """(a check for each source, records by source and part). A folder is read whole; of the hub, the first
+    rows."""
     where = data_dir or None
     if not data_dir and recipe.data.origin == "builtin":
         from medkit.data import builtin
@@ -292,7 +289,7 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
 
 
 def stage_samples(recipe, loaded: dict, data_dir: str):
-    """(stage, sample of its training rows, training rows in all, validation rows) of both stages."""
+    """(stage, sample of its training rows, number of training rows, of validation rows) of both stages."""
     data, dmt = recipe.data, recipe.dmt
     first = stages.mix(recipe, {name: loaded[name, "train"] for name in sources.EXAMS})
     some, share = first.part("train")[:SAMPLE], dmt.replay_share
@@ -328,7 +325,7 @@ def _course(recipe, stage, shape, total, tokens, validation, longest) -> list[Ch
 
 
 def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]:
-    """Steps, tokens and hours of a stage's prepared rows, by arithmetic; on a CPU their memory, too."""
+    """Steps, tokens and hours of a stage's prepared rows; on a CPU their memory, too."""
     shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
     longest = max([*train["length"], *validation["length"]])
     return _course(recipe, stage, shape, len(train), sum(train["length"]), len(validation), longest)
@@ -348,8 +345,7 @@ def _evaluation(recipe, tokenizer, shape, loaded: dict, whole) -> list[Check]:
 
 
 def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
-    """Isolation and batch invariance (rows.model) on the base itself, in float32, where it is small and
-    here."""
+    """rows.model on the base itself, in float32, where it is small and local."""
     from medkit.train import models
 
     shape, folder = base_shape(recipe.model.base), Path(models.base_folder(recipe.model.base))

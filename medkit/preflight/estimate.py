@@ -1,4 +1,4 @@
-"""What a stage takes: memory and disk by their parts; steps, tokens and hours by arithmetic."""
+"""Estimates of a stage: memory and disk by their parts; steps, tokens and hours."""
 
 import json
 import math
@@ -91,8 +91,8 @@ LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)
 
 
 def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool, longest: int = 0) -> dict[str, float]:
-    """10^9 bytes at the largest batch, by part; upper estimates: a GPU's rows are taken at full length, a CPU
-    in float32. longest: tokens of the longest row, where they are known.
+    """10^9 bytes at the largest batch, by part; upper estimates: full rows on a GPU, float32 on a CPU.
+    longest: tokens of the longest row, if known.
     """
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
     tokens = stage.batch_size * (recipe.model.max_length if gpu else longest or recipe.model.max_length)
@@ -133,7 +133,7 @@ def disk(shape: Shape, recipe: Recipe, tokens: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage's expected course."""
+    """The expected course of a stage."""
 
     steps: int  # optimizer steps
     tokens: float  # training tokens
@@ -148,7 +148,7 @@ def plan(
     """Steps, tokens and hours of stage `name` on `rows` rows of `tokens` tokens altogether.
 
     validation: rows held out. hardware: machine.hardware(). A speed measured on the same device with the
-    same recipe (results/benchmarks) goes before FLOPs / (peak x assumed share).
+    same recipe (results/benchmarks) is preferred to FLOPs / (peak x assumed share).
     """
     stage, gpu = getattr(recipe, name), bool(hardware["gpus"])
     units = tokens / (PACKED * recipe.model.max_length) if gpu and stage.packing != "off" else rows
@@ -184,7 +184,7 @@ def _speed(recipe: Recipe, name: str, flops: float, hardware: dict) -> tuple[flo
 
 
 def flop_rate(hardware: dict) -> tuple[float | None, str]:
-    """(FLOP/s that a device is assumed to reach, None where its data sheet is not known; how)."""
+    """(assumed FLOP/s of the device, None where its data sheet is not known; the basis)."""
     if not hardware["gpus"]:
         return CPU_FLOPS * hardware["cores"], f"assumed {CPU_FLOPS / 1e9:.0f} GFLOP/s a core"
     device = hardware["gpus"][0]["name"]

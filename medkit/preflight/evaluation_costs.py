@@ -1,8 +1,8 @@
-"""What notebooks 03 and 04 take: prompts and answers counted, hours and memory by arithmetic.
+"""Estimates of notebooks 03 and 04: prompts, answers, hours and memory.
 
-Upper estimates: every answer is taken to be as long as it may be. An answer's tokens come one after another,
-and each reads all weights; so a step of decoding takes as long as its FLOPs or its bytes, whichever is more,
-at the share of the device's data sheet that training is assumed to reach.
+Upper estimates: every answer is as long as allowed. Each token of an answer reads all weights, so that a step
+of decoding takes the time of its FLOPs or of its bytes, whichever is longer, at the share of the data sheet's
+speed that training is assumed to reach.
 """
 
 import math
@@ -30,12 +30,12 @@ LOGITS = 4  # arrays of float32 logits that sampling keeps at once
 
 @dataclass(frozen=True)
 class Pass:
-    """One way in which each model of a notebook is asked."""
+    """One way of asking each model of a notebook."""
 
     name: str
     models: int
-    prompts: int  # a model's
-    prompt_tokens: float  # of those, what they share left out where it is computed once
+    prompts: int  # of each model
+    prompt_tokens: float  # of these prompts; what they share is not counted where it is computed once
     longest: int  # tokens of the longest prompt
     batch: int  # answers decoded at once; of letters, prompts in a pass
     new_tokens: int = 0  # of an answer, at most; 0: letters are read without one

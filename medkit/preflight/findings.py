@@ -1,4 +1,4 @@
-"""What a preflight check finds: a line with pass, warn or fail, and how it is shown."""
+"""The result of a preflight check, and how results are shown."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from medkit import MedkitError
 
 
 class PreflightError(MedkitError):
-    """A check that failed: its name, what was found, and the fix."""
+    """The checks that failed, with their fixes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ def as_dict(checks: Sequence[Check]) -> dict:
 
 
 def text(checks: Sequence[Check]) -> str:
-    """A line a check: status, name, what was found, and the fix."""
+    """A line for each check: status, name, message and fix."""
     wide = max((len(check.name) for check in checks), default=0)
     return "\n".join(
         f"{c.status:4}  {c.name:{wide}}  {c.message}{f'; {c.fix}' if c.fix else ''}" for c in checks

@@ -1,4 +1,4 @@
-"""What a run reads is there and whole: found out before anything is written."""
+"""Checks before anything is written: everything a run reads exists and is whole."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,15 +12,14 @@ from medkit.runs import inputs, lm_eval_tasks, machine
 from medkit.runs.inputs import InputError
 from medkit.train import smollm2
 
-SCORER = "scorer"  # among the parts that a run reads
+SCORER = "scorer"  # one of the parts that a run reads
 
 
 def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
-    """Refuse, in one line, a model or a source that the run could not read.
+    """Refuse a model or a source that the run could not read.
 
-    parts: "NAME train" or "NAME eval", each of which is read as the run will read it (from the hub it is
-    downloaded now, into the hub's cache), and SCORER for BERTScore's encoder; the built-in corpus is not
-    read, as it is written from the package.
+    parts: "NAME train" or "NAME eval", each read as the run will read it (from the hub, into its cache), and
+    SCORER for BERTScore's encoder. The built-in corpus, which is part of the package, is not read.
     Raises InputError, the SourceError of the source, HarnessError for a task of mcq.lm_eval_tasks, or
     HubError where the hub does not answer.
     """
@@ -44,7 +43,7 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
         return
     for name, which in (part.split() for part in parts if part != SCORER):
         limit = getattr(recipe.data, f"rows_{name}", 0) if which == "train" else 0
-        # From the hub one row tells that the split is there; of a folder's files all rows are checked.
+        # On the hub one row shows that the split exists; in a folder all rows are checked.
         sources.load(*recipe.data.reads(name, which), data_dir or None, limit=limit if data_dir else 1)
 
 
@@ -60,7 +59,7 @@ def check_model(base: str, revision: str = "main") -> None:
 
 
 def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
-    """PromptError where the base's tokenizer or chat template cannot carry exam questions or, for training,
+    """PromptError where the base's tokenizer or chat template cannot render exam questions or, for training,
     conversations; TrainingError where they cannot be read."""
     from medkit.train import models
 
@@ -73,7 +72,7 @@ def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
 
 
 def check_scorer(scorer: str, offline: bool) -> None:
-    """The same for BERTScore's encoder, which a private run may take from the hub's cache only."""
+    """The same for BERTScore's encoder; a private run takes it from the hub's cache only."""
     if scorer == "minilm":
         smollm2.minilm_folder()
     elif inputs.is_path(scorer):

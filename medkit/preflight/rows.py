@@ -1,4 +1,4 @@
-"""Preflight on the rows a stage is about to train on, token by token, and on a loaded model."""
+"""Checks of the rows a stage will train on, token by token, and of a loaded model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from medkit.records import LETTERS, Dialogue, MCQItem
 from medkit.train import cpu
 
 SAMPLE = 256  # rows looked at token by token
-# Relative, between losses or log-probabilities that are to be equal; bfloat16 keeps 8 bits of a number.
+# Relative difference of losses or log-probabilities that should be equal; bfloat16 keeps 8 bits of a number.
 TOLERANCE, TOLERANCE_FLOAT32 = 0.02, 1e-3
 
 
 def rows(recipe: recipes.Recipe, tokenizer, records: Sequence[MCQItem | Dialogue], prepared) -> list[Check]:
-    """What a stage will train on. records: in the order of `prepared` (tokenization.prepare).
+    """Checks of a stage's training rows. records: in the order of `prepared` (tokenization.prepare).
 
-    Lengths and labels are counted over all rows, tokens looked at in a sample drawn by the recipe's seed.
+    Lengths and labels are counted over all rows, tokens in a sample drawn by the recipe's seed.
     """
     stage = "stage2" if any(isinstance(record, Dialogue) for record in records) else "stage1"
     loss_on = getattr(recipe, stage).loss_on
@@ -165,10 +165,9 @@ def _letters(tokenizer, exams, target) -> Check:
 
 
 def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
-    """On `count` short rows: isolation of packed rows, and logits that do not depend on the batch.
+    """Isolation of packed rows, and logits that do not depend on the batch, on `count` short rows.
 
-    net: a causal language model whose forward returns logits, as Transformers' do. On a CPU rows are packed
-    as they are in training there (cpu_passes).
+    net: a causal language model of Transformers. On a CPU rows are packed as in training there (cpu.passes).
     """
     import torch
 
@@ -203,8 +202,7 @@ def _log_probs(net, ids, **more):
 
 
 def _packed(net, chosen, labels, device):
-    """All rows in one, each with positions from 0: what padding-free collation gives, and what a CPU's pass
-    makes of it."""
+    """All rows in one, each with positions from 0, as in training."""
     import torch
 
     places = torch.cat([torch.arange(len(row)) for row in chosen])[None]
@@ -231,7 +229,7 @@ def _padded(net, chosen, device):
 
 
 def _losses(log_probs, ids) -> np.ndarray:
-    """Each row's mean loss over its own tokens; 0 where it has but one."""
+    """Each row's mean loss over its tokens; 0 where it has only one."""
     pairs = zip(log_probs, ids, strict=True)
     sums = [(-p[:-1].gather(1, row[1:, None]).sum().item(), len(row) - 1) for p, row in pairs]
     return np.array([total / max(1, count) for total, count in sums])

@@ -1,4 +1,4 @@
-"""The arms of the study: the models that a run trains and compares, with title, folder and notebook."""
+"""The arms of the study: the models that a run trains and compares."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,19 @@ ADAPTER = "adapter/adapter_model.safetensors"
 
 
 class ArmError(MedkitError):
-    """A name that no arm of the study has."""
+    """An unknown arm."""
 
 
 @dataclass(frozen=True)
 class Arm:
     id: str  # in mcq/items.csv, consumer/answers.jsonl and the summaries
     title: str  # in tables, figures and texts
-    folder: str = ""  # of the run's folder: its adapter, loss.csv and checkpoints; "" for the base
-    notebook: str = ""  # the entry of run.json under which it is trained
+    folder: str = ""  # in the run's folder, with adapter, loss.csv and checkpoints; "" for the base
+    notebook: str = ""  # its entry in run.json
 
     @property
     def stage(self) -> str:
-        """The part of the recipe that it is trained by: "stage1" or "stage2"; "" for the base."""
+        """The part of the recipe that applies: "stage1" or "stage2"; "" for the base."""
         return self.folder.partition("_")[0]
 
     @property
@@ -44,31 +44,30 @@ ARMS = {
 
 
 def title(name: str) -> str:
-    """What a reader knows a model by; a model that is no arm of the study keeps its name."""
+    """A model's name in tables and figures; that of a model outside the study is unchanged."""
     return ARMS[name].title if name in ARMS else name
 
 
 def of_folder(folder: str) -> Arm:
-    """The arm that is trained in a folder of the run; KeyError where there is none."""
+    """The arm of a folder; KeyError where there is none."""
     return {arm.folder: arm for arm in ARMS.values()}[folder]
 
 
 def required(recipe: Recipe) -> list[str]:
-    """The arms without which there is nothing to compare in a run of the recipe. The control arm is compared
-    where it has been trained, and so is Med-Mix where one stage learns everything at once."""
+    """The arms that a run of the recipe must have. The control arm is compared if it was trained, and so is
+    Med-Mix beside a joint stage."""
     optional = {"control": True, "med-mix": recipe.dmt.handover == "joint"}
     optional["relearned"] = not recipe.dmt.relearn_steps
     return [name for name in ARMS if not optional.get(name)]
 
 
 def present(place: Path, recipe: Recipe) -> list[str]:
-    """The arms that a run compares: those it must have, and those of the others that it has trained."""
+    """The arms that a run compares: the required ones, and others that were trained."""
     return [name for name in ARMS if name in required(recipe) or trained(place, name)]
 
 
 def begins_with(notebook: str, recipe: Recipe) -> list[str]:
-    """The files of a run that a training notebook goes on from: stage 1's adapter in stage 2, unless one
-    stage learns everything."""
+    """The files that a training notebook needs: in stage 2 stage 1's adapter, unless it is a joint stage."""
     later = [arm.notebook for arm in ARMS.values() if arm.stage == "stage2"]
     return needs("med-mix") if notebook in later and recipe.dmt.handover != "joint" else []
 
@@ -80,7 +79,7 @@ def trained(place: Path, name: str) -> bool:
 
 
 def needs(*names: str) -> list[str]:
-    """The files of a run that these of its arms are loaded from; ArmError for a name that no arm has."""
+    """The files of a run that these arms are loaded from; ArmError for an unknown arm."""
     if unknown := [name for name in names if name not in ARMS]:
         raise ArmError(f"a run has no arm {unknown[0]!r}; its arms are {', '.join(ARMS)}")
     return [ARMS[name].adapter for name in names if ARMS[name].folder]

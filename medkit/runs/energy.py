@@ -29,7 +29,7 @@ def country() -> str:
 
 
 class Meter:
-    """From its making to `stop`: what this process has used. Without codecarbon it measures nothing."""
+    """The energy of this process from construction to `stop`; nothing without codecarbon."""
 
     def __init__(self):
         self._country, self._tracker = country(), None
@@ -49,8 +49,7 @@ class Meter:
         self._tracker.start()
 
     def stop(self) -> dict[str, float]:
-        """{"energy_kwh": ..., "co2e_kg": ...}, the latter where the country is known; {} where nothing was
-        measured."""
+        """{"energy_kwh": ..., "co2e_kg": ...}, the latter if the country is known; {} if not measured."""
         tracker, self._tracker = self._tracker, None
         if tracker is None:
             return {}

@@ -1,4 +1,4 @@
-"""Whether a run may ask the hub, and what its parameters, its data folder and its model's files must be."""
+"""Whether a run may contact the hub; checks of parameters, data folder and model files."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def connect(recipe: recipes.Recipe, data_dir: str) -> None:
 
 
 def private(recipe: recipes.Recipe, data_dir: str) -> bool:
-    """True where rows and model are local, so that the libraries may be told to stay offline."""
+    """Whether rows and model are local, so that the libraries can stay offline."""
     rows_here = bool(data_dir) or recipe.data.origin == "builtin"
     return rows_here and is_local(recipe.model.base)
 
@@ -44,8 +44,8 @@ def check_data_dir(data_dir: str) -> None:
 
 
 def check_truth(name: str, value: bool) -> None:
-    """InputError unless a notebook's parameter is True or False: papermill hands on what it cannot read as
-    text, and any text would count as true."""
+    """InputError unless a notebook's parameter is True or False: papermill passes anything else as text,
+    which would count as true."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={value!r} is neither true nor false; give it as True or False")
 
@@ -72,7 +72,7 @@ def is_local(base: str) -> bool:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name means a folder, and not a repository of the hub."""
+    """Whether a name means a folder, not a hub repository."""
     return name.startswith((".", "/", "~")) or Path(name).exists()
 
 
@@ -89,7 +89,7 @@ def check_folder(name: str) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """A base's weights and tokenizer: read as safetensors alone, since a pickle can run code."""
+    """Check a base's weights and tokenizer. Only safetensors are read, since a pickle can run code."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise InputError(f"{folder} holds no .safetensors weights; give a whole Hugging Face model folder")
@@ -113,7 +113,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def check_hub(name: str, revision: str, fix: str) -> Path:
-    """The hub's config.json, in the cache."""
+    """The path of the hub's config.json in the cache; InputError where it cannot be fetched."""
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as error:  # the libraries below raise dozens of kinds

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name: whether they can be run is found out before anything is written."""
+"""Tasks of lm-evaluation-harness by name, checked before anything is written."""
 
 import difflib
 import importlib.util
@@ -8,7 +8,7 @@ from medkit import MedkitError, first_line
 
 
 class HarnessError(MedkitError):
-    """A task that cannot be run: lm-evaluation-harness, the task or its data is not there."""
+    """lm-evaluation-harness, a task or its data is missing."""
 
 
 def check(tasks: str) -> None:

@@ -1,4 +1,4 @@
-"""loss.csv: the columns that training writes, and the one reader."""
+"""loss.csv: its columns, and how it is read."""
 
 import csv
 import io
@@ -8,8 +8,8 @@ import pandas as pd
 
 from medkit.runs import storage
 
-# Validation loss of stage 2's rows by source: a mean over the supervised tokens of the consultations, and of
-# stage 1's exam questions. Empty where only one kind validates.
+# Stage 2's validation loss by source: means over the supervised tokens of the consultations, and of stage 1's
+# exam questions. Empty where there is only one kind.
 BY_SOURCE = ("eval_loss_dialogues", "eval_loss_stage1")
 COLUMNS = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate")
 COLUMNS += ("tokens_per_s", "samples_per_s", "mfu", "padding_share", "peak_memory_gb", "batch")
@@ -17,8 +17,8 @@ COLUMNS += ("eval_seconds", *BY_SOURCE)
 
 
 def read(folder: Path, arm: str) -> pd.DataFrame:
-    """ARM/loss.csv of the run in `folder`, a row a step, all of COLUMNS; ResultsError where the arm has not
-    been trained."""
+    """ARM/loss.csv of the run in `folder`, a row a step, with all COLUMNS; ResultsError where the arm was not
+    trained."""
     rows = pd.read_csv(storage.file(folder, f"{arm}/loss.csv"))
     return rows.reindex(columns=[*COLUMNS, *(name for name in rows if name not in COLUMNS)])
 

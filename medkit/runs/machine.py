@@ -1,4 +1,4 @@
-"""What a result depends on beside its recipe: library versions, the code's commit, the machine."""
+"""What a result depends on besides its recipe: library versions, the code's commit, the machine."""
 
 import importlib.metadata
 import math
@@ -18,18 +18,18 @@ from medkit import MedkitError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# Those of which another version may move a number.
+# Another version of these may change a number.
 LIBRARIES = """
 medkit torch transformers trl peft unsloth unsloth_zoo bitsandbytes accelerate datasets tokenizers
 bert-score papermill numpy pandas scipy statsmodels scikit-learn
 """.split()
 
-# A line of nvidia-smi's CSV: a name may hold commas, and what a driver does not say is "[N/A]" or the like.
+# A line of nvidia-smi's CSV. Names may contain commas; an unknown value is "[N/A]" or similar.
 _GPU = re.compile(r"(.+?),\s*(\d+|\[.*?\]),\s*([\d.]+|\[.*?\])\s*")
 
 
 class MachineError(MedkitError):
-    """A folder of this machine that is gone or cannot be written to; one line names it and the fix."""
+    """A folder that is gone or cannot be written to."""
 
 
 class Memory(NamedTuple):
@@ -38,7 +38,7 @@ class Memory(NamedTuple):
 
 
 def versions() -> dict[str, str | None]:
-    """Library -> installed version, None where it is not installed; nothing is imported for it."""
+    """Library -> installed version, None where it is not installed; imports nothing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -53,14 +53,14 @@ def git() -> dict:
     commit = _output("git", "-C", str(CHECKOUT), "rev-parse", "HEAD").strip()
     if not commit:
         return {"commit": None, "modified": []}
-    # Results are what a run changes, so they do not make the code another one.
+    # Results change with every run, and are not part of the code.
     status = _output("git", "-C", str(CHECKOUT), "status", "--porcelain", "--", ".", ":!results")
     return {"commit": commit, "modified": sorted(line[3:] for line in status.splitlines())}
 
 
 def hardware() -> dict:
     """Processor, usable cores, memory in GiB, and each GPU with memory in GiB (None where the driver does not
-    say) and driver; no host name. A container's limits go before the host's."""
+    say) and driver; no host name. In a container its limits count."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -82,7 +82,7 @@ def _gpus() -> list[dict]:
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Cores this process may use: those it is bound to, or its container's share of time where that is less.
+    """Cores this process may use: those it is bound to, or fewer where its container has less time.
 
     root: the folder that holds proc and sys.
     """
@@ -97,9 +97,9 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def memory(root: Path = Path("/")) -> Memory:
-    """Memory this process may use: the machine's, or what its container (cgroup 1 or 2) leaves of it.
+    """Memory this process may use: the machine's, or less in a container (cgroup 1 or 2).
 
-    Pages of files that have not been used lately count as available, as the kernel takes them back first.
+    Pages of files that were not used lately count as available, since the kernel frees them first.
     root: the folder that holds proc and sys. Source: docs.kernel.org, admin-guide/cgroup-v2.rst and
     cgroup-v1/memory.rst.
     """
@@ -119,9 +119,9 @@ def memory(root: Path = Path("/")) -> Memory:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control group and those above it, each of which may set a limit.
+    """The folders of this process's control group and of those above it, each of which may set a limit.
 
-    Inside a container the group's own path is often not there, and what is mounted is its folder.
+    Inside a container the group's path often does not exist, and its folder is what is mounted.
     """
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = (*line.split(":", 2), "", "", "")[:3]
@@ -145,7 +145,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _number(words: list[str]) -> int | None:
-    """The first word as a number; None where it is none."""
+    """The first word as a number; None where it is no number."""
     return int(words[0]) if words and words[0].isdigit() else None
 
 
@@ -171,8 +171,8 @@ def working_folder() -> Path:
 
 
 def check_writable(folder: Path, variable: str) -> None:
-    """MachineError unless files can be made in `folder`, or it itself in the nearest folder above it that is
-    there. Nothing is written. variable: the environment variable that names another folder."""
+    """MachineError unless files can be written in `folder`, or it can be created. Writes nothing. variable:
+    the environment variable that names another folder."""
     place = folder.absolute()
     while not os.path.lexists(place):
         place = place.parent
@@ -186,7 +186,7 @@ def check_writable(folder: Path, variable: str) -> None:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory this process, or a child it waited for, has held, and the GPU's share; 10^9 bytes."""
+    """Peak memory of this process, or of a child it waited for, and of the GPU; 10^9 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB on Linux
     held = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     peak = {"peak_memory_gb": round(held * unit / 1e9, 3)}
@@ -203,7 +203,7 @@ def _processor() -> str:
 
 
 def _output(*command: str) -> str:
-    """A command's standard output; empty where there is no such command or it fails."""
+    """A command's standard output; empty where it is missing or fails."""
     try:
         ended = subprocess.run(command, capture_output=True, timeout=20, check=True)
         return ended.stdout.decode(errors="replace")

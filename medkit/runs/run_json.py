@@ -1,4 +1,4 @@
-"""run.json: what a run is, how far it has come, and the refusal to mix it with another."""
+"""run.json: what a run is and how far it has come; runs that differ are not mixed."""
 
 import contextlib
 import datetime
@@ -16,10 +16,9 @@ SCHEMA = 1  # of run.json
 
 
 class Run:
-    """One run's folder with its run.json, as a notebook or the command line works in it.
+    """One run's folder with its run.json.
 
-    folder: Path; recipe: recipes.Recipe; data_dir: str as given, "" for the recipe's own origin;
-    info: run.json's content.
+    folder: Path; recipe: recipes.Recipe; data_dir: "" for the recipe's origin; info: run.json's content.
     """
 
     def __init__(self, place: Path, info: dict, recipe, data_dir: str = "", notebook: str = ""):
@@ -37,17 +36,15 @@ class Run:
         storage.write_json(self.folder / "run.json", self.info)
 
     def note(self, notebook: str, **fields) -> None:
-        """Add fields to a notebook's entry, and save; reads run.json anew: a kernel may have written it."""
+        """Add fields to a notebook's entry and save, after reading run.json again: a kernel may write it."""
         self.info = read(self.folder) or self.info
         entry = self.info["notebooks"].setdefault(notebook, {})
         entry.update(fields)
         self.save()
 
     def use_data(self, hashes: dict[str, str]) -> None:
-        """Record what was read: file -> sha256, or source -> revision.
-
-        Raises ResultsError where the run read something else under that name.
-        """
+        """Record what was read: file -> sha256, or source -> revision; ResultsError where the run has read
+        something else under that name."""
         self.info = read(self.folder) or self.info
         known = self.info["data"]["hashes"]
         for name, value in hashes.items():
@@ -58,18 +55,18 @@ class Run:
         self.save()
 
     def finish(self, **numbers) -> None:
-        """The notebook's last word: seconds, peak memory and whatever it measured; gives the folder free."""
+        """Note seconds, peak memory and what the notebook measured, and unlock the folder."""
         used = self._energy.stop() if self._energy else {}
         seconds = round(time.monotonic() - self._began, 1)
         fields = {"seconds": seconds, **machine.peak_memory(), **used, **numbers}
-        # Under the runner it is for the runner to say that a notebook is complete: it sees the kernel's end.
+        # The runner notes itself that a notebook is complete, when its kernel has ended.
         if not under_runner():
             fields["status"] = "complete"
         self.note(self.notebook, **fields)
         self._held.close()
 
 
-_HELD: dict[Path, Run] = {}  # of this process: a notebook run twice in one kernel holds the lock already
+_HELD: dict[Path, Run] = {}  # by this process: a notebook that runs twice in a kernel has the lock already
 
 
 def begin(
@@ -81,13 +78,12 @@ def begin(
     adapter: str = "",
     needs: Sequence[str] = (),
 ) -> Run:
-    """Open the run for a notebook; in a new folder with `recipe`, else the recipe is the run's own.
+    """Open a run for a notebook, or begin one with `recipe` in a new folder.
 
-    notebook: the executed notebook's name, which tells arms apart ("02_stage2_noreplay").
-    data_dir: None for a notebook that reads no data. adapter: the folder of a model alone. needs: files of
-    the run that the notebook goes on from. Raises ResultsError, before anything is written, where the folder
-    is another run's (naming the field that differs), is being written or lacks one of `needs`, or where there
-    is no run and no recipe.
+    notebook: its name in run.json ("02_stage2_noreplay"). data_dir: None for a notebook that reads no data.
+    adapter: the folder of one that is evaluated alone. needs: files of the run that must exist. Raises
+    ResultsError, before anything is written, where the folder is another run's (naming the field that
+    differs), is being written or lacks one of `needs`, or where there is neither run nor recipe.
     """
     for name, value in (("recipe", recipe), ("settings", settings), ("data_dir", data_dir)):
         storage.check_text(name, "" if value is None else value)
@@ -120,27 +116,27 @@ def begin(
 
 
 class Reader(Run):
-    """A run that this process writes nothing to."""
+    """A run that this process only reads."""
 
     def save(self) -> None:
         pass
 
 
 def for_reading(run_dir: str, data_dir: str = "") -> Run:
-    """The run as whoever only reads it sees it: no lock, and nothing is written; ResultsError for none."""
+    """Open a run without a lock and without writing; ResultsError where there is none."""
     place = storage.folder(run_dir)
     info = read(place)
     if info is None:
         raise ResultsError(f"{shown(place)} holds no run; name one that was trained")
     run = Reader(place, info, recipes.from_dict(info["recipe"]), data_dir)
     chat_template.use_date(info["date"])
-    # Without a folder no rows are read but the built-in ones: the model alone may be elsewhere.
+    # Only built-in rows are read here: only the model may be on the hub.
     inputs.connect(run.recipe, data_dir or str(place))
     return run
 
 
 def _continue(run: Run) -> None:
-    """Note that a run goes on under other code, libraries or another machine than it has come to."""
+    """Note where a run is continued with other code or libraries, or on another machine."""
     here = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}
     if any(latest(run.info)[key] != value for key, value in here.items()):
         run.info.setdefault("continued", []).append({"started": now(), **here})
@@ -148,7 +144,7 @@ def _continue(run: Run) -> None:
 
 
 def latest(info: dict) -> dict:
-    """Where and with what the run was last worked on: git, versions, hardware."""
+    """Git, versions and hardware of the last part of the run."""
     return [info, *info.get("continued", [])][-1]
 
 
@@ -173,11 +169,8 @@ def read(place: Path) -> dict | None:
 
 
 def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str = "") -> dict:
-    """A new run's run.json: every resolved field, and everything else the results depend on.
-
-    adapter: the folder of the one that a model alone is evaluated with; its weights' hash is kept.
-    """
-    energy.country()  # a wrong one is refused before anything starts
+    """A new run's run.json: every resolved field, and all else that the results depend on."""
+    energy.country()  # refuses a wrong one before anything starts
     overrides = recipes.parse_settings(settings)
     resolved = recipes.get(recipe, overrides)
     seeds = {"data": resolved.data.seed, "stage1": resolved.stage1.seed, "stage2": resolved.stage2.seed}
@@ -204,7 +197,7 @@ def adapter_hash(folder: str) -> str:
 
 
 def check_same(place: Path, info: dict, other: dict) -> None:
-    """ResultsError naming the first field in which the run in `place` and the one described differ."""
+    """ResultsError naming the first field in which two descriptions of the run in `place` differ."""
     ours, theirs = identity(info), identity(other)
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
@@ -215,7 +208,7 @@ def check_same(place: Path, info: dict, other: dict) -> None:
 
 
 def identity(info: dict) -> dict:
-    """What makes two runs the same: the recipe's fields and the rows' origin (for their hashes, use_data)."""
+    """The fields that make two runs the same: the recipe's and the rows' origin (hashes: use_data)."""
     fields = {"recipe": info["recipe"]["name"], "data origin": info["data"]["origin"]}
     fields["adapter"] = info.get("adapter", "")[:16] or "none"
     for part, value in info["recipe"].items():
@@ -235,13 +228,13 @@ def _check_origin(place: Path, info: dict, data_dir: str) -> None:
 
 
 def may_show(run: Run, show_text: bool) -> bool:
-    """Whether rows may be printed: the built-in corpus's always, a data set's where the reader asks."""
+    """Whether rows may be printed: always those of the built-in corpus, a data set's on request."""
     inputs.check_truth("show_text", show_text)
     return show_text or run.info["data"]["origin"] == "builtin"
 
 
 def stage2_arm(replay: bool) -> str:
-    """The folder of stage 2's arm with the replay or, for False, without; InputError for another value."""
+    """The folder of stage 2's arm with or without replay; InputError for anything but True and False."""
     inputs.check_truth("replay", replay)
     return "stage2" if replay else "stage2_noreplay"
 

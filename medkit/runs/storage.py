@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, how files get into it whole, and who may write it."""
+"""A run's folder: its place, files that are written whole or not at all, and its lock."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from pathlib import Path
 from medkit import MedkitError
 from medkit.runs import machine
 
-# What the repository holds of results/: README and the tests rest on it, and no run is written there.
+# Committed in results/: README and the tests depend on them, and no run is written there.
 COMMITTED = ("benchmarks", "cpu", "smollm2-real")
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -35,13 +35,13 @@ WRITTEN_BY = {
 
 
 class ResultsError(MedkitError):
-    """A run's folder that is not one, belongs to another run, is being written, or lacks a file."""
+    """A folder that is no run's, belongs to another run, is being written, or lacks a file."""
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write `content` so that `path` holds either what it held before or all of it, whenever a kill comes.
+    """Write `content` so that `path` has either its old content or all of the new, whenever a kill comes.
 
-    Raises ResultsError, with the old content still there, where the disk is full or the folder read-only.
+    Raises ResultsError, and keeps the old content, where the disk is full or the folder read-only.
     """
     path = Path(path)
     try:
@@ -64,22 +64,22 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """`write_bytes` of UTF-8, line ends as they are."""
+    """`write_bytes` of UTF-8; line ends are not changed."""
     return write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, content) -> Path:
-    """Strict JSON: dataclasses become objects, numpy numbers plain ones, not-a-number null."""
+    """Strict JSON: dataclasses become objects, numpy's numbers plain ones, not-a-number null."""
     return write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, frame) -> Path:
-    """A pandas frame without its index; floats as the shortest text that reads back as the same number."""
+    """A pandas frame without its index; floats as the shortest text that gives the same number."""
     return write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def append_jsonl(path: str | Path, *rows) -> None:
-    """Add rows, one JSON text a line, in one write; a line that a kill cut short is dropped first."""
+    """Append rows, one JSON text a line, in one write; drops a line that a kill cut short before."""
     path = Path(path)
     text = "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     try:
@@ -100,7 +100,7 @@ def write_jsonl(path: str | Path, rows: Iterable) -> Path:
 
 
 def read_jsonl(path: str | Path) -> list:
-    """The rows that were written whole; none where there is no file."""
+    """The rows that were written whole; [] without a file."""
     path = Path(path)
     if not path.exists():
         return []
@@ -120,7 +120,7 @@ def _whole_lines(file) -> int:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk when this returns."""
+    """Flush a file, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -129,7 +129,7 @@ def sync(path: Path) -> None:
 
 
 def plain(value):
-    """The same in what JSON knows."""
+    """The same value in JSON's types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
@@ -146,7 +146,7 @@ def plain(value):
 
 
 def root() -> Path:
-    """MEDKIT_RESULTS; else results/ of the checkout when working in it (as notebooks do), else of the cwd."""
+    """MEDKIT_RESULTS; else results/ of the checkout when the working folder is in it, else of the latter."""
     if set_by_user := os.environ.get("MEDKIT_RESULTS"):
         given = Path(set_by_user)
         return (given if given.is_absolute() else machine.working_folder() / given).resolve()
@@ -155,7 +155,7 @@ def root() -> Path:
 
 
 def folder(run_dir: str | Path) -> Path:
-    """The absolute folder of `NAME`, `results/NAME` or a path; ResultsError for any other place."""
+    """The absolute folder of `NAME`, `results/NAME` or a path to it; ResultsError for any other place."""
     check_text("run_dir", run_dir)
     path = Path(run_dir)
     if not RUN_NAME.fullmatch(path.name):
@@ -181,21 +181,18 @@ def check_text(name: str, value) -> None:
 
 
 def check_own(place: Path) -> None:
-    """ResultsError where a run's folder is one that the repository holds: it is read, and not written to.
-
-    One that is not there, as in a copy of the code alone, may be made.
-    """
+    """ResultsError where a run's folder is a committed one, which is only read."""
     if place.name in COMMITTED and place.parent == machine.CHECKOUT / "results" and place.exists():
         raise ResultsError(f"{shown(place)} is part of the repository and stays as it is; name another run")
 
 
 def slug(text: str) -> str:
-    """A run name made of any text."""
+    """A run name from any text."""
     return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:64]
 
 
 def require(run_dir: str | Path, names: Iterable[str]) -> Path:
-    """The run's folder, once each of `names` (relative to it) is there; else ResultsError for the first."""
+    """The run's folder, if it has all files `names`; else ResultsError for the first that is missing."""
     place = folder(run_dir)
     for name in names:
         file(place, name)
@@ -203,7 +200,7 @@ def require(run_dir: str | Path, names: Iterable[str]) -> Path:
 
 
 def file(place: str | Path, name: str) -> Path:
-    """The path of one of a run's files; ResultsError, naming the notebook that writes it, where it is not."""
+    """The path of a run's file; ResultsError, naming the notebook that writes it, where it is missing."""
     path = Path(place) / name
     if not path.exists():
         notebook = WRITTEN_BY.get(Path(name).parts[0])
@@ -213,7 +210,7 @@ def file(place: str | Path, name: str) -> Path:
 
 
 def load(place: str | Path, name: str, keys: Iterable[str], writer: str = "") -> dict:
-    """A JSON file of the run that has all of `keys`; else ResultsError, naming the file and its notebook."""
+    """A JSON file of the run with all of `keys`; else ResultsError, naming the file and its notebook."""
     path = file(place, name)
     writer = writer or WRITTEN_BY[Path(name).parts[0]]
     try:
@@ -227,7 +224,7 @@ def load(place: str | Path, name: str, keys: Iterable[str], writer: str = "") ->
 
 
 def shown(path: Path) -> str:
-    """A path as a reader would type it: relative to where he works when it lies below."""
+    """A path for messages: relative to the working folder when it lies below."""
     try:
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
     except OSError:  # the working folder is gone
@@ -236,10 +233,10 @@ def shown(path: Path) -> str:
 
 @contextlib.contextmanager
 def lock(place: Path) -> Iterator[None]:
-    """Hold a run's folder; ResultsError, naming the process, where another one does.
+    """Lock a run's folder; ResultsError, naming the process, where another one has it.
 
-    The lock file lies beside the folder, so that the folder can be replaced under it, and is the kernel's
-    (flock): it goes with the process, however that ends.
+    The lock file lies beside the folder, so that the folder can be replaced. The lock is the kernel's (flock)
+    and ends with the process.
     """
     check_own(place)
     path = place.parent / f".{place.name}.lock"
@@ -253,7 +250,7 @@ def lock(place: Path) -> Iterator[None]:
 
 
 def _locked(path: Path, place: Path):
-    """The open lock file at `path`, held and with the number of our process in it."""
+    """The open lock file at `path`, locked and with this process's number in it."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,12 +276,12 @@ def _locked(path: Path, place: Path):
                 f"files cannot be locked in {shown(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a "
                 "folder on another file system"
             ) from None
-        # Whoever held it before may have removed the file between our open and our lock.
+        # Another process may have removed the file between our open and our lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()
-    with contextlib.suppress(OSError):  # on a full disk the number is missing from others' refusals
+    with contextlib.suppress(OSError):  # on a full disk others' messages lack the number
         file.truncate(0)
         file.write(str(os.getpid()).encode())
     return file

@@ -1,4 +1,4 @@
-"""A saved LoRA adapter that is evaluated: PEFT loads it whole, with every field of its configuration."""
+"""Saved LoRA adapters for evaluation: PEFT loads them with their whole configuration."""
 
 import json
 from pathlib import Path
@@ -7,20 +7,20 @@ from safetensors import SafetensorError, safe_open
 
 from medkit import MedkitError
 
-# Initial weights that PEFT takes out of the base's own when it loads the adapter: 4-bit weights cannot be
-# changed so, and of some the draw is random.
+# Initial weights that PEFT subtracts from the base when it loads the adapter: impossible with 4-bit weights,
+# and some are drawn at random.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class AdapterError(MedkitError):
-    """A folder that holds no LoRA adapter, or one that does not go with the base."""
+    """A folder without a LoRA adapter, or with one that does not fit the base."""
 
 
 def read_config(folder: str | Path):
     """The adapter's peft.LoraConfig.
 
-    Raises AdapterError where the folder holds none, and, by name, for what cannot act on a base as it was
-    loaded: another type of adapter, and initial weights that are taken out of the base.
+    Raises AdapterError where there is none, for other types of adapters, and for initial weights that change
+    the base.
     """
     from peft import PeftConfig
 
@@ -49,9 +49,9 @@ def read_config(folder: str | Path):
 
 
 def attach(model, folder: str | Path):
-    """`model`, which has none, with the adapter of `folder`; it is not to be trained.
+    """`model` with the adapter of `folder`, for evaluation.
 
-    Raises AdapterError where the adapter does not fit: then some of it may be left in `model`.
+    Raises AdapterError where it does not fit; parts of it may then be left in `model`.
     """
     from peft import PeftModelForCausalLM
 
@@ -69,20 +69,20 @@ def attach(model, folder: str | Path):
 
 
 def detach(model):
-    """The base of `model`, without what LoRA added (`replaces_modules` says where that is not all)."""
+    """The base of `model` without its LoRA layers; what `replaces_modules` reports stays in it."""
     from peft import PeftModel
 
     return model.unload() if isinstance(model, PeftModel) else model
 
 
 def replaces_modules(folder: str | Path) -> bool:
-    """Whether the adapter of `folder` holds whole weights (modules_to_save, embeddings) beside LoRA's: they
-    stay in the base when the adapter is detached."""
+    """Whether the adapter has whole weights too (modules_to_save, embeddings), which stay in the base when it
+    is detached."""
     return not all(".lora_" in name for name in _names(folder))
 
 
 def _names(folder: str | Path) -> list[str]:
-    """Of the adapter's tensors."""
+    """The names of the adapter's tensors."""
     file = Path(folder) / "adapter_model.safetensors"
     try:
         with safe_open(file, "pt") as weights:

@@ -1,23 +1,23 @@
-"""Which rows make which batch: their order, packing, and what a batch says about its rows."""
+"""The order of rows, packing, and what a batch tells about its rows."""
 
 import numpy as np
 
 from medkit.recipes import TrainSpec
 
-# What a batch says about its rows beside what TRL's collator makes of them (with_samples).
+# Entries of a batch that are added to those of TRL's collator (with_samples).
 MARKS = ("samples", "exams")
 
-# Rows are sorted by length no finer than this many tokens: rows of just one length are of one kind, and
-# questions of one kind have one answer.
+# Rows are sorted by length in steps of this many tokens: rows of exactly equal length are often variants of
+# the same question, with the same answer.
 LENGTH_STEP = 60
 
 
 def row_order(lengths, stage: TrainSpec) -> np.ndarray:
-    """The order in which rows are trained on, all epochs after one another, from the stage's seed alone.
+    """The order of the training rows over all epochs, from the stage's seed.
 
-    With `group_by_length` rows of like length share an optimizer step: sorted by length within random blocks
-    of 50 steps, steps then shuffled. Drawn up front rather than by a sampler, so that a resumed run has
-    nothing to restore.
+    With `group_by_length` rows of similar length share an optimizer step: rows are sorted by length within
+    random blocks of 50 steps, then the steps are shuffled. The order is drawn in advance, so that a resumed
+    run has no sampler to restore.
     """
     lengths, rng = np.asarray(lengths), np.random.default_rng(stage.seed)
     batch = stage.batch_size * stage.accumulation
@@ -37,8 +37,8 @@ def row_order(lengths, stage: TrainSpec) -> np.ndarray:
 def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: bool = False):
     """The dataset as the trainer reads it: ids and labels, packed into rows of `max_length` where asked.
 
-    Wrapped rows have `samples` too: how many end in the row, as a cut one counts where its last token is.
-    exams: with the column `exams`, for each token whether it is an exam question's (tokenization.with_exams).
+    Wrapped rows have a column `samples`: how many end in the row. exams: add a column `exams` that says of
+    each token whether it is part of an exam question (tokenization.with_exams).
     """
     rows = dataset.select_columns(["input_ids", "labels", *(["exam"] if exams else [])])
     if exams:
@@ -56,7 +56,7 @@ def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: boo
 
 
 def _marked(rows, name: str, of_row):
-    """The rows with another list of a number a token."""
+    """The rows with a further column: a list with one number a token."""
     from datasets import Features, List, Value
 
     return rows.map(
@@ -85,8 +85,8 @@ def mixed(dataset) -> bool:
 
 
 def replay_weight(dataset, share: float, loss_on: str) -> float:
-    """What the loss of a replayed exam row's token is multiplied by so that those rows weigh `share` of the
-    dataset's supervised tokens; 1 where `share` is 0, or there is only one kind of row.
+    """The factor of a replayed exam token's loss with which these tokens are `share` of the dataset's
+    supervised tokens; 1 where `share` is 0 or there is only one kind of row.
 
     R replayed and D other tokens: w R / (w R + D) = share, so that w = share / (1 - share) * D / R.
     """
@@ -98,8 +98,8 @@ def replay_weight(dataset, share: float, loss_on: str) -> float:
 
 
 def with_samples(collate):
-    """`collate`, which makes a batch of rows, with what the rows are marked with (as_read) in the batch:
-    `samples`, how many they hold, and `exams`, of the labels' shape."""
+    """`collate` with the marks of the rows (as_read) in the batch: `samples`, their number, and `exams`, of
+    the labels' shape."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

@@ -1,4 +1,4 @@
-"""Which checkpoint is whole, and whether it belongs to this run."""
+"""Checkpoints: whether one is complete, and whether it belongs to this run."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from medkit import MedkitError
 from medkit.runs import storage
 
 OPTIMIZER = "optimizer.pt"  # as Transformers names it
-MARKER = "whole.json"  # written last: the identity of the run and the hash of every other file
-# What training cannot go on from exactly without it. Of several processes, each saves its own rng_state.
+MARKER = "whole.json"  # written last: the run's identity and the hash of every other file
+# Needed to resume exactly. Each of several processes saves its own rng_state.
 PARTS = ("adapter_model.safetensors", OPTIMIZER, "scheduler.pt", "rng_state", "trainer_state.json")
 PARTS += ("meter.json", "loss.csv")
 
@@ -22,7 +22,7 @@ class CheckpointError(MedkitError):
 
 @contextmanager
 def appears_whole(folder: Path):
-    """A folder to write into that takes the name `folder` only when the block has ended well."""
+    """A temporary folder that is renamed to `folder` when the block ends without an error."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     aside.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -45,11 +45,10 @@ def publish(written: Path, folder: Path, identity: dict | None) -> None:
 
 
 def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
-    """The newest whole checkpoint of `folder`; None where there is none at all.
+    """The newest whole checkpoint of `folder`; None where there are no checkpoints.
 
-    A newer one that is not whole is skipped, and `say` is given a line with the reason. Raises
-    CheckpointError where none is whole, naming the newest's flaw, and where the newest whole one was
-    written by another run, naming the first field that differs.
+    Damaged ones are skipped, each with a line to `say`. Raises CheckpointError where all are damaged, and
+    where the newest whole one was written by another run, naming the first field that differs.
     """
     skipped = []
     for path in reversed(_all(folder)):
@@ -67,16 +66,16 @@ def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
 
 
 def keep(folder: Path, step: int, count: int) -> None:
-    """Remove all but the newest `count` up to `step`, which was just written; a later one is of an earlier
-    attempt, and was skipped because it is damaged."""
+    """Remove all but the newest `count` up to `step`, which was just written; later ones are damaged, from an
+    earlier attempt."""
     until = [path for path in _all(folder) if step_of(path) <= step]
     for path in set(_all(folder)) - set(until[-count:]):
         shutil.rmtree(path)
 
 
 def keep_optimizer(stage: Path) -> None:
-    """Copy the optimizer's state after the last step beside the stage's adapter, for another stage to begin
-    with (trainer.carry_over)."""
+    """Copy the final state of the optimizer beside the stage's adapter, for the next stage
+    (trainer.carry_over)."""
     whole = last_whole(stage / "checkpoints")
     assert whole is not None, "a stage that has ended has its last checkpoint"
     storage.write_bytes(stage / OPTIMIZER, (whole / OPTIMIZER).read_bytes())
@@ -115,7 +114,7 @@ def _refuse_another(path: Path, identity: dict | None) -> None:
 
 
 def _marker(path: Path) -> dict | None:
-    """The marker's content; None where there is none to be read."""
+    """The marker's content; None where it is missing or unreadable."""
     try:
         marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
         return marker if isinstance(marker["sha256"], dict) and "identity" in marker else None
@@ -139,7 +138,7 @@ def _flaw(path: Path) -> str:
 
 
 def _rename(written: Path, folder: Path) -> None:
-    """In place of an earlier folder of that name, and on the disk when this returns."""
+    """Replaces an earlier folder of that name; on the disk when this returns."""
     shutil.rmtree(folder, ignore_errors=True)
     written.rename(folder)
     storage.sync(folder.parent)

@@ -1,7 +1,6 @@
-"""A recipe's stage as TRL's SFTConfig, of which a researcher may change any field before training.
+"""A recipe's stage as TRL's SFTConfig, whose fields a researcher may change before training.
 
-What `fit` itself depends on (the rows as they were prepared, whole checkpoints, loss.csv) cannot be changed
-there; such a change is refused by the field's name and never undone in silence.
+A change of a field that `fit` depends on (prepared rows, whole checkpoints, loss.csv) is refused by its name.
 """
 
 import copy

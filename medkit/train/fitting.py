@@ -1,4 +1,4 @@
-"""One stage's training, from a loaded model and its rows to what the stage leaves behind."""
+"""The training of one stage, from a loaded model and its rows."""
 
 import signal
 import sys
@@ -13,7 +13,7 @@ from medkit.train.metrics import LossLog, processes
 
 
 class Stopped(SystemExit):
-    """SIGTERM came during training: a checkpoint was saved, and the process ends as after that signal."""
+    """Training ended by SIGTERM, with a checkpoint; the exit code is that of the signal."""
 
     def __init__(self, step: int):
         there = f"checkpoint-{step} is saved, resume goes on from there" if step else "no step was done yet"
@@ -23,7 +23,7 @@ class Stopped(SystemExit):
 
 @dataclass(frozen=True)
 class Fit:
-    """What a finished stage leaves behind, beside the adapter in memory."""
+    """The numbers of a finished stage, for run.json."""
 
     steps: int
     seconds: float
@@ -56,13 +56,13 @@ def fit(
     replay_token_share: float = 0.0,
     optimizer_state: Path | None = None,
 ) -> Fit:
-    """Train the adapter for one stage; writes `folder`/loss.csv as it goes, and whole checkpoints.
+    """Train the adapter of `model` for one stage; writes `folder`/loss.csv and whole checkpoints.
 
-    `train`, `validation`: of tokenization.prepare. `config`: of config.sft_config, changed or not; None for
-    that of `stage`. `identity`: what a checkpoint must match to be resumed from, beside the configuration.
-    `optimizer_state`: the file of another stage's optimizer, with whose moments this one begins. Raises
+    train, validation: of tokenization.prepare. config: of config.sft_config, changed or not; None for that of
+    `stage`. identity: what a checkpoint must match to be resumed from, beside the configuration.
+    optimizer_state: the file of stage 1's optimizer, whose moments this stage begins with. Raises
     TrainerError for a field that cannot be changed, where packing did not stay on, and where memory or disk
-    ran out; CheckpointError for a damaged checkpoint or another run's; Stopped, with one, after SIGTERM.
+    ran out; CheckpointError for damaged checkpoints or another run's; Stopped after SIGTERM.
     """
     from medkit.train import trainer  # imports unsloth and trl
 

@@ -1,4 +1,4 @@
-"""What a model's weights are known by, so that nothing of one model is ever taken for another's."""
+"""Hashes that identify a model, so that results of one are never taken for another's."""
 
 import contextlib
 import hashlib
@@ -17,23 +17,23 @@ class IdentityError(MedkitError):
 
 
 def of_model(model: str | Path, adapter: str | Path = "", revision: str = "main") -> str:
-    """What a stored answer of this model is kept under: a sha256 over weights, configuration and tokenizer.
+    """A sha256 over weights, configuration and tokenizer, under which the model's answers are stored.
 
-    model, adapter: a folder, hashed file by file, or a hub id, which stands for the commit that `revision` of
-    the model is in the local cache. Raises IdentityError where there is neither.
+    model, adapter: a folder, hashed file by file, or a hub id, identified by the commit of `revision` in the
+    local cache. Raises IdentityError where there is neither.
     """
     parts = [_of(model, revision), *([_of(adapter, "main")] if str(adapter) else [])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def of_base(model: str | Path, revision: str = "main") -> str:
-    """As run.json and checkpoints name a base: ID@COMMIT of the hub's, the sha256 of a folder's files."""
+    """A base in run.json and checkpoints: ID@COMMIT on the hub, or the sha256 of a folder's files."""
     found = _of(model, revision)
     return found if isinstance(found, str) else hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:
-    """sha256 of a file; of a configuration without the version of the library that wrote it down."""
+    """sha256 of a file; of a configuration, without the version of the library that wrote it."""
     if file.name.endswith("config.json"):
         with contextlib.suppress(ValueError, AttributeError):
             content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""data/manifest.json and the files beside it: what a stage was read from, mixed of and found again in."""
+"""data/manifest.json and the files beside it: a stage's sources, mixture, and overlaps with evaluation."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ from medkit.runs.run_json import Run
 
 @dataclass(frozen=True)
 class Records:
-    """What one arm trains and validates on, and where it was read."""
+    """The records of one arm, and the sources they were read from."""
 
     arm: str  # its folder: "stage1", "stage2" or "stage2_noreplay"
     sources: dict[str, sources.Loaded]  # training parts; stage 2's consultations as "dialogues"
@@ -23,7 +23,7 @@ class Records:
 
     @property
     def stage(self) -> str:
-        """The part of the recipe that trains it."""
+        """The part of the recipe that applies to it."""
         return self.arm.partition("_")[0]
 
     @property
@@ -36,7 +36,7 @@ class Records:
 
 
 def describe_stage1(train: dict, evaluation: dict, mixed: dmt.Stage1, matches: list) -> dict:
-    """data/manifest.json as notebook 01 writes it."""
+    """data/manifest.json of notebook 01."""
     described = {
         name: {"train": _described(train[name]), "eval": _described(evaluation[name])} for name in train
     }
@@ -82,10 +82,9 @@ def _described(loaded: sources.Loaded) -> dict:
 def evaluated_in_training(
     second: dmt.Stage2, first: dmt.Stage1, questions: list, queries: list, joint: bool = False
 ) -> tuple[list, list]:
-    """Matches (contamination.find) of what evaluates stage 2 in what it has been trained on, besides those of
-    notebook 01: exam questions and patients' queries in the consultations, and the queries in stage 1's rows;
-    and, apart, of the consultations that validate in those that train. joint: no notebook 01 has looked for
-    the questions in stage 1's rows, which the arm trains on; they are looked for here."""
+    """Two lists of matches (contamination.find): of exam questions and patients' queries in consultations and
+    of the queries in stage 1's rows; and of validation consultations in training ones. joint: look for the
+    questions in stage 1's rows, too, which notebook 01 does otherwise."""
     held_out = second.split.validation
     found = contamination.find(second.dialogues, [*questions, *queries, *held_out])
     talks = {record.source for record in held_out}
@@ -96,11 +95,10 @@ def evaluated_in_training(
 
 
 def describe_stage2(records: Records, rows, matches: list, validation_matches: list) -> dict:
-    """The manifest's stage2: counts, duplicates, every replayed row's id, and replay's share three ways; with
-    the two lists of `evaluated_in_training`.
+    """The manifest's stage2: counts, duplicates, the ids of replayed rows, and the share of the replay.
 
-    Duplicates three ways: files of the same bytes, conversations of the same text, and validation
-    conversations found in training ones as evaluation items are (contamination.find).
+    Duplicates: files of the same bytes, conversations of the same text, and validation conversations found in
+    training ones. matches, validation_matches: of `evaluated_in_training`.
     """
     loaded, second = records.sources["dialogues"], records.second
     assert second is not None, "rows of an arm of stage 2"
@@ -140,7 +138,7 @@ def describe_stage2(records: Records, rows, matches: list, validation_matches: l
 
 
 def update_manifest(run: Run, part: dict) -> dict:
-    """data/manifest.json with `part` put in, written whole; returns it."""
+    """Add `part` to data/manifest.json; returns the whole."""
     path = run.folder / "data" / "manifest.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     content |= {"recipe": run.recipe.name, **part}

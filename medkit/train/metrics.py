@@ -1,4 +1,4 @@
-"""What training cost and brought, step by step: the meter, and loss.csv."""
+"""Tokens, speed and loss of each optimizer step: the meter, and loss.csv."""
 
 import csv
 import hashlib
@@ -28,7 +28,7 @@ DIGITS = {"tokens_per_s": 1, "samples_per_s": 3, "mfu": 4, "padding_share": 4}  
 
 
 class TrainerError(MedkitError):
-    """Settings the libraries did not keep, a loss that is no number, or memory or disk that ran out."""
+    """Settings that the libraries did not keep, a loss that is no number, or memory or disk that ran out."""
 
 
 def flops_per_token(model) -> float:
@@ -55,8 +55,8 @@ class Meter:
         self.began, self.step = time.perf_counter(), [0] * 5
 
     def count(self, batch: dict) -> dict:
-        """A batch before its pass or passes: padded, or rows laid end to end without padding. Returns it
-        without `samples` (batches.with_samples), which the model does not know."""
+        """Count a batch, padded or with rows laid end to end. Returns it without `samples`
+        (batches.with_samples), which the model does not take."""
         counted = batch.pop("samples", None)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is not None:
@@ -147,17 +147,17 @@ def data_sheet(device: str) -> tuple[float, float]:
 
 
 class LossLog:
-    """loss.csv, a line a step, and the progress bar."""
+    """Writes loss.csv, a line a step, and shows the progress bar."""
 
     def __init__(self, path: Path, progress: bool):
         self.path, self.progress = path, progress
-        self.line: dict = {}  # at hand, not yet in the file
+        self.line: dict = {}  # held back, not yet in the file
         self.bar: Any = None
         self.measured = {}  # of the step just done, from the meter
 
     def begin(self, step: int, steps: int, earlier: str = "") -> None:
-        """`earlier`: loss.csv as it was when training came to `step`, from which it goes on. Its last line
-        stays at hand: the step's validation may be due yet."""
+        """earlier: loss.csv at `step`, from which training is resumed. Its last line is held back, since the
+        step's validation may still come."""
         from tqdm.auto import tqdm
 
         written = earlier.splitlines(keepends=True)[:-1] or [
@@ -168,7 +168,7 @@ class LossLog:
         self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not self.progress)
 
     def add(self, step: int, logs: dict) -> None:
-        """Training and evaluation report separately: a line is written when the next step's begins."""
+        """Training and evaluation are logged separately: a line is written when the next one begins."""
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise TrainerError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
@@ -183,7 +183,7 @@ class LossLog:
             self.line |= {name: logs[name] for name in loss.BY_SOURCE if name in logs}
 
     def write(self) -> None:
-        """Put the line at hand into the file."""
+        """Write the line held back."""
         if self.line:
             try:
                 with self.path.open("a", newline="", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
-"""Loading, adapters, hand-over: the first to import unsloth, before trl.
+"""Loading models, tokenizers and adapters, by Unsloth on a GPU and, through its CPU backend, on a laptop.
 
-The same calls run on a GPU and, through Unsloth's CPU backend, on a laptop.
+Unsloth has to be imported before trl: `unsloth` does it.
 """
 
 import atexit
@@ -21,18 +21,18 @@ PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", 
 
 
 class TrainingError(MedkitError):
-    """A model or adapter that cannot be loaded, or settings the trainer did not keep."""
+    """A model or adapter that cannot be loaded."""
 
 
 def unsloth():
-    """Import Unsloth, before trl, and return it. It imports what it compiled, from a folder of this process
-    alone: its default is one in the working folder, where anybody's code may lie."""
+    """Import Unsloth, before trl, and return it. It compiles into a folder of this process, instead of its
+    default in the working folder, where it would import whatever lies there."""
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
         compiled = tempfile.mkdtemp(prefix="medkit-unsloth-")
         atexit.register(shutil.rmtree, compiled, ignore_errors=True)
         os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled
     os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.abspath(os.environ["UNSLOTH_COMPILE_LOCATION"])
-    # It warns of a faster kernel for 4-bit weights, which is only on the hub.
+    # bitsandbytes warns that a faster kernel is on the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import unsloth
 
@@ -40,12 +40,12 @@ def unsloth():
 
 
 def first_process() -> bool:
-    """True but in the further processes that torchrun or accelerate launch has started."""
+    """Whether this is the first of the processes that torchrun or accelerate launch started."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def base_folder(base: str) -> str:
-    """What from_pretrained is given: a hub id, or a folder that holds a model."""
+    """The argument of from_pretrained: a hub id, or a model folder."""
     if base == "smollm2":
         from medkit.train import smollm2
 
@@ -59,10 +59,10 @@ def base_folder(base: str) -> str:
 
 
 def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
-    """(model, tokenizer) of the base, in 4 bit where the recipe says so, without an adapter.
+    """(model, tokenizer) of the base, without an adapter.
 
-    The tokenizer is that of `load_tokenizer`, which `check` looks at too, and not the one that Unsloth
-    changes: it may rewrite the template. Raises TrainingError where there is no such model.
+    The tokenizer is that of `load_tokenizer`; Unsloth's may have another template. Raises TrainingError where
+    there is no such model.
     """
     fast = unsloth().FastLanguageModel
     name = base_folder(model.base)
@@ -74,7 +74,7 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
             revision=None if Path(name).exists() else model.revision,
             use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
             use_safetensors=True,
-            use_exact_model_name=True,  # and not a repository that Unsloth keeps in its place
+            use_exact_model_name=True,  # not a copy that Unsloth prefers
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(model.base, error) from None
@@ -85,8 +85,8 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
 
 
 def load_tokenizer(model: ModelSpec):
-    """The base's tokenizer, with the recipe's chat template and, where there is one, a pad token that ends
-    nothing: with pad equal to an end token, a model would never learn to stop.
+    """The base's tokenizer, with the recipe's chat template and, where possible, a pad token that is no end
+    token: otherwise a model never learns to stop.
 
     Raises TrainingError where it cannot be read, PromptError where its template cannot be used.
     """
@@ -96,9 +96,9 @@ def load_tokenizer(model: ModelSpec):
     revision = None if Path(name).exists() else model.revision
     try:
         try:
-            # As tokenizer.json says: for some classes Transformers 5 builds another, without R1's spaces.
+            # By tokenizer.json alone: Transformers 5 builds some classes anew, and loses R1's spaces.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
-        except (OSError, ValueError, TypeError):  # none is there: made from the vocabulary's files
+        except (OSError, ValueError, TypeError):  # no tokenizer.json
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise unreadable(model.base, error) from None
@@ -109,7 +109,7 @@ def load_tokenizer(model: ModelSpec):
 
 
 def context(model: ModelSpec) -> int | None:
-    """Positions of the base, for prompt and answer together; None where it does not say."""
+    """The number of positions of the base, for prompt and answer together; None where it is not stated."""
     return getattr(_config(model), "max_position_embeddings", None)
 
 
@@ -126,7 +126,7 @@ def _config(model: ModelSpec):
 
 
 def unreadable(base: str, error: BaseException) -> TrainingError:
-    """What to raise where a library could not read a base."""
+    """The error to raise where a library could not read a base."""
     return TrainingError(
         f"model {base} cannot be loaded ({first_line(error)}); check the name and the network, or give a "
         "whole folder"
@@ -134,11 +134,10 @@ def unreadable(base: str, error: BaseException) -> TrainingError:
 
 
 def set_pad_token(tokenizer, rows: int) -> None:
-    """Make pad a token that ends nothing and is one of the embeddings' `rows`.
+    """Choose a pad token that is no end token and has one of the embeddings' `rows`.
 
-    Where the tokenizer names none, it becomes one of PAD_TOKENS, else a special token that the template
-    writes nowhere, else the one that begins a text. Where there is none of these, pad stays as it is: only
-    training needs one, and preflight refuses it there.
+    In this order: the tokenizer's, one of PAD_TOKENS, a special token that the template does not write, BOS.
+    Where none fits, pad stays as it is: only training needs one, and preflight refuses it.
     """
     chat, known = prompts.ChatFormat.from_tokenizer(tokenizer), tokenizer.get_vocab()
     spare = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
@@ -165,13 +164,12 @@ def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: boo
 
 
 def base_identity(model: ModelSpec) -> str:
-    """What a base that has been loaded is known by (identities.of_base)."""
+    """identities.of_base of a base that has been loaded."""
     return identities.of_base(base_folder(model.base), model.revision)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Once the notebook is complete the optimizer's state is of no more use. They go in one step, so that a
-    kill leaves no half of one behind."""
+    """Remove an arm's checkpoints, in one step, so that a kill leaves none half removed."""
     place, aside = folder / "checkpoints", folder / ".checkpoints.old"
     shutil.rmtree(aside, ignore_errors=True)
     if place.exists():
@@ -180,14 +178,14 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def merge_adapter(model: ModelSpec, adapter: Path, folder: Path) -> None:
-    """Write the 16-bit model that `adapter` makes of the base `model` (merging.merge_adapter)."""
+    """Write the base `model` with `adapter` merged, in 16 bit (merging.merge_adapter)."""
     base, tokenizer = load(model)
     merging.merge_adapter(adapters.attach(base, adapter), tokenizer, folder)
 
 
 @contextmanager
 def for_inference(model):
-    """The model as it answers: evaluation mode and a key-value cache, put back afterwards.
+    """The model in evaluation mode and with a key-value cache, restored afterwards.
 
     Raises TrainingError on a GPU where an adapter acts on the output layer: Unsloth's decoding multiplies by
     that layer's weight and leaves the adapter out.
@@ -213,7 +211,7 @@ def for_inference(model):
 
 
 def use_adapter(model, folder: Path) -> None:
-    """Put the weights saved in `folder` into the model's adapter; the 4-bit base stays as it is."""
+    """Load the weights saved in `folder` into the model's adapter."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -229,7 +227,7 @@ def use_adapter(model, folder: Path) -> None:
 
 
 def save_adapter(model, tokenizer, folder: Path) -> None:
-    """adapter_model.safetensors, its config and the tokenizer, under a folder that appears whole."""
+    """Write the adapter and the tokenizer into a folder that appears whole."""
     from medkit.train.checkpoints import appears_whole
 
     with appears_whole(Path(folder)) as aside:

@@ -1,4 +1,4 @@
-"""A run's two stages, step by step as notebooks 01 and 02 take them: rows in, adapter and manifest out."""
+"""The steps of notebooks 01 and 02: from rows to a trained adapter and the manifest."""
 
 import functools
 import tempfile
@@ -23,8 +23,7 @@ def _builtin(part: str) -> tuple[Path, tempfile.TemporaryDirectory]:
 
 
 def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
-    """One part of a source ("dialogues": stage 2's), from where the run takes its rows, cut to the recipe's
-    limits and noted.
+    """One part of a source ("dialogues": stage 2's), cut to the recipe's limits; its hashes go to run.json.
 
     Raises SourceError, and ResultsError where a file is not the one the run began with.
     """
@@ -62,7 +61,7 @@ def mix_second(
 
 
 def read_records(run: Run, arm: str) -> Records:
-    """The records of one arm ("stage1", "stage2", "stage2_noreplay"), read from where the run takes its rows.
+    """The records of one arm ("stage1", "stage2", "stage2_noreplay").
 
     Raises SourceError, MixtureError, and ResultsError where a file is not the one the run began with.
     """
@@ -77,11 +76,11 @@ def read_records(run: Run, arm: str) -> Records:
 
 
 def write_manifest(run: Run, records: Records, rows, queries: Sequence = ()) -> dict:
-    """The arm's part of data/manifest.json, returned too, with data/overlap_STAGE.csv and, of stage 2,
+    """Write the arm's part of data/manifest.json (returned, too), data/overlap_STAGE.csv and, in stage 2,
     ARM/replay.csv.
 
     rows: the tokenized training rows. queries: the patients' queries that stage 2 is evaluated on. The arm
-    without the replay adds nothing to the manifest: it reads the consultations of the arm with it.
+    without replay reads the same consultations and adds nothing to the manifest.
     """
     if records.second:
         manifest.write_replay(run, records.arm, records.second.replay)
@@ -119,9 +118,9 @@ def tokenize(recipe: recipes.Recipe, stage: str, tokenizer, records: Sequence, *
 
 
 def prepare(run: Run, records: Records, tokenizer, queries: Sequence = ()):
-    """(training rows, validation rows) of an arm, tokenized; its part of the manifest is written.
+    """(training rows, validation rows) of an arm, tokenized; writes its part of the manifest.
 
-    queries: the patients' queries that stage 2 is evaluated on, which are looked for in its rows.
+    queries: the patients' queries that stage 2 is evaluated on, to be looked for in its rows.
     """
     parts = (records.train, records.validation)
     train, validation = (tokenize(run.recipe, records.stage, tokenizer, part) for part in parts)
@@ -131,8 +130,8 @@ def prepare(run: Run, records: Records, tokenizer, queries: Sequence = ()):
 
 
 def load_base(run: Run, stage: str):
-    """(model, tokenizer) that the stage's adapter is put on: the base, or, for a stage 2 that is handed over
-    by `merge`, the merged model, quantized again."""
+    """(model, tokenizer) before the stage's adapter is added: the base or, in stage 2 after `merge`, the
+    merged model, quantized again."""
     recipe, spec = run.recipe, getattr(run.recipe, stage)
     inputs.check_tracker(spec.report_to)
     merged = stage == "stage2" and recipe.dmt.handover == "merge"
@@ -146,8 +145,8 @@ def load_base(run: Run, stage: str):
 
 
 def begin_adapter(run: Run, stage: str, model) -> None:
-    """The model's fresh adapter as the stage begins: stage 1's weights go into stage 2's by `continue`. Where
-    stage 1 is handed over by `merge`, refuses now, not after hours of training, what cannot be merged."""
+    """Give the model's fresh adapter its first weights: with `continue`, stage 2 begins with stage 1's. With
+    `merge`, stage 1 is refused here, not after hours of training, where it could not be merged."""
     recipe = run.recipe
     if stage == "stage2" and recipe.dmt.handover == "continue":
         storage.require(run.folder, arms.needs("med-mix"))
@@ -158,7 +157,7 @@ def begin_adapter(run: Run, stage: str, model) -> None:
 
 
 def load_for_stage(run: Run, stage: str):
-    """(model, tokenizer) as the stage begins, with its adapter (load_base, begin_adapter)."""
+    """(model, tokenizer) at the beginning of a stage, with its adapter."""
     spec = getattr(run.recipe, stage)
     model, tokenizer = load_base(run, stage)
     model = models.attach_lora(
@@ -169,13 +168,11 @@ def load_for_stage(run: Run, stage: str):
 
 
 def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, config=None) -> fitting.Fit:
-    """Train one arm ("stage1", "stage2", "stage2_noreplay"), going on from its newest whole checkpoint, and
-    leave ARM/adapter and ARM/loss.csv; after a stage 1 that is handed over merged, stage1/merged too.
+    """Train one arm ("stage1", "stage2", "stage2_noreplay") from its newest whole checkpoint on; writes
+    ARM/adapter and ARM/loss.csv and, for a hand-over by `merge`, stage1/merged.
 
-    config: what train.sft_config gave, changed or not; None for the recipe's own.
-
-    The last checkpoint stays until the notebook is complete (`finish`, or the runner): until then a crash
-    must not cost the training that is done.
+    config: of train.sft_config, changed or not; None for the recipe's. The last checkpoint stays until the
+    notebook is complete (`finish`, or the runner), so that a crash before does not cost the training.
     """
     folder = run.folder / arm
     done = fitting.fit(
@@ -202,16 +199,15 @@ def fit(run: Run, stage: str, arm: str, model, tokenizer, train, validation, con
 
 
 def relearning(recipe: recipes.Recipe) -> recipes.TrainSpec:
-    """How the relearning probe trains: as stage 1, but at its full learning rate from the first step to the
-    last, since ten steps of its warmup would hardly move a weight."""
+    """The relearning probe's TrainSpec: stage 1's, at its full learning rate throughout, since ten steps of
+    warmup would hardly move a weight."""
     steps = recipe.dmt.relearn_steps
     return replace(recipe.stage1, max_steps=steps, warmup_steps=0, scheduler="constant")
 
 
 def relearn(run: Run, records: Records, model, tokenizer) -> fitting.Fit | None:
-    """Train the model, which has just been trained as the arm "stage2", for dmt.relearn_steps optimizer steps
-    on stage 1's rows, and leave stage2_relearned/adapter and its loss.csv: whether stage 1's skill is gone or
-    only hidden. None, and nothing is done, where the recipe does not ask for it.
+    """Train the model of the arm "stage2" for dmt.relearn_steps more steps on stage 1's rows, into
+    stage2_relearned: is stage 1's skill gone, or only hidden? None where the recipe does not ask for it.
     """
     if not run.recipe.dmt.relearn_steps or records.arm != "stage2":
         return None
@@ -229,7 +225,7 @@ def relearn(run: Run, records: Records, model, tokenizer) -> fitting.Fit | None:
 
 
 def _stage1s_optimizer(run: Run) -> Path | None:
-    """The file of its state, where stage 2 begins with it; ResultsError where it is missing."""
+    """The file of its state, if stage 2 begins with it; ResultsError where it is missing."""
     if run.recipe.dmt.optimizer_state != "carried":
         return None
     storage.require(run.folder, [f"stage1/{checkpoints.OPTIMIZER}"])
@@ -237,15 +233,15 @@ def _stage1s_optimizer(run: Run) -> Path | None:
 
 
 def finish(run: Run, arm: str, done: fitting.Fit) -> None:
-    """The last act of a training notebook: its numbers into run.json; under the runner it is for that to say
-    that the notebook is complete, and to remove the checkpoints."""
+    """Write a training notebook's numbers to run.json and remove the checkpoints; the runner removes them
+    itself once the notebook is complete."""
     run.finish(**vars(done))
     if not run_json.under_runner():
         models.remove_checkpoints(run.folder / arm)
 
 
 def _identity(run: Run, stage: str, train, validation) -> dict:
-    """What a checkpoint must share with the run that resumes from it."""
+    """The fields that a checkpoint must share with the run that resumes from it."""
     parts = ("model", "data", "lora", "dmt", stage)
     fields = {k: v for k, v in recipes.flat(run.recipe).items() if k.partition(".")[0] in parts}
     identity = storage.plain(fields) | {

@@ -1,4 +1,4 @@
-"""From records to token ids: an Arrow dataset per stage, cached by the hash of everything it depends on."""
+"""From records to token ids: an Arrow dataset, cached by the hash of everything it depends on."""
 
 import hashlib
 import json
@@ -56,13 +56,13 @@ def prepare(
 def with_exams(dataset, records: Sequence[MCQItem | Dialogue]):
     """The dataset of `prepare` for these records with a column `exam`: 1 for an exam question, else 0.
 
-    From it training knows the replayed rows (batches.replay_weight), and validation which rows are whose.
+    Training weighs replayed rows by it (batches.replay_weight), and validation separates the sources.
     """
     return dataset.add_column("exam", np.array([isinstance(one, MCQItem) for one in records], np.int8))
 
 
 def key(dataset) -> str:
-    """The hash a dataset of `prepare` is kept under: equal for equal rows, tokens and settings."""
+    """The hash of a dataset of `prepare`: equal for equal rows, tokens and settings."""
     return Path(dataset.cache_files[0]["filename"]).parent.name
 
 

@@ -13,10 +13,10 @@ FOLDER = "tracker"  # in a stage's folder
 
 @contextmanager
 def local(tracker: str, stage: Path):
-    """While it lasts, the tracker writes into `stage`/tracker, and asks no server.
+    """Within the block the tracker writes into `stage`/tracker and contacts no server, unless the user's
+    environment sends it elsewhere (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
 
-    What the user's environment says of the tracker (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID) is
-    kept: then it goes where they asked it to go. Raises InputError where its package is missing.
+    Raises InputError where its package is missing.
     """
     inputs.check_tracker(tracker)
     folder = str((stage / FOLDER).resolve())
@@ -41,8 +41,8 @@ def local(tracker: str, stage: Path):
 
 
 def _trackio_in(folder: Path) -> None:
-    """Trackio reads its variable when it is imported, which TRL does long before; and in a notebook it would
-    start a server for its page, also where nobody looks."""
+    """Trackio reads its variable at import, which TRL does long before; and in a notebook it would start a
+    server for its page."""
     import trackio
 
     before = trackio.TRACKIO_DIR
