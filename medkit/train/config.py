@@ -38,10 +38,10 @@ FIXED = {
     for name in names.split()
 }
 # What a checkpoint may differ in from the run that resumes from it: the beginnings of fields' names.
-_OUTSIDE_TRAINING = """
-output_dir eval_ per_device_eval_ save_ logging_ log_ report_to run_name project trackio_ hub_ dataloader_
-disable_tqdm prediction_loss_only
-""".split()
+_OUTSIDE_TRAINING = (
+    *("output_dir", "eval_", "per_device_eval_", "prediction_loss_only", "save_", "logging_", "log_"),
+    *("report_to", "run_name", "project", "trackio_", "hub_", "dataloader_", "disable_tqdm"),
+)
 
 
 def sft_config(spec: TrainSpec, *, max_length: int, folder: Path | None = None):
@@ -125,11 +125,10 @@ def used(config) -> dict:
 
 
 def identity(config) -> dict:
-    """Of `used`, what training depends on, named so that a recipe's own field is refused before it."""
-    fields = used(config).items()
-    return {
-        f"trainer.{name}": value for name, value in fields if not name.startswith(tuple(_OUTSIDE_TRAINING))
-    }
+    """Of `used`, what training depends on, named so that a recipe's own field is refused before it; and the
+    number of processes, each of which saves the state of its own random numbers."""
+    kept = {name: value for name, value in used(config).items() if not name.startswith(_OUTSIDE_TRAINING)}
+    return {f"trainer.{name}": value for name, value in kept.items()} | {"processes": processes()}
 
 
 def _differing(one, other) -> dict[str, tuple]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from medkit.recipes import TrainSpec
 from medkit.train import checkpoints, cpu, models, trackers
 from medkit.train import config as configuration
-from medkit.train.metrics import LossLog, processes
+from medkit.train.metrics import LossLog
 
 
 class Stopped(SystemExit):
@@ -60,16 +60,14 @@ def fit(
 
     train, validation: of tokenization.prepare. config: of config.sft_config, changed or not; None for that of
     `stage`. identity: what a checkpoint must match to be resumed from, beside the configuration.
-    optimizer_state: the file of stage 1's optimizer, whose moments this stage begins with. Raises
-    TrainerError for a field that cannot be changed, where packing did not stay on, and where memory or disk
-    ran out; CheckpointError for damaged checkpoints or another run's; Stopped after SIGTERM.
+    optimizer_state: of stage 1, whose moments this stage begins with. Raises TrainerError where a field cannot
+    be changed, packing did not stay on, or memory or disk ran out; CheckpointError; Stopped after SIGTERM.
     """
     from medkit.train import trainer  # imports unsloth and trl
 
     config = configuration.for_fit(config, stage, max_length=max_length, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Each process saves the state of its own random numbers: another number of them cannot take them up.
-    identity = {**(identity or {}), **configuration.identity(config), "processes": processes()}
+    identity = (identity or {}) | configuration.identity(config)
     say = print if models.first_process() else lambda _: None
     start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
     at = checkpoints.step_of(start) if start else 0

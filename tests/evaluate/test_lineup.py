@@ -191,7 +191,7 @@ def test_an_adapter_on_the_output_layer_is_refused_on_a_gpu(run, tiny_llama_fold
     adapted = adapters.attach(model, adapter)
     with models.for_inference(adapted):
         pass
-    monkeypatch.setattr(models, "on_gpu", lambda: True)
+    monkeypatch.setattr(models.cpu, "on_gpu", lambda: True)
     with pytest.raises(TrainingError, match="acts on lm_head"), models.for_inference(adapted):
         pass
 
