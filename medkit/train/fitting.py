@@ -60,7 +60,7 @@ def fit(
 
     train, validation: of tokenization.prepare. config: of config.sft_config, changed or not; None for that of
     `stage`. identity: what a checkpoint must match to be resumed from, beside the configuration.
-    optimizer_state: of stage 1, whose moments this stage begins with. Raises TrainerError where a field cannot
+    optimizer_state: of stage 1, with whose moments this one begins. Raises TrainerError where a field cannot
     be changed, packing did not stay on, or memory or disk ran out; CheckpointError; Stopped after SIGTERM.
     """
     from medkit.train import trainer  # imports unsloth and trl
