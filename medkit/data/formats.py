@@ -156,17 +156,12 @@ def check_start(path: Path, name: str) -> None:
     with path.open("rb") if binary else open_decompressed(path) as file:
         start = file.read(512)
     said = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    found = next(
-        (
-            found
-            for magic, found in OTHER_STARTS.items()
-            if said.startswith(magic.lower()) and magic != binary
-        ),
-        "",
-    )
-    if not binary and start[257:262] == b"ustar":
-        found = "a tar archive; unpack it"
-    elif not binary and b"\0" in start:
-        found = found or "zero bytes, which no UTF-8 text has; fetch it again, or save it as UTF-8"
-    if found:
+    for magic, found in OTHER_STARTS.items():
+        if said.startswith(magic.lower()) and magic != binary:
+            raise SourceError(f"{name}: expected rows, found {found}")
+    if not binary and b"\0" in start:
+        archive = start[257:262] == b"ustar"
+        found = (
+            "a tar archive; unpack it" if archive else "zero bytes, which no UTF-8 text has; fetch it again"
+        )
         raise SourceError(f"{name}: expected rows, found {found}")

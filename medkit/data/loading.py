@@ -33,9 +33,8 @@ ONLY_SPLIT = "*"  # the one split the repository has, whatever it is called
 class RawFile:
     """A file, or a split of the hub, that serves a part."""
 
-    name: str  # as messages show it
+    name: str  # its path in the data folder, or the hub id
     rows: Iterable[tuple[str, dict]]  # (place, row), read when iterated
-    key: str  # file name or hub id
     fingerprint: str  # SHA-256, or the commit
 
 
@@ -60,7 +59,7 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
             continue
         if any(other.takes(labels) for other in others):
             raise SourceError(f"{name}: cannot tell whether it is for training or evaluation; rename it")
-        chosen.append(RawFile(name, read_rows(path, name), name, digest(path, name)))
+        chosen.append(RawFile(name, read_rows(path, name), digest(path, name)))
     if not chosen:
         if paths:
             instead = f"{shortened(', '.join(paths))}; rename the file or its folder"
@@ -138,4 +137,4 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     read = {column for form in source.forms for column in form.reads}
     data = data.select_columns([column for column in data.column_names if column in read])
     rows = ((f"row {number}", row) for number, row in enumerate(data, 1))
-    return RawFile(name, rows, source.hub_id, commit), len(data)
+    return RawFile(source.hub_id, rows, commit), len(data)

@@ -252,8 +252,8 @@ def load(
             loaded.notes[f"rows served, where {declared} are declared"] = served
     else:
         files = from_folder(source, part, Path(data_dir))
-    loaded.files = {file.key: file.fingerprint for file in files}
-    for record in _distinct(source, part, files, loaded, progress):
+    loaded.files = {file.name: file.fingerprint for file in files}
+    for record in _records(source, part, files, loaded, progress):
         loaded.records.append(record)
         loaded.places.append(loaded.rows - 1)
         if limit and len(loaded.records) >= limit:
@@ -266,48 +266,42 @@ def load(
     return loaded
 
 
-def _distinct(source: Source, part: str, files: list[RawFile], loaded: Loaded, progress: bool) -> Iterator:
-    """The files' records under unique ids, without those that are in an earlier file too."""
+def _records(source: Source, part: str, files: list[RawFile], loaded: Loaded, progress: bool) -> Iterator:
+    """The files' usable rows as records under unique ids, without those that an earlier file has; the other
+    rows are counted in `loaded`."""
     # NoteChat's repeated files are the mixture's to count; elsewhere they are one set in several forms.
     compare = len(files) > 1 and source.kind is not Dialogue
-    ids: set[str] = set()
+    title, ids = f"{source.name} {part}", set()
     earlier: dict[bytes, str] = {}  # content -> answer
     for file in files:
+        form, convert, rows = _converter(source, file)
         here: dict[bytes, str] = {}
-        for record in _converted(source, part, file, loaded, progress):
-            if compare:
-                key, answer = content_key(record), getattr(record, "answer", "")
-                if key in earlier:
-                    same = earlier[key] == answer
-                    loaded.dropped["repeated in another file" + ("" if same else ", other answer")] += 1
-                    continue
-                here[key] = answer
+        for place, row in tqdm(rows, desc=title, unit=" rows", disable=not progress, leave=False):
+            number = f"{loaded.rows:06d}"
+            loaded.rows += 1
+            id = converters.identifier(row.get(form.own_id)) or f"{source.name}-{part}-{number}"
+            try:
+                record = convert(row, id, loaded.notes)
+                _check_record(source.parts[part], record)
+                if compare:
+                    key, answer = content_key(record), getattr(record, "answer", "")
+                    if key in earlier:
+                        differs = "" if earlier[key] == answer else ", other answer"
+                        raise RecordError(f"repeated in another file{differs}", id)
+                    here[key] = answer
+            except RecordError as error:
+                loaded.dropped[error.reason] += 1
+                loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
+                continue
+            except ValueError as error:
+                raise SourceError(f"{file.name}, {place}: {error}") from None
             if record.id in ids:
                 loaded.notes["rows whose id repeats an earlier one's"] += 1
-                record = replace(record, id=f"{record.id}-{loaded.rows - 1:06d}")
+                record = replace(record, id=f"{record.id}-{number}")
             ids.add(record.id)
-            yield record
-        earlier |= here
-
-
-def _converted(source: Source, part: str, file: RawFile, loaded: Loaded, progress: bool) -> Iterator:
-    """The file's usable rows as records; the others are counted in `loaded`."""
-    form, convert, rows = _converter(source, file)
-    title = f"{source.name} {part}"
-    for place, row in tqdm(rows, desc=title, unit=" rows", disable=not progress, leave=False):
-        loaded.rows += 1
-        id = converters.identifier(row.get(form.own_id)) or f"{source.name}-{part}-{loaded.rows - 1:06d}"
-        try:
-            record = convert(row, id, loaded.notes)
-            _check_record(source.parts[part], record)
-        except RecordError as error:
-            loaded.dropped[error.reason] += 1
-            loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
-        except ValueError as error:
-            raise SourceError(f"{file.name}, {place}: {error}") from None
-        else:
             loaded.example = loaded.example or (row, record)
             yield record
+        earlier |= here
 
 
 def _check_record(part: Part, record) -> None:

@@ -368,11 +368,12 @@ def test_a_physician_asks_explains_and_advises_in_full_sentences(corpora):
     history = tuple(
         q for c in consultations.written()["complaint"] for item in c["history"] for q in item[:2]
     )
+    greetings = consultations.written()["phrases"]["greetings"]
     visits, told = [], []
     for row in corpora["report"]["notechat/train.jsonl"]:
         patients = [text for speaker, text in turns(row) if speaker == "Patient"]
         doctors = [text for speaker, text in turns(row) if speaker == "Doctor"]
-        greeted = doctors[0] in consultations.written()["phrases"]["greetings"]
+        greeted = doctors[0] in greetings
         (told if len(patients) == 2 else visits).append(doctors[greeted:])
     assert len(visits) == len(told) == 80  # one of each a note
     for questions_and_advice in visits:
