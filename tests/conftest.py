@@ -79,6 +79,16 @@ def tiny_llama_folder(tmp_path_factory, tiny_llama):
 
 
 @pytest.fixture(scope="session")
+def tiny_run_folder(tmp_path_factory, tiny_llama_folder):
+    """A run `tiny`: base, Med-Mix and Med-Nirvana of random adapters, and answers of at most eight tokens."""
+    import tiny_run
+
+    place = tmp_path_factory.mktemp("results")
+    settings = "model.max_length=512;consumer.max_new_tokens=8"
+    return tiny_run.write_run(place, tiny_llama_folder, settings).folder
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("real rows of the datasets are not beside this checkout")

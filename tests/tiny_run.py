@@ -112,6 +112,30 @@ def train(folder: Path, base: Path, stage: TrainSpec = STAGE, *, resume=False, e
     return done, model
 
 
+def write_run(place: Path, base: Path, settings: str, arms=("stage1", "stage2")):
+    """place/tiny: an opened run of recipe `cpu` in 16 bit, with a random adapter of each of `arms`."""
+    import pytest
+    import torch
+
+    from medkit.runs import run_json, storage
+    from medkit.train import models
+
+    settings = f"model.base={base};model.load_in_4bit=false;{settings}"
+    storage.write_json(place / "tiny" / "run.json", run_json.describe("cpu", settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDKIT_RESULTS", str(place))
+        run = run_json.for_reading("tiny")
+    model, tokenizer = models.load(run.recipe.model)
+    model = models.attach_lora(model, run.recipe.lora, seed=0)
+    for seed, arm in enumerate(arms):
+        torch.manual_seed(seed)
+        for name, weights in model.named_parameters():
+            if "lora_B" in name:  # zero at first: such an adapter changes nothing
+                weights.data.normal_(0, 0.5)
+        models.save_adapter(model, tokenizer, run.folder / arm / "adapter")
+    return run
+
+
 def befall(fault: str, at: int) -> None:
     """Arrange for `fault` to happen at optimizer step `at`."""
     import torch

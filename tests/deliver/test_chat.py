@@ -3,40 +3,22 @@
 import io
 
 import pytest
-import torch
 
 from medkit.__main__ import main
 from medkit.deliver import chat
 from medkit.evaluate import generation
 from medkit.prompts import prompt_ids
-from medkit.runs import run_json, storage
-from medkit.train import models
 
 QUESTION = "I have a headache."
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_llama_folder):
-    """A run with two random adapters, and answers of at most eight tokens."""
-    place = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDKIT_RESULTS", str(place))
-        settings = f"model.base={tiny_llama_folder};model.load_in_4bit=false;consumer.max_new_tokens=8"
-        storage.write_json(place / "tiny" / "run.json", run_json.describe("cpu", settings))
-        opened = run_json.for_reading("tiny")
-        model, tokenizer = models.load(opened.recipe.model)
-        model = models.attach_lora(model, opened.recipe.lora, seed=0)
-        for seed, arm in enumerate(("stage1", "stage2")):
-            torch.manual_seed(seed)
-            for name, weights in model.named_parameters():
-                if "lora_B" in name:
-                    weights.data.normal_(0, 0.5)
-            models.save_adapter(model, tokenizer, opened.folder / arm / "adapter")
-        yield opened
+@pytest.fixture(autouse=True)
+def results(tiny_run_folder, monkeypatch):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tiny_run_folder.parent))
 
 
-def test_every_model_answers_as_it_does_when_it_is_evaluated(run):
-    _, team = chat.open_run("tiny")
+def test_every_model_answers_as_it_does_when_it_is_evaluated():
+    run, team = chat.open_run("tiny")
     seen = []
     texts = chat.ask(run, team, QUESTION, lambda texts: seen.append(dict(texts)))
     assert list(texts) == ["base", "med-mix", "med-nirvana"] and len(set(texts.values())) == 3
@@ -59,8 +41,8 @@ def test_every_model_answers_as_it_does_when_it_is_evaluated(run):
     assert [step["base"] for step in seen if "med-mix" not in step][-1] == texts["base"]
 
 
-def test_what_is_no_question_is_refused(run):
-    _, team = chat.open_run("tiny")
+def test_what_is_no_question_is_refused():
+    run, team = chat.open_run("tiny")
     with pytest.raises(chat.ChatError, match="the question is empty"):
         chat.ask(run, team, " \n")
     with pytest.raises(chat.ChatError, match="shorten it"):
@@ -105,7 +87,7 @@ def test_a_terminal_is_drawn_over_and_a_pipe_gets_the_end_only(monkeypatch):
     assert "one two" in pipe.getvalue() and "\x1b" not in pipe.getvalue()
 
 
-def test_the_command(run, capsys, monkeypatch):
+def test_the_command(capsys, monkeypatch):
     assert main(["chat", "tiny", QUESTION]) == 0
     shown = capsys.readouterr().out
     assert shown.count(chat.NOT_FOR_PATIENTS) == 2 and "Med-Nirvana" in shown
@@ -116,7 +98,7 @@ def test_the_command(run, capsys, monkeypatch):
     assert "holds no run" in capsys.readouterr().err
 
 
-def test_the_widget(run):
+def test_the_widget():
     box = chat.widget("tiny")
     warning, question, button, answers = box.children
     assert chat.NOT_FOR_PATIENTS in warning.value

@@ -4,15 +4,14 @@ import json
 
 import nbformat
 import pytest
-import torch
+import tiny_run
 
 from medkit.evaluate import accuracy
 from medkit.pipeline import notebooks
-from medkit.runs import machine, run_json, storage
-from medkit.train import models
+from medkit.runs import machine, run_json
 
 SETTINGS = (
-    "model.load_in_4bit=false;model.max_length=4096;mcq.rows=4;mcq.generated_rows=2;mcq.max_new_tokens=4;"
+    "model.max_length=4096;mcq.rows=4;mcq.generated_rows=2;mcq.max_new_tokens=4;"
     "consumer.cases=3;consumer.max_new_tokens=4;consumer.samples=1"
 )
 
@@ -20,23 +19,8 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_llama_folder):
     """A run of the tiny Llama with random adapters of both arms of stage 2 and of stage 1."""
-    place = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDKIT_RESULTS", str(place))
-        patch.setenv("MEDKIT_RUNNER", "1")  # no lock to hold
-        described = run_json.describe("cpu", f"model.base={tiny_llama_folder};{SETTINGS}")
-        storage.write_json(place / "tiny" / "run.json", described)
-        opened = run_json.begin("tiny", "03_mcq_eval")
-        model, tokenizer = models.load(opened.recipe.model)
-        model = models.attach_lora(model, opened.recipe.lora, seed=0)
-        for seed, arm in enumerate(("stage1", "stage2", "stage2_noreplay")):
-            torch.manual_seed(seed)
-            for name, weights in model.named_parameters():
-                if "lora_B" in name:  # zero at first: such an adapter changes nothing
-                    weights.data.normal_(0, 0.5)
-            models.save_adapter(model, tokenizer, opened.folder / arm / "adapter")
-        patch.delenv("MEDKIT_RUNNER")
-        yield opened
+    arms = ("stage1", "stage2", "stage2_noreplay")
+    return tiny_run.write_run(tmp_path_factory.mktemp("results"), tiny_llama_folder, SETTINGS, arms)
 
 
 def execute(run, name, **parameters):
