@@ -47,9 +47,12 @@ lock:
 	$(PIP) $(UV)
 	printf '%s\n' $(CUDA) > .venv/cuda.txt
 	printf '%s\n' $(NO_DEPS) > .venv/no-deps.txt
-	$(COMPILE) pyproject.toml --extra cpu --extra test --extra dev --output-file requirements.lock
+	printf 'pillow<13\n' > .venv/limits.txt  # trackio's; matplotlib takes any
+	$(COMPILE) pyproject.toml --extra cpu --extra test --extra dev --constraint .venv/limits.txt \
+	  --output-file requirements.lock
 	$(COMPILE) --no-deps --no-header .venv/no-deps.txt >> requirements.lock
-	$(COMPILE) pyproject.toml --extra cpu --extra bench --extra cluster --extra energy --extra trackers \
+	$(COMPILE) pyproject.toml --extra cpu --extra bench --extra cluster --extra energy --extra export \
+	  --extra trackers \
 	  --constraint requirements.lock \
 	  $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements.lock) \
 	  --output-file requirements-extras.lock

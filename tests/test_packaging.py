@@ -113,8 +113,7 @@ def test_every_import_is_a_declared_dependency():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             imported |= {name.partition(".")[0] for name in names}
-    # trackio is the reader's to install: it needs another pillow than the lock has.
-    imported -= set(sys.stdlib_module_names) | {"medkit", "trackio"}
+    imported -= set(sys.stdlib_module_names) | {"medkit"}
     modules = importlib.metadata.packages_distributions()
     declared = project_pins(*EXTRAS).keys() | makefile_pins().keys()
     for name in sorted(imported):
