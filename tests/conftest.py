@@ -79,13 +79,20 @@ def tiny_llama_folder(tmp_path_factory, tiny_llama):
 
 
 @pytest.fixture(scope="session")
-def tiny_run_folder(tmp_path_factory, tiny_llama_folder):
-    """A run `tiny`: base, Med-Mix and Med-Nirvana of random adapters, and answers of at most eight tokens."""
+def tiny_run_folder(tmp_path_factory):
+    """A run `tiny`: base, Med-Mix and Med-Nirvana of random adapters, and answers of at most eight tokens.
+
+    Its output layer is 8 times a random model's, so that letters are about as far apart as a real model's.
+    """
     import tiny_run
 
-    place = tmp_path_factory.mktemp("results")
+    base = tmp_path_factory.mktemp("base")
+    model, tokenizer = make_tiny_llama()
+    model.lm_head.weight.data.mul_(8)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
     settings = "model.max_length=512;consumer.max_new_tokens=8"
-    return tiny_run.write_run(place, tiny_llama_folder, settings).folder
+    return tiny_run.write_run(tmp_path_factory.mktemp("results"), base, settings).folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,12 @@
 """Tiny models of several families with their family's template and kind of tokenizer: each passes `check`,
 answers by letter and in words, and trains on rows that begin as it is asked."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import chat_templates
 import pytest
 import torch
@@ -26,18 +32,22 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def folder(request, tmp_path_factory):
+def write_model(name: str, place: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind, more = MODELS[request.param]
-    tokenizer, place = chat_templates.make(request.param), tmp_path_factory.mktemp("model")
+    kind, more = MODELS[name]
+    tokenizer = chat_templates.make(name)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **SHAPE, **ids, **more, vocab_size=len(tokenizer))
     AutoModelForCausalLM.from_config(config).float().save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request, tmp_path_factory):
+    return write_model(request.param, tmp_path_factory.mktemp("model"))
 
 
 def test_check_passes(folder, tmp_path, monkeypatch, capsys):
@@ -75,6 +85,26 @@ def test_letters_and_words(folder, tmp_path, monkeypatch):
     words = mcq.answer_in_words(run, active, items)
     assert len(words) == 5 and set(words["finish"]) <= {"stopped", "cut"}
     run.finish()
+
+
+@pytest.mark.slow
+def test_the_whole_study_of_each_family_by_its_folder_alone(tmp_path):
+    """Notebooks 01 to 05 of recipe cpu with model.base=FOLDER, and sizes that end in seconds."""
+    names = ["qwen3", "gemma-2", "mistral-v0.3", "phi-3"]
+    bases = [f"{name}={write_model(name, tmp_path / 'models' / name)}" for name in names]
+    own = {"MEDKIT_RESULTS": str(tmp_path / "results"), "MEDKIT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, Path(__file__).with_name("one_process.py"), *bases]
+    ended = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for name in names:
+        run = tmp_path / "results" / name
+        info = json.loads((run / "run.json").read_text())
+        assert info["status"] == "complete" and len(info["notebooks"]) == 6
+        # 4 questions of each of 3 benchmarks by base, Med-Mix, Med-Nirvana and the control
+        assert len((run / "mcq" / "items.csv").read_text().splitlines()) == 1 + 4 * 3 * 4
+        assert {path.stem for path in (run / "tables").glob("table?.md")} == {
+            f"table{i}" for i in range(1, 5)
+        }
 
 
 def test_a_run_keeps_its_date(tmp_path, monkeypatch):

@@ -194,6 +194,7 @@ def smollm2_run(tmp_path_factory):
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **shape))
+    model.lm_head.weight.data.mul_(8)
     model.to(torch.bfloat16).save_pretrained(base)
     tokenizer.save_pretrained(base)
     return tiny_run.write_run(tmp_path_factory.mktemp("results"), base, "")
