@@ -65,16 +65,16 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
     shared, left_out = _shared(first, second)
     rows = []
     for dataset, ids in shared.items():
-        outcomes = [_outcomes(side, dataset, ids) for side in (first, second)]
-        for one, other in _pairs(first, second):
-            if one not in outcomes[0] or other not in outcomes[1]:
+        firsts, seconds = (_outcomes(side, dataset, ids) for side in (first, second))
+        for model, other in _pairs(first, second):
+            if model not in firsts or other not in seconds:
                 continue  # a model that was not asked this benchmark
-            before, after = outcomes[0][one].to_numpy(), outcomes[1][other].to_numpy()
-            found = storage.plain(statistics.compare(before, after, seed))
-            discordant = found["first_only"] + found["second_only"]
-            found |= {"first_accuracy": float(before.mean()), "second_accuracy": float(after.mean())}
-            found["detectable"] = statistics.detectable_difference(found["n"], discordant)
-            rows.append({"dataset": dataset, "first": one, "second": other, **found})
+            before, after = firsts[model].to_numpy(), seconds[other].to_numpy()
+            row: dict = {"dataset": dataset, "first": model, "second": other}
+            row |= storage.plain(statistics.compare(before, after, seed))
+            discordant = row["first_only"] + row["second_only"]
+            row |= {"first_accuracy": float(before.mean()), "second_accuracy": float(after.mean())}
+            rows.append(row | {"detectable": statistics.detectable_difference(row["n"], discordant)})
     if not rows:
         raise CompareError(
             f"{first.name} and {second.name} have no question in common "
@@ -93,24 +93,22 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
 
 def _outcomes(side: Side, dataset: str, ids: list[str]) -> pd.DataFrame:
     """A row a question of `ids`, a column a model that answered all of them: whether it was right."""
-    own = side.items[side.items["dataset"] == dataset].pivot(
-        index="item_id", columns="model", values="correct"
-    )
-    return own.reindex(ids).dropna(axis="columns").astype(bool)
+    items = side.items[side.items["dataset"] == dataset]
+    outcomes = items.pivot(index="item_id", columns="model", values="correct")
+    return outcomes.reindex(ids).dropna(axis="columns").astype(bool)
 
 
 def _shared(first: Side, second: Side) -> tuple[dict[str, list[str]], list[str]]:
     """Per benchmark the ids to compare, and what was left out."""
-    shared, left_out = {}, []
-    builtin = {side.origin == "builtin" for side in (first, second)}
-    if len(builtin) > 1:
+    if (first.origin == "builtin") != (second.origin == "builtin"):
         return {}, ["one of them asked the built-in corpus"]
+    shared, left_out = {}, []
     golds = [side.items.drop_duplicates(["dataset", "item_id"]) for side in (first, second)]
     for dataset in dict.fromkeys([*golds[0]["dataset"], *golds[1]["dataset"]]):
-        one, other = (gold[gold["dataset"] == dataset].set_index("item_id")["gold"] for gold in golds)
-        both = one.index.intersection(other.index)
-        same = both[(one[both] == other[both]).to_numpy()]
-        if alone := len(one) + len(other) - 2 * len(both):
+        ours, theirs = (gold[gold["dataset"] == dataset].set_index("item_id")["gold"] for gold in golds)
+        both = ours.index.intersection(theirs.index)
+        same = both[(ours[both] == theirs[both]).to_numpy()]
+        if alone := len(ours) + len(theirs) - 2 * len(both):
             left_out.append(f"{dataset}: {alone:,} questions that only one of them answered")
         if len(both) - len(same) > OTHER_QUESTIONS * len(both):
             left_out.append(f"{dataset}: {len(both):,} ids that number other questions")
@@ -126,16 +124,16 @@ def _pairs(first: Side, second: Side) -> list[tuple[str, str]]:
     """Models of one name with each other; where there is none, each with each."""
     ours, theirs = (list(dict.fromkeys(side.items["model"])) for side in (first, second))
     common = [(model, model) for model in ours if model in theirs]
-    return common or [(one, other) for one in ours for other in theirs]
+    return common or [(model, other) for model in ours for other in theirs]
 
 
 def _differing(ours: dict, theirs: dict) -> dict[str, list[str]]:
     """Field -> [first's value, second's], for the fields that are not the same in both."""
     names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    return {name: [str(ours.get(name, "not known")), str(theirs.get(name, "not known"))] for name in names}
+    return {name: [str(side.get(name, "not known")) for side in (ours, theirs)] for name in names}
 
 
-def page(found: dict) -> pd.DataFrame:
+def page(comparison: dict) -> pd.DataFrame:
     """The comparisons as strings, in percent and points."""
     return pd.DataFrame(
         {
@@ -148,45 +146,46 @@ def page(found: dict) -> pd.DataFrame:
             "detectable": number(100 * row["detectable"]),
             "p (Holm)": f"{row['p_holm']:.2g}",
         }
-        for row in found["comparisons"]
+        for row in comparison["comparisons"]
     )
 
 
-def text(found: dict) -> str:
+def text(comparison: dict) -> str:
     """What the table shows, what was left out, and what differs between the two beside the weights."""
-    significant = [row for row in found["comparisons"] if row["p_holm"] < ALPHA]
+    rows = comparison["comparisons"]
+    significant = sum(row["p_holm"] < ALPHA for row in rows)
     parts = [
-        f"First: {found['first']}. Second: {found['second']}. Paired over the same questions: McNemar's "
-        f"exact test with Holm's correction over all {len(found['comparisons'])} rows, {len(significant)} of "
-        f"them significant at {ALPHA}; 95% intervals by the paired bootstrap. Detectable: the smallest "
+        f"First: {comparison['first']}. Second: {comparison['second']}. Paired over the same questions: "
+        f"McNemar's exact test with Holm's correction over all {len(rows)} rows, {significant} of them "
+        f"significant at {ALPHA}; 95% intervals by the paired bootstrap. Detectable: the smallest "
         "difference, in points, that this many questions would show with 80% power, at the observed share of "
         "questions that only one of the two has right."
     ]
-    if found["left_out"]:
-        parts.append(f"Left out: {'; '.join(found['left_out'])}.")
-    if found["protocol"]:
-        named = "; ".join(f"{name} ({one}, {other})" for name, (one, other) in found["protocol"].items())
+    if comparison["left_out"]:
+        parts.append(f"Left out: {'; '.join(comparison['left_out'])}.")
+    if comparison["protocol"]:
+        named = "; ".join(f"{name} ({one}, {other})" for name, (one, other) in comparison["protocol"].items())
         parts.append(f"**The protocols differ, and every difference above contains that**: {named}.")
-    if found["settings"]:
-        named = "; ".join(f"`{name}` {one}, {other}" for name, (one, other) in found["settings"].items())
+    if comparison["settings"]:
+        named = "; ".join(f"`{name}` {one}, {other}" for name, (one, other) in comparison["settings"].items())
         parts.append(f"Settings that differ (first, second): {named}.")
-    elif not found["protocol"]:
+    elif not comparison["protocol"]:
         parts.append("No setting differs.")
     return "\n\n".join(parts)
 
 
-def write(found: dict) -> Path:
+def write(comparison: dict) -> Path:
     """compare.json, compare.md and compare.html (which loads nothing) in results/compare-FIRST-SECOND, the
     folder that is returned."""
-    place = storage.root() / storage.slug(f"compare-{found['first']}-{found['second']}")
-    title = f"{found['first']} and {found['second']}, compared"
-    markdown = f"# {title}\n\n{grid(page(found))}\n\n{text(found)}\n"
-    storage.write_json(place / "compare.json", found)
+    place = storage.root() / storage.slug(f"compare-{comparison['first']}-{comparison['second']}")
+    title = f"{comparison['first']} and {comparison['second']}, compared"
+    markdown = f"# {title}\n\n{grid(page(comparison))}\n\n{text(comparison)}\n"
+    storage.write_json(place / "compare.json", comparison)
     storage.write_text(place / "compare.md", markdown)
     storage.write_text(place / "compare.html", html(title, markdown2html(markdown)))
     return place
 
 
-def terminal(found: dict) -> str:
+def terminal(comparison: dict) -> str:
     """The table and its text, markdown.WIDTH columns wide at most."""
-    return f"{fitted(page(found))}\n\n{wrapped(text(found))}"
+    return f"{fitted(page(comparison))}\n\n{wrapped(text(comparison))}"

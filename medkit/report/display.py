@@ -33,22 +33,22 @@ def details(summary: str, *parts: pd.DataFrame | str) -> HTML:
 
 def settings(run: Run) -> HTML:
     """Where the run's settings differ from the paper's, side by side; behind one line each."""
-    own, info = recipes.flat(run.recipe), run_json.latest(run.info)
+    fields, info = recipes.flat(run.recipe), run_json.latest(run.info)
     paper = recipes.flat(recipes.get("paper"))
     differing = {
         name: {"the paper": str(paper[name]), "this run": str(value)}
-        for name, value in own.items()
+        for name, value in fields.items()
         if value != paper[name] and name not in ("name", "about")
     }
     everything = {
-        **own,
+        **fields,
         "rows come from": run.info["data"]["origin"],
         **{f"version of {name}": version for name, version in info["versions"].items() if version},
         **{f"machine: {name}": value for name, value in info["hardware"].items()},
         "commit": info["git"].get("commit"),
     }
     everything = pd.DataFrame({"value": {name: str(value) for name, value in everything.items()}})
-    summary = f"Settings: {len(differing)} of {len(own) - 2} differ from the paper's"
+    summary = f"Settings: {len(differing)} of {len(fields) - 2} differ from the paper's"
     first = details(
         f"{summary} (recipe {run.recipe.name})", pd.DataFrame.from_dict(differing, orient="index")
     )
@@ -140,11 +140,11 @@ def clean(summary: dict, without: dict) -> pd.DataFrame:
     """Accuracy on all questions beside that on those that appear in no training row."""
     rows = []
     for name, dataset in without["datasets"].items():
-        for model, own in dataset["models"].items():
+        for model, result in dataset["models"].items():
             everything = summary["datasets"][name]["models"][model]
             row = {"benchmark": TITLES[name], "model": arms.title(model)}
-            row |= {"n": everything["n"], "all": percent(everything), "n without": own["n"]}
-            rows.append(row | {"without": percent(own)})
+            row |= {"n": everything["n"], "all": percent(everything), "n without": result["n"]}
+            rows.append(row | {"without": percent(result)})
     return pd.DataFrame(rows)
 
 
@@ -161,16 +161,16 @@ def errors(run: Run, wrong: pd.DataFrame, items: Sequence[MCQItem], show_text: b
     return pd.DataFrame(rows).fillna("")
 
 
-def protocols(found: Sequence[dict]) -> HTML:
+def protocols(results: Sequence[dict]) -> HTML:
     """What the way of reading an answer changes: a line, and the accuracies behind it."""
-    tests = tables.protocol_tests(found)
+    tests = tables.protocol_tests(results)
     if not tests:
         return HTML("<p>No question was answered in words.</p>")
     line = (
         f"Three protocols: {sum(differs for _, differs in tests)} of {len(tests)} accuracies differ "
         "significantly from that by letter"
     )
-    return details(line, tables.protocols_page(found), tables.protocols_text(found))
+    return details(line, tables.protocols_page(results), tables.protocols_text(results))
 
 
 def queries(run: Run, cases: Sequence[ConsumerQuery], left_out: dict[str, int]) -> HTML:
@@ -186,9 +186,9 @@ def _by_model(rows: Mapping[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict({arms.title(name): row for name, row in rows.items()}, orient="index")
 
 
-def _means(own: dict, titles: Mapping[str, str]) -> dict[str, str]:
-    """title -> the mean of own[part], with its interval."""
-    return {title: interval(own[part], digits=4) for part, title in titles.items()}
+def _means(measured: dict, titles: Mapping[str, str]) -> dict[str, str]:
+    """title -> the mean of measured[part], with its interval."""
+    return {title: interval(measured[part], digits=4) for part, title in titles.items()}
 
 
 def _sides(summary: dict) -> dict[str, dict]:
@@ -196,17 +196,17 @@ def _sides(summary: dict) -> dict[str, dict]:
     return {**summary["models"], "physicians": summary["reference"]}
 
 
-def _minus(model: str, own: dict) -> str:
-    return f"{arms.title(model)} minus {arms.title(own['minus'])}"
+def _minus(model: str, measured: dict) -> str:
+    return f"{arms.title(model)} minus {arms.title(measured['minus'])}"
 
 
 def consumer_scores(summary: dict) -> pd.DataFrame:
     """Per model BERTScore, rescaled where the encoder has a baseline, and ROUGE-L; 95% intervals."""
     return _by_model(
         {
-            model: _means(own, tables.SCORES)
-            | (_means(own["rescaled"], {"f1": "F1, rescaled"}) if own["rescaled"] else {})
-            for model, own in summary["models"].items()
+            model: _means(measured, tables.SCORES)
+            | (_means(measured["rescaled"], {"f1": "F1, rescaled"}) if measured["rescaled"] else {})
+            for model, measured in summary["models"].items()
         }
     )
 
@@ -218,10 +218,10 @@ def lengths(summary: dict) -> pd.DataFrame:
     counts |= {"truncated": "longer than the encoder reads"}
     return _by_model(
         {
-            model: {"words, mean": interval(own["words"], digits=0)}
-            | {"median": own["words"]["median"], "longest": own["words"]["max"]}
-            | {title: own.get(count, "") for count, title in counts.items()}
-            for model, own in _sides(summary).items()
+            model: {"words, mean": interval(measured["words"], digits=0)}
+            | {"median": measured["words"]["median"], "longest": measured["words"]["max"]}
+            | {title: measured.get(count, "") for count, title in counts.items()}
+            for model, measured in _sides(summary).items()
         }
     )
 
@@ -230,11 +230,11 @@ def differences(summary: dict) -> pd.DataFrame:
     """Paired differences over the cases; `same length`: both answers cut to the shorter one's words."""
     return _by_model(
         {
-            _minus(model, own): _means(own, tables.SCORES)
-            | _means(own["length_matched"], {"f1": "F1, same length"})
-            | {"words": interval(own["words"], digits=0)}
-            | {"cases": summary["n"], "cases with two answers": own["length_matched"]["n"]}
-            for model, own in summary["differences"].items()
+            _minus(model, measured): _means(measured, tables.SCORES)
+            | _means(measured["length_matched"], {"f1": "F1, same length"})
+            | {"words": interval(measured["words"], digits=0)}
+            | {"cases": summary["n"], "cases with two answers": measured["length_matched"]["n"]}
+            for model, measured in summary["differences"].items()
         }
     )
 
@@ -244,19 +244,20 @@ def control(summary: dict) -> pd.DataFrame:
     return _by_model(
         {
             model: _means(summary["models"][model], {"f1": "F1, own physician"})
-            | _means(own, {"f1": "F1, another case's", "gap": "difference"})
-            for model, own in (summary["control"] or {}).items()
+            | _means(measured, {"f1": "F1, another case's", "gap": "difference"})
+            for model, measured in (summary["control"] or {}).items()
         }
     )
 
 
 def sampling(summary: dict) -> pd.DataFrame:
     """F1 of the greedy answer, the mean sampled one and the best sampled one, and what picking adds."""
-    found = summary["sampling"] or {"models": {}, "differences": {}}
+    sampled = summary["sampling"] or {"models": {}, "differences": {}}
     kinds = {"greedy": "greedy", "mean": "mean of the sampled", "best": "best of them"}
     gains = {"gain_of_best": "best minus mean", "best_minus_greedy": "best minus greedy"}
-    rows = {model: _means(own, kinds | gains) for model, own in found["models"].items()}
-    rows |= {f"{arms.title(m)}, difference": _means(own, kinds) for m, own in found["differences"].items()}
+    rows = {model: _means(measured, kinds | gains) for model, measured in sampled["models"].items()}
+    for model, measured in sampled["differences"].items():
+        rows[f"{arms.title(model)}, difference"] = _means(measured, kinds)
     return _by_model(rows).fillna("")
 
 
@@ -266,14 +267,14 @@ def styles(summary: dict) -> pd.DataFrame:
     n, rows = summary["n"], {}
     for name, (meaning, _) in MARKERS.items():
         row = rows[name] = {"means": meaning}
-        for model, own in _sides(summary).items():
-            share = statistics.wilson(round(own["style"][name] * n), n)
+        for model, measured in _sides(summary).items():
+            share = statistics.wilson(round(measured["style"][name] * n), n)
             row[arms.title(model)] = percent(storage.plain(share))
-        for model, own in summary["differences"].items():
-            row[_minus(model, own)] = percent(own["style"][name], "mean")
-        for model, own in summary["models"].items():
+        for model, measured in summary["differences"].items():
+            row[_minus(model, measured)] = percent(measured["style"][name], "mean")
+        for model, measured in summary["models"].items():
             row[f"{arms.title(model)} minus physicians"] = percent(
-                own["style_minus_physicians"][name], "mean"
+                measured["style_minus_physicians"][name], "mean"
             )
     return pd.DataFrame.from_dict(rows, orient="index")
 

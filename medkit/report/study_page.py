@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medkit.evaluate import clustered
 from medkit.report import markdown
 from medkit.report.card import HUB_NAMES
 from medkit.report.markdown import ALPHA, Table, in_percent, interval, listed, number
@@ -31,18 +32,17 @@ WHY = {
 BETWEEN = {"accuracy": "accuracy, points", "f1": "BERTScore F1", "general": "general accuracy, points"}
 
 
-def table(study: Study, found: pd.DataFrame) -> Table:
+def table(study: Study, comparisons: pd.DataFrame) -> Table:
     """replay_study: an arm a row, and of every measure the difference with its interval, Holm's p and what
-    was detectable. found: study.comparisons'. `figures` has every comparison, with replay's shares."""
+    was detectable. `figures` has every comparison (study.comparisons), with replay's shares."""
     shares = study.arms[[*SHARES]].add_prefix("share_of_")
-    figures = found.merge(shares, how="left", left_on="second", right_index=True)
-    page = pd.DataFrame([_row(study, found, arm) for arm in _ordered(study)])
+    page = pd.DataFrame([_row(study, comparisons, arm) for arm in _ordered(study)])
     return Table(
         name="replay_study",
         title="Replay study",
-        figures=figures,
+        figures=comparisons.merge(shares, how="left", left_on="second", right_index=True),
         page=page,
-        text="\n\n".join([*sentences(study, found), _reading(study)]),
+        text="\n\n".join([*sentences(study, comparisons), _reading(study)]),
         note=markdown.BUILT_IN if study.builtin else "",
         short=page[["arm", "rows, %", *(PRINTED[measure][0] for measure in FIGURE)]],
     )
@@ -52,67 +52,66 @@ def _ordered(study: Study) -> list[str]:
     return list(dict.fromkeys([*dose(study), *study.compared]))
 
 
-def _row(study: Study, found: pd.DataFrame, arm: str) -> dict[str, str]:
+def _row(study: Study, comparisons: pd.DataFrame, arm: str) -> dict[str, str]:
     about = study.arms.loc[arm]
-    row = {"arm": arm, "seeds": f"{about['seeds']:.0f}"}
-    row |= {f"{name.replace('_', ' ')}, %": in_percent(about[name]) for name in SHARES}
+    cells = {"arm": arm, "seeds": f"{about['seeds']:.0f}"}
+    cells |= {f"{name.replace('_', ' ')}, %": in_percent(about[name]) for name in SHARES}
     for measure, (title, factor, digits) in PRINTED.items():
-        for one in _only(found, kind="stage 1", measure=measure, second=arm).to_dict("records"):
-            row[title] = interval(one, "difference", digits, factor)
-            if not math.isnan(one["p_holm"]):
-                detectable = number(factor * one["detectable"], digits)
-                row[title] += f"; p {one['p_holm']:.2g}; detectable {detectable}"
-        row.setdefault(title, "")
-    return row
+        for row in _only(comparisons, kind="stage 1", measure=measure, second=arm).to_dict("records"):
+            cells[title] = interval(row, "difference", digits, factor)
+            if not math.isnan(row["p_holm"]):
+                detectable = number(factor * row["detectable"], digits)
+                cells[title] += f"; p {row['p_holm']:.2g}; detectable {detectable}"
+        cells.setdefault(title, "")
+    return cells
 
 
-def pairs_page(found: pd.DataFrame) -> pd.DataFrame:
+def pairs_page(comparisons: pd.DataFrame) -> pd.DataFrame:
     """The comparisons between arms, as strings."""
-    rows = []
-    for one in found[found["kind"] != "stage 1"].to_dict("records"):
-        _, factor, digits = PRINTED[one["measure"]]
-        row = {"compared": _pair(one), "why": WHY[one["kind"]]}
-        row |= {"measure": BETWEEN[one["measure"]]}
-        row |= {"difference": interval(one, "difference", digits, factor)}
-        row |= {"p (Holm)": "" if math.isnan(one["p_holm"]) else f"{one['p_holm']:.2g}"}
-        rows.append(row | {"detectable": number(factor * one["detectable"], digits)})
-    return pd.DataFrame(rows)
+    page = []
+    for row in comparisons[comparisons["kind"] != "stage 1"].to_dict("records"):
+        _, factor, digits = PRINTED[row["measure"]]
+        cells = {"compared": _pair(row), "why": WHY[row["kind"]], "measure": BETWEEN[row["measure"]]}
+        cells |= {"difference": interval(row, "difference", digits, factor)}
+        cells |= {"p (Holm)": "" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}"}
+        page.append(cells | {"detectable": number(factor * row["detectable"], digits)})
+    return pd.DataFrame(page)
 
 
-def check_page(found: pd.DataFrame) -> pd.DataFrame:
+def check_page(comparisons: pd.DataFrame) -> pd.DataFrame:
     """Differences in exam accuracy, in points, with the bootstrap's interval and the mixed model's."""
-    own = _only(found, measure="accuracy")
-    model = own[["difference"]].assign(low=own["model_low"], high=own["model_high"])
-    cells = {"compared": own["second"] + " - " + own["first"]}
-    for name, rows in {"bootstrap": own, "mixed model": model}.items():
-        cells[name] = rows.apply(markdown.percent, axis=1, key="difference")
+    rows = _only(comparisons, measure="accuracy")
+    model = rows.assign(low=rows["model_low"], high=rows["model_high"])
+    cells = {"compared": rows["second"] + " - " + rows["first"]}
+    for name, intervals in {"bootstrap": rows, "mixed model": model}.items():
+        cells[name] = intervals.apply(markdown.percent, axis=1, key="difference")
     return pd.DataFrame(cells)
 
 
-def agreement(found: pd.DataFrame) -> str:
+def agreement(comparisons: pd.DataFrame) -> str:
     """In how many comparisons of exam accuracy both intervals say the same of zero."""
-    own = _only(found, measure="accuracy").dropna(subset=["low", "model_low"])
-    if own.empty:
+    rows = _only(comparisons, measure="accuracy").dropna(subset=["low", "model_low"])
+    if rows.empty:
         return "No comparison has both intervals: with one seed an arm nothing is known of the spread."
-    apart = [own[low].gt(0) | own[high].lt(0) for low, high in (("low", "high"), ("model_low", "model_high"))]
-    same = apart[0] == apart[1]
-    names = ", ".join(own["second"][~same] + " - " + own["first"][~same])
-    text = f"Both intervals agree on whether there is a difference in {same.sum()} of {len(own)} comparisons"
-    return f"{text}{f'; not in {names}' if names else ''}."
+    bootstrap, model = (rows[f"{source}low"].gt(0) | rows[f"{source}high"].lt(0) for source in ("", "model_"))
+    others = rows[bootstrap != model]
+    names = ", ".join(others["second"] + " - " + others["first"])
+    agreed = f"{len(rows) - len(others)} of {len(rows)} comparisons{f'; not in {names}' if names else ''}"
+    return f"Both intervals agree on whether there is a difference in {agreed}."
 
 
 def noise_page(study: Study) -> pd.DataFrame:
     """The noise floor, as strings."""
-    rows = []
-    for one in noise_floor(study).to_dict("records"):
-        if one["measure"] in FIGURE:
-            _, factor, digits = PRINTED[one["measure"]]
-            row = {"again": f"{one['arm']}, seed {one['seed']}"}
-            row |= {"changed": "nothing" if one["how"] == "same" else "the order of rows"}
-            row |= {"measure": MEASURES[one["measure"]][0], "n": f"{one['items']:,}"}
-            row |= {"items with another value": f"{one['changed']:.1%}"}
-            rows.append(row | {"mean difference": f"{factor * one['difference']:+.{digits}f}"})
-    return pd.DataFrame(rows)
+    page = []
+    for row in noise_floor(study).to_dict("records"):
+        if row["measure"] in FIGURE:
+            _, factor, digits = PRINTED[row["measure"]]
+            cells = {"again": f"{row['arm']}, seed {row['seed']}"}
+            cells |= {"changed": "nothing" if row["how"] == "same" else "the order of rows"}
+            cells |= {"measure": MEASURES[row["measure"]][0], "n": f"{row['items']:,}"}
+            cells |= {"items with another value": f"{row['changed']:.1%}"}
+            page.append(cells | {"mean difference": f"{factor * row['difference']:+.{digits}f}"})
+    return pd.DataFrame(page)
 
 
 def points(study: Study, measure: str) -> pd.DataFrame:
@@ -120,29 +119,28 @@ def points(study: Study, measure: str) -> pd.DataFrame:
     difference in the unit it is printed in."""
     _, factor, _ = PRINTED[measure]
     doses, rows = dose(study), []
-    before = study.grid(BEFORE[measure], measure)
     for arm in _ordered(study):
-        own = study.grid(arm, measure)
-        shared = own.columns.intersection(before.columns)
-        differences = (own[shared] - before.reindex(own.index)[shared]).mean(axis=1).dropna()
+        by_seed = clustered.paired(study.grid(BEFORE[measure], measure), study.grid(arm, measure)).mean(
+            axis=1
+        )
         label = f"{study.arms.loc[arm, 'rows']:.0%}" if arm in doses else arm
-        row = {"arm": arm, "label": label, "group": "k" if arm in doses else "other"}
-        rows += [row | {"seed": seed, "difference": factor * one} for seed, one in differences.items()]
+        about = {"arm": arm, "label": label, "group": "k" if arm in doses else "other"}
+        rows += [about | {"seed": seed, "difference": factor * mean} for seed, mean in by_seed.items()]
     return pd.DataFrame(rows, columns=["arm", "label", "group", "seed", "difference"])
 
 
-def intervals(found: pd.DataFrame, measure: str) -> pd.DataFrame:
+def intervals(comparisons: pd.DataFrame, measure: str) -> pd.DataFrame:
     """difference, low and high of an arm in the unit it is printed in; the arm is the index."""
-    own = _only(found, kind="stage 1", measure=measure).set_index("second")
-    return own[["difference", "low", "high"]] * PRINTED[measure][1]
+    rows = _only(comparisons, kind="stage 1", measure=measure).set_index("second")
+    return rows[["difference", "low", "high"]] * PRINTED[measure][1]
 
 
-def sentences(study: Study, found: pd.DataFrame) -> list[str]:
+def sentences(study: Study, comparisons: pd.DataFrame) -> list[str]:
     """Three: what was found, what was not, and for which model and how many seeds that holds."""
-    return [_found(study, found), _not_found(found), _scope(study)]
+    return [_found(study, comparisons), _not_found(comparisons), _scope(study)]
 
 
-def _found(study: Study, found: pd.DataFrame) -> str:
+def _found(study: Study, comparisons: pd.DataFrame) -> str:
     questions, title = study.grid("med-mix", "accuracy"), TITLES[study.benchmark]
     if questions.empty:
         return f"**Found**: letter accuracy on {title} is not in yet, so nothing is known of retention."
@@ -154,45 +152,43 @@ def _found(study: Study, found: pd.DataFrame) -> str:
         f"{questions.shape[1]:,} {title} questions correctly after stage 1, and after a stage 2 with "
         f"{listed(shares) or 'no share'} of its rows replayed {listed(levels) or 'no share'}"
     )
-    if not found["p_holm"].notna().any():
+    if not comparisons["p_holm"].notna().any():
         return f"{text}."
-    own = _only(found, measure="accuracy")
-    significant = own[own["p_holm"] < ALPHA]
-    seen = [
-        f"{_pair(one)} {100 * one['difference']:+.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
-        for one in significant[significant["kind"] != "stage 1"].to_dict("records")
+    rows = _only(comparisons, measure="accuracy")
+    significant = rows[rows["p_holm"] < ALPHA]
+    between = [
+        f"{_pair(row)} {100 * row['difference']:+.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        for row in significant[significant["kind"] != "stage 1"].to_dict("records")
     ]
-    text += f"; significant, in points: {', '.join(seen)}" if seen else "; no two arms differ significantly"
+    text += (
+        f"; significant, in points: {', '.join(between)}" if between else "; no two arms differ significantly"
+    )
     lost = significant[(significant["kind"] == "stage 1") & (significant["difference"] < 0)]["second"]
     return f"{text}; significantly below stage 1: {', '.join(lost) or 'no arm'}."
 
 
-def _pair(one: dict) -> str:
-    return f"{one['second']} - {one['first']}"
+def _pair(row: dict) -> str:
+    return f"{row['second']} - {row['first']}"
 
 
-def _not_found(found: pd.DataFrame) -> str:
-    if not found["p_holm"].notna().any():
+def _not_found(comparisons: pd.DataFrame) -> str:
+    if not comparisons["p_holm"].notna().any():
         return "**Not found**: with one seed an arm nothing is known of the spread, so nothing was tested."
     parts = []
     kinds = {"accuracy": "exam accuracy", "f1": "BERTScore F1", "general": "general accuracy"}
     for measure, what in kinds.items():
-        tested = found[(found["measure"] == measure) & found["p_holm"].notna()]
+        tested = comparisons[(comparisons["measure"] == measure) & comparisons["p_holm"].notna()]
         unseen = tested[tested["p_holm"] >= ALPHA]
         if len(unseen):
             names = ", ".join(map(_pair, unseen.to_dict("records")))
             names = "any comparison" if len(unseen) == len(tested) else names
-            parts.append(f"in {what} for {names} (detectable {_range(unseen['detectable'], measure)})")
+            _, factor, digits = PRINTED[measure]
+            ends = (unseen["detectable"].min(), unseen["detectable"].max())
+            detectable = " to ".join(dict.fromkeys(number(factor * end, digits) for end in ends))
+            parts.append(f"in {what} for {names} (detectable {detectable}{' points' * (factor == 100)})")
     if not parts:
         return "**Not found**: every difference that was tested is significant."
     return f"**Not found**: a significant difference {'; '.join(parts)}."
-
-
-def _range(values: pd.Series, measure: str) -> str:
-    _, factor, digits = PRINTED[measure]
-    low, high = (f"{factor * end:.{digits}f}" for end in (values.min(), values.max()))
-    unit = " points" if factor == 100 else ""
-    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 def _scope(study: Study) -> str:
@@ -228,18 +224,18 @@ def _reading(study: Study) -> str:
     )
 
 
-def _only(found: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+def _only(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
     for column, value in wanted.items():
-        found = found[found[column] == value]
-    return found
+        rows = rows[rows[column] == value]
+    return rows
 
 
-def write(study: Study, found: pd.DataFrame) -> list[Path]:
+def write(study: Study, comparisons: pd.DataFrame) -> list[Path]:
     """tables/replay_study.csv and .md in the sweep's folder."""
-    made, folder = table(study, found), study.folder / "tables"
-    parts = [made.markdown()]
-    for title, cells in (("Between arms", pairs_page(found)), ("Noise floor", noise_page(study))):
+    built, folder = table(study, comparisons), study.folder / "tables"
+    parts = [built.markdown()]
+    for title, cells in (("Between arms", pairs_page(comparisons)), ("Noise floor", noise_page(study))):
         if len(cells):
             parts.append(f"## {title}\n\n{markdown.grid(cells)}\n")
-    csv = storage.write_csv(folder / "replay_study.csv", made.figures)
+    csv = storage.write_csv(folder / "replay_study.csv", built.figures)
     return [csv, storage.write_text(folder / "replay_study.md", "\n".join(parts))]

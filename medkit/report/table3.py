@@ -47,25 +47,27 @@ def table3(run_dir: str | Path) -> Table:
 
 
 def _our_figures(summary: dict) -> pd.DataFrame:
+    about = {"whose": "this run", "protocol": "most likely letter", "source": "this run"}
     rows = []
     for model in summary["models"]:
-        scored = {name: (of, of["models"].get(model)) for name, of in summary["datasets"].items()}
-        if fold := (summary["pubmedqa"].get(model) or {}).get("fold"):
-            scored["pubmedqa_fold"] = fold | {"chance": CHANCE["pubmedqa"]}, fold
-        scored["average"] = {"chance": None, "majority": {"share": None}}, summary["average"][model]
-        for name, (of, own) in scored.items():
-            if own:
-                row = {
-                    "whose": "this run",
-                    "model": model,
-                    "protocol": "most likely letter",
-                    "source": "this run",
-                }
-                row |= {"benchmark": name, "n": own["n"], "correct": own.get("correct")}
-                shares = {"percent": own["accuracy"], "low": own["low"], "high": own["high"]}
-                shares |= {"chance": of["chance"], "majority": of["majority"]["share"]}
+        panel = summary["pubmedqa"].get(model) or {}
+        # benchmark -> the result, its chance, the share of the most frequent answer
+        results = {
+            name: (dataset["models"].get(model), dataset["chance"], dataset["majority"]["share"])
+            for name, dataset in summary["datasets"].items()
+        }
+        if fold := panel.get("fold"):
+            results["pubmedqa_fold"] = fold, CHANCE["pubmedqa"], fold["majority"]["share"]
+        results["average"] = summary["average"][model], None, None
+        for benchmark, (result, chance, majority) in results.items():
+            if result:
+                row = about | {"model": model, "benchmark": benchmark}
+                row |= {"n": result["n"], "correct": result.get("correct")}
+                shares = {"percent": result["accuracy"], "low": result["low"], "high": result["high"]}
+                shares |= {"chance": chance, "majority": majority}
                 rows.append(row | {key: None if x is None else 100 * x for key, x in shares.items()})
-    return pd.DataFrame(rows)
+    columns = ["whose", "model", "protocol", "source", "benchmark", "n", "correct"]
+    return pd.DataFrame(rows, columns=[*columns, "percent", "low", "high", "chance", "majority"])
 
 
 def _published_figures() -> pd.DataFrame:
@@ -87,8 +89,8 @@ def _published_figures() -> pd.DataFrame:
 def _page3(figures: pd.DataFrame) -> pd.DataFrame:
     titles = {name: TITLES[name] for name in published.SIZES}
     titles |= {"pubmedqa_fold": "PubMedQA, official fold", "average": "average"}
-    ours = figures[(figures["whose"] == "this run") & (figures["benchmark"] != "average")]
-    questions = ours.drop_duplicates("benchmark").set_index("benchmark")
+    scored = figures[(figures["whose"] == "this run") & (figures["benchmark"] != "average")]
+    questions = scored.drop_duplicates("benchmark").set_index("benchmark")
     page = [
         {"model": label, **questions[column].map(form.format)}
         for label, column, form in (
@@ -98,10 +100,10 @@ def _page3(figures: pd.DataFrame) -> pd.DataFrame:
         )
     ]
     for (whose, model), rows in figures.groupby(["whose", "model"], sort=False):
-        own, about = whose == "this run", rows.iloc[0]
-        row = {"model": f"**{arms.title(model)}**" if own else model}
+        ours, about = whose == "this run", rows.iloc[0]
+        row = {"model": f"**{arms.title(model)}**" if ours else model}
         row |= {one["benchmark"]: _cell3(one) for one in rows.to_dict("records")}
-        row |= {"how read": "" if own else _HOW_READ[about["first_hand"]]}
+        row |= {"how read": "" if ours else _HOW_READ[about["first_hand"]]}
         page.append(row | {"protocol": about["protocol"], "source": about["source"]})
     frame = pd.DataFrame(page, columns=["model", *titles, "how read", "protocol", "source"]).fillna("")
     return frame.rename(columns=titles)
@@ -133,11 +135,12 @@ def headline(summary: dict) -> str:
     """What the exam questions show, in a sentence each: accuracies, what stage 2 changed, which differences
     are significant; in percent and points."""
     datasets, tested = summary["datasets"], summary["comparisons"]
-    names = listed([f"{TITLES[name]} (n = {of['n']:,})" for name, of in datasets.items()])
-    own = {
-        model: [of["models"][model]["accuracy"] for of in datasets.values()] for model in summary["models"]
+    names = listed([f"{TITLES[name]} (n = {dataset['n']:,})" for name, dataset in datasets.items()])
+    shares = {
+        model: [dataset["models"][model]["accuracy"] for dataset in datasets.values()]
+        for model in summary["models"]
     }
-    accuracies = _by_model(own, lambda shares: listed([*map(in_percent, shares)]))
+    accuracies = _by_model(shares, lambda of_model: listed([*map(in_percent, of_model)]))
     sentences = [f"Percent of right answers on {names}: {accuracies}."]
     changes: dict[str, list[str]] = {}
     for row in _after_stage2(tested):
@@ -184,47 +187,47 @@ def template(summary: dict, info: dict | None) -> str:
 def calibration(summary: dict) -> str:
     """Whether stage 2 makes the model surer than it should be."""
     each = "; ".join(f"{TITLES[row['dataset']]} {points(row)}" for row in summary["overconfidence"])
-    notes = {own["note"] for models in summary["calibration"].values() for own in models.values()} - {""}
-    said = (
-        [f"Mean confidence minus accuracy, after stage 2 minus after stage 1, in points: {each}."]
-        if each
-        else []
-    )
-    return " ".join(said + [f"{note[0].upper()}{note[1:]}." for note in sorted(notes)])
+    notes = {model["note"] for models in summary["calibration"].values() for model in models.values()}
+    sentences = [f"{note[0].upper()}{note[1:]}." for note in sorted(notes) if note]
+    if each:
+        sentences.insert(
+            0, f"Mean confidence minus accuracy, after stage 2 minus after stage 1, in points: {each}."
+        )
+    return " ".join(sentences)
 
 
 def option_order(summary: dict) -> str:
     """How often the order of the options decides the answer."""
-    if not (found := summary.get("option_order")):
+    if not (orders := summary.get("option_order")):
         return "No question was asked under other orders of its options (mcq.permutations)."
-    n = max(own["n"] for own in found["all"].values())
-    return (
-        f"Percent of {n:,} questions that get the same option under every order: "
-        f"{_by_model(found['all'], lambda own: percent(own, 'consistency'))}."
-    )
+    n = max(model["n"] for model in orders["all"].values())
+    each = _by_model(orders["all"], lambda model: percent(model, "consistency"))
+    return f"Percent of {n:,} questions that get the same option under every order: {each}."
 
 
 def general(summary: dict) -> str:
     """What the training cost of general ability: questions and texts that are not medical."""
-    if not (found := summary.get("general")):
+    if not (measured := summary.get("general")):
         return "General ability was not measured (mcq.general)."
-
-    right = "{} percent of {:,} questions right, perplexity {}"
-    said = _by_model(
-        found["models"], lambda own: right.format(percent(own), own["n"], interval(own, "perplexity"))
+    text = "{} percent of {:,} questions right, perplexity {}"
+    each = _by_model(
+        measured["models"],
+        lambda model: text.format(percent(model), model["n"], interval(model, "perplexity")),
     )
-    return f"On questions and texts that are not medical: {said}."
+    return f"On questions and texts that are not medical: {each}."
 
 
-def _by_model(models: dict, said: Callable[[Any], str], separator: str = "; ") -> str:
-    return separator.join(f"{arms.title(model)} {said(own)}" for model, own in models.items())
+def _by_model(models: dict, text: Callable[[Any], str], separator: str = "; ") -> str:
+    return separator.join(f"{arms.title(model)} {text(value)}" for model, value in models.items())
 
 
 def near_ties(summary: dict) -> str:
     """How many answers were too close to trust in a batch and were scored again on their own."""
     scoring = summary["scoring"].values()
-    rescored, flips, invalid = (sum(own[key] for own in scoring) for key in ("rescored", "flips", "invalid"))
-    moved, bound = (max(own[key] for own in scoring) for key in ("largest_move", "tolerance"))
+    rescored, flips, invalid = (
+        sum(report[key] for report in scoring) for key in ("rescored", "flips", "invalid")
+    )
+    moved, bound = (max(report[key] for report in scoring) for key in ("largest_move", "tolerance"))
     return (
         f"{rescored:,} answers were near-ties (within {bound:.2g} nats) and were scored again on their own: "
         f"{flips:,} changed, and no lead of one letter over another by more than {moved:.2g} nats; "
@@ -234,13 +237,13 @@ def near_ties(summary: dict) -> str:
 
 def ties(summary: dict) -> str:
     """How many questions had two best letters with exactly the same logit, by model."""
-    counted = {model: own for model, own in summary.get("scoring", {}).items() if "ties" in own}
+    counted = {model: report for model, report in summary.get("scoring", {}).items() if "ties" in report}
     if not counted:
         return ""
-    tied = {model: own for model, own in counted.items() if own["ties"]}
-    rounded = [arms.title(model) for model, own in counted.items() if own.get("head_note")]
+    tied = {model: report for model, report in counted.items() if report["ties"]}
+    rounded = [arms.title(model) for model, report in counted.items() if report.get("head_note")]
     note = f" Not in float32, but as the model rounds them: {', '.join(rounded)}." if rounded else ""
-    counts = _by_model(tied, lambda own: f"{own['ties']:,}") or "none"
+    counts = _by_model(tied, lambda report: f"{report['ties']:,}") or "none"
     return (
         f"Exact ties between the two best letters, which go to the first of them: {counts}; the letters' "
         f"logits are computed in float32.{note}"
@@ -250,31 +253,33 @@ def ties(summary: dict) -> str:
 def one_letter(summary: dict) -> str:
     """Which models give one letter to nearly every question: such an accuracy is that letter's share of the
     right answers, whatever the model knows."""
-    found = []
-    for name, of in summary["datasets"].items():
+    parts = []
+    for name, dataset in summary["datasets"].items():
         constant = {
-            model: own["usual"]
-            for model, own in of["models"].items()
-            if (own.get("usual") or {}).get("share", 0) >= NEARLY_ALWAYS
+            model: result["usual"]
+            for model, result in dataset["models"].items()
+            if (result.get("usual") or {}).get("share", 0) >= NEARLY_ALWAYS
         }
         if constant:
             each = _by_model(constant, lambda usual: f"({usual['letter']}, {usual['share']:.0%})", ", ")
-            found.append(f"{TITLES[name]}: {each}")
-    return f"Nearly always one letter, and its share of the answers. {'; '.join(found)}." if found else ""
+            parts.append(f"{TITLES[name]}: {each}")
+    return f"Nearly always one letter, and its share of the answers. {'; '.join(parts)}." if parts else ""
 
 
 def blind(summary: dict) -> str:
     """Which accuracies are no better than an answer that does not look at the question."""
-    found = []
-    for name, of in summary["datasets"].items():
-        bar = max(of["chance"], of["majority"]["share"])
-        if below := [arms.title(model) for model, own in of["models"].items() if own["low"] <= bar]:
-            found.append(f"{TITLES[name]} ({number(100 * bar)}): {', '.join(below)}")
-    if not found:
+    parts = []
+    for name, dataset in summary["datasets"].items():
+        bar = max(dataset["chance"], dataset["majority"]["share"])
+        if below := [
+            arms.title(model) for model, result in dataset["models"].items() if result["low"] <= bar
+        ]:
+            parts.append(f"{TITLES[name]} ({number(100 * bar)}): {', '.join(below)}")
+    if not parts:
         return "Every accuracy's interval lies above chance and above the most frequent answer."
     return (
         "Not shown to be better than chance or always giving the most frequent answer, whichever is more "
-        f"(in brackets, percent): {'; '.join(found)}."
+        f"(in brackets, percent): {'; '.join(parts)}."
     )
 
 

@@ -61,12 +61,12 @@ def terminal(run_dir: str | Path) -> str:
     """What a terminal shows of the tables that a run has: short, at most markdown.WIDTH columns wide."""
     place = Path(run_dir)
     builders = (table1, table2, table3, table4)
-    made = [build(place) for build in builders if (place / "tables" / f"{build.__name__}.md").exists()]
-    if not made:
+    built = [build(place) for build in builders if (place / "tables" / f"{build.__name__}.md").exists()]
+    if not built:
         return ""
-    notes = dict.fromkeys(wrapped(table.note) for table in made if table.note)
+    notes = dict.fromkeys(wrapped(table.note) for table in built if table.note)
     whole = f"The whole tables, and what they show: {storage.shown(place / 'tables')}/*.md, *.csv"
-    return "\n\n".join([*notes, *(table.terminal() for table in made), whole])
+    return "\n\n".join([*notes, *(table.terminal() for table in built), whole])
 
 
 def save(run_dir: str | Path, table: Table) -> list[Path]:
@@ -180,18 +180,18 @@ def table4(run_dir: str | Path) -> Table:
     """BERTScore against the physicians' answers, with lengths, from consumer/summary.json."""
     summary = load(run_dir, "consumer/summary.json", ("models", "scorer", "n"))
     rows, page = [], []
-    for model, own in summary["models"].items():
+    for model, scores in summary["models"].items():
         row = {"whose": "this run", "model": model, "n": summary["n"]}
         for score in (*SCORES, "words"):
-            found = own.get(score) or {}
+            measured = scores.get(score) or {}
             row |= {
-                score: found.get("mean"),
-                f"{score}_low": found.get("low"),
-                f"{score}_high": found.get("high"),
+                score: measured.get("mean"),
+                f"{score}_low": measured.get("low"),
+                f"{score}_high": measured.get("high"),
             }
         rows.append(row)
-        cells = {title: interval(own.get(score) or {}, digits=3) for score, title in SCORES.items()}
-        cells |= {"words": interval(own.get("words") or {}, digits=0)}
+        cells = {title: interval(scores.get(score) or {}, digits=3) for score, title in SCORES.items()}
+        cells |= {"words": interval(scores.get("words") or {}, digits=0)}
         page.append({"model": f"**{arms.title(model)}**", "n": summary["n"], **cells})
     for model, scores in published.BERTSCORE.items():
         about = {"model": model, "n": published.BERTSCORE_N}
@@ -220,7 +220,7 @@ def _text4(summary: dict, asked: int) -> str:
         f"hash `{scorer.get('hash')}`, {rescaled}; 95% bootstrap intervals over the cases.",
         f"The paper's rows: {published.BERTSCORE_PROTOCOL}; they are not comparable with a run's that "
         f"takes one answer to each case{other}.",
-        *(_differences4(model, own) for model, own in (summary.get("differences") or {}).items()),
+        *(_differences4(model, measured) for model, measured in (summary.get("differences") or {}).items()),
         "Likeness to a physician's wording is not safety, and it rewards matching length.",
     ]
     return "\n\n".join(filter(None, sentences))
@@ -231,15 +231,24 @@ def _differences4(model: str, differences: dict) -> str:
     tested["F1 with both answers cut to the same length"] = (differences.get("length_matched") or {}).get(
         "f1"
     )
-    tested = {title: own for title, own in tested.items() if own and own.get("mean") is not None}
+    tested = {
+        title: difference
+        for title, difference in tested.items()
+        if difference and difference.get("mean") is not None
+    }
     if not tested:
         return ""
     # One case has no interval and no p.
-    adjusted = statistics.holm([1.0 if own.get("p") is None else own["p"] for own in tested.values()])
+    p_values = [difference.get("p") for difference in tested.values()]
+    adjusted = statistics.holm([1.0 if p is None else p for p in p_values])
     rows = []
-    for (title, own), p in zip(tested.items(), adjusted, strict=True):
-        ends = "no interval" if own.get("p") is None else f"{own['low']:+.3f} to {own['high']:+.3f}"
-        rows.append((f"{title} ({own['mean']:+.3f}, {ends}; corrected p = {p:.2g})", p < ALPHA))
+    for (title, difference), p in zip(tested.items(), adjusted, strict=True):
+        ends = (
+            f"{difference['low']:+.3f} to {difference['high']:+.3f}"
+            if difference.get("p") is not None
+            else "no interval"
+        )
+        rows.append((f"{title} ({difference['mean']:+.3f}, {ends}; corrected p = {p:.2g})", p < ALPHA))
     return (
         f"{arms.title(model)} minus {arms.title(differences.get('minus', 'base'))}, paired over the cases; "
         f"sign-flip test with Holm's correction over these {len(rows)}, at {ALPHA}. {significance(rows)}"
@@ -248,53 +257,70 @@ def _differences4(model: str, differences: dict) -> str:
 
 def protocols(run_dir: str | Path) -> Table:
     """tables/protocols: an accuracy per model, benchmark and protocol in percent, from mcq/summary.json."""
-    found = load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
+    results = load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
     rows = []
-    for one in found:
+    for result in results:
         for protocol, title in PROTOCOLS.items():
-            own = statistics.wilson(one["correct"][protocol], one["n"])
-            row = {"model": one["model"], "dataset": one["dataset"], "protocol": title, "n": one["n"]}
-            row |= {"correct": own.correct, "unparsed": one["unparsed"][protocol]}
-            row |= {"percent": 100 * own.accuracy, "low": 100 * own.low, "high": 100 * own.high}
-            if minus := one.get("minus_scored", {}).get(protocol):
+            accuracy = statistics.wilson(result["correct"][protocol], result["n"])
+            row = {
+                "model": result["model"],
+                "dataset": result["dataset"],
+                "protocol": title,
+                "n": result["n"],
+            }
+            row |= {"correct": accuracy.correct, "unparsed": result["unparsed"][protocol]}
+            row |= {
+                "percent": 100 * accuracy.accuracy,
+                "low": 100 * accuracy.low,
+                "high": 100 * accuracy.high,
+            }
+            if minus := result.get("minus_scored", {}).get(protocol):
                 names = {"difference": "minus_letter", "low": "minus_low", "high": "minus_high"}
                 row |= {name: 100 * minus[key] for key, name in names.items()} | {"p": minus["p"]}
             rows.append(row)
     title = "Protocols: the same questions, read in three ways"
-    page, text = protocols_page(found), protocols_text(found)
+    page, text = protocols_page(results), protocols_text(results)
     return Table("protocols", title, pd.DataFrame(rows), page, text, origin_note(run_dir))
 
 
-def protocols_page(found: Sequence[dict]) -> pd.DataFrame:
+def protocols_page(results: Sequence[dict]) -> pd.DataFrame:
     """A row a model and benchmark; an answer that could not be read is a wrong one."""
     rows = []
-    for one in found:
-        row = {"model": arms.title(one["model"]), "benchmark": TITLES[one["dataset"]], "n": one["n"]}
+    for result in results:
+        row = {"model": arms.title(result["model"]), "benchmark": TITLES[result["dataset"]], "n": result["n"]}
         for protocol, title in PROTOCOLS.items():
-            row[title] = percent(storage.plain(statistics.wilson(one["correct"][protocol], one["n"])))
-        for protocol, own in one.get("minus_scored", {}).items():
-            row[f"{PROTOCOLS[protocol]} minus letter"] = percent(own, "difference")
-        row |= {f"in words: {tier}": in_percent(share["share"]) for tier, share in one["tiers"].items()}
-        row |= {"cut at the limit": in_percent(one.get("cut")), "too long": one.get("too_long", 0)}
-        row |= {"first and last letter differ": in_percent(one["first_last_disagree"])}
-        rows.append(row | {"agrees with the letter": in_percent(one["agreement_with_scored"]["generated"])})
+            row[title] = percent(storage.plain(statistics.wilson(result["correct"][protocol], result["n"])))
+        for protocol, difference in result.get("minus_scored", {}).items():
+            row[f"{PROTOCOLS[protocol]} minus letter"] = percent(difference, "difference")
+        row |= {f"in words: {tier}": in_percent(share["share"]) for tier, share in result["tiers"].items()}
+        row |= {"cut at the limit": in_percent(result.get("cut")), "too long": result.get("too_long", 0)}
+        row |= {"first and last letter differ": in_percent(result["first_last_disagree"])}
+        rows.append(
+            row | {"agrees with the letter": in_percent(result["agreement_with_scored"]["generated"])}
+        )
     return pd.DataFrame(rows)
 
 
-def protocol_tests(found: Sequence[dict]) -> list[tuple[str, bool]]:
+def protocol_tests(results: Sequence[dict]) -> list[tuple[str, bool]]:
     """Each protocol's accuracy against the letters': (what differs, whether significantly), by McNemar's test
     with Holm's correction over all of them; [] where no question was answered in words."""
-    pairs = [(one, protocol, own) for one in found for protocol, own in one.get("minus_scored", {}).items()]
+    tested = [
+        (f"{arms.title(result['model'])} on {TITLES[result['dataset']]}, {PROTOCOLS[protocol]}", difference)
+        for result in results
+        for protocol, difference in result.get("minus_scored", {}).items()
+    ]
     rows = []
-    for (one, protocol, own), p in zip(pairs, statistics.holm([own["p"] for *_, own in pairs]), strict=True):
-        name = f"{arms.title(one['model'])} on {TITLES[one['dataset']]}, {PROTOCOLS[protocol]}"
-        rows.append((f"{name} ({100 * own['difference']:+.1f} points; corrected p = {p:.2g})", p < ALPHA))
+    adjusted = statistics.holm([difference["p"] for _, difference in tested])
+    for (name, difference), p in zip(tested, adjusted, strict=True):
+        rows.append(
+            (f"{name} ({100 * difference['difference']:+.1f} points; corrected p = {p:.2g})", p < ALPHA)
+        )
     return rows
 
 
-def protocols_text(found: Sequence[dict]) -> str:
+def protocols_text(results: Sequence[dict]) -> str:
     """How the protocols read an answer, and which give another accuracy than the letters."""
-    if not (rows := protocol_tests(found)):
+    if not (rows := protocol_tests(results)):
         return "No question was answered in words."
     return (
         "Percent. Answers in words are greedy and read by tiers; `as released` puts `Answer:` behind the "

@@ -47,24 +47,17 @@ class FirstScreen:
 
 
 def _planned(run: Run, arm: arms.Arm) -> str:
-    recipe, dmt = run.recipe, run.recipe.dmt
-    if arm.stage == "stage1":
-        return (
-            f"This run will train <b>{arm.title}</b> on questions of MedQA, MedMCQA and PubMedQA, and "
-            f"hold out {recipe.data.validation_share:.0%} of them; its loss curve will stand here."
-        )
-    beside = f"{dmt.replay_share:.3g} replayed exam questions for each of them"
-    if arm.id == "control":
-        beside = "no replayed exam questions"
-    elif dmt.handover == "joint":
-        beside = "all of stage 1's exam questions, in one stage"
-    elif dmt.fill == "dialogues":
-        beside = f"{dmt.replay_share:.3g} further ones for each in place of a replay"
-    return (
-        f"This run will train <b>{arm.title}</b> on {dmt.notechat_train:,} consultations or fewer, with "
-        f"{beside}; "
-        "its loss curves, beside those of the arms that are trained already, will stand here."
-    )
+    dmt = run.recipe.dmt
+    rows = "questions of MedQA, MedMCQA and PubMedQA"
+    if arm.stage == "stage2":
+        added = "further ones" if dmt.fill == "dialogues" else "replayed exam questions"
+        beside = f"{dmt.replay_share:.3g} {added} for each of them"
+        if arm.id == "control":
+            beside = "no replayed exam questions"
+        elif dmt.handover == "joint":
+            beside = "all of stage 1's exam questions, in one stage"
+        rows = f"{dmt.notechat_train:,} consultations or fewer, with {beside}"
+    return f"This run will train <b>{arm.title}</b> on {rows}; its loss curves will be shown here."
 
 
 def curve_text(run: Run, models: Sequence[str]) -> str:
