@@ -13,9 +13,10 @@ from nbconvert.filters import markdown2html
 from medkit import MedkitError
 from medkit.evaluate import accuracy, statistics
 from medkit.report import harness
-from medkit.report.markdown import ALPHA, fitted, grid, in_percent, number, percent, wrapped
+from medkit.report.markdown import ALPHA, BUILT_IN, fitted, grid, in_percent, number, percent, wrapped
 from medkit.report.page import html
-from medkit.runs import run_json, storage
+from medkit.report.published import TITLES
+from medkit.runs import arms, run_json, storage
 
 # Fields that make the same question another prompt, or read its answer otherwise.
 PROTOCOL = ("model.chat_template", "data.mcq_target")
@@ -35,6 +36,7 @@ class Side:
     protocol: dict[str, str]  # how prompts are made and answers read
     settings: dict[str, str] = field(default_factory=dict)  # a run's resolved fields
     origin: str = ""  # a run's rows: "builtin", "folder" or "hub"
+    machine: dict[str, str] = field(default_factory=dict)  # a run's versions and hardware
 
 
 def read(given: str) -> Side:
@@ -51,7 +53,8 @@ def read(given: str) -> Side:
     items = items.assign(correct=accuracy.is_correct(items))[harness.COLUMNS]
     settings = {name: str(value) for name, value in run_json.identity(info).items()}
     protocol = {"answers": "log-probability of the letter", **{name: settings[name] for name in PROTOCOL}}
-    return Side(folder.name, items, protocol, settings, info["data"]["origin"])
+    machine = {name: str(value) for name, value in (info["versions"] | info["hardware"]).items()}
+    return Side(folder.name, items, protocol, settings, info["data"]["origin"], machine)
 
 
 def compare(first: Side, second: Side, seed: int = 0) -> dict:
@@ -60,7 +63,8 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
     "comparisons": per benchmark and pair of models n, both accuracies, difference with the paired
     bootstrap's 95% interval, McNemar's exact p, p_holm over all rows, and `detectable`, the smallest
     difference that these questions would have shown with 80% power. "left_out": what was not compared, and
-    why. "protocol" and "settings": fields that differ. Raises CompareError where nothing is left.
+    why. "protocol", "settings" and "machine": fields that differ. "builtin": whether the questions are the
+    built-in corpus's. Raises CompareError where nothing is left.
     """
     shared, left_out = _shared(first, second)
     rows = []
@@ -88,6 +92,8 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
         "left_out": left_out,
         "protocol": _differing(first.protocol, second.protocol),
         "settings": _differing(first.settings, second.settings) if first.settings and second.settings else {},
+        "machine": _differing(first.machine, second.machine) if first.machine and second.machine else {},
+        "builtin": first.origin == "builtin",
     }
 
 
@@ -137,8 +143,8 @@ def page(comparison: dict) -> pd.DataFrame:
     """The comparisons as strings, in percent and points."""
     return pd.DataFrame(
         {
-            "benchmark": row["dataset"],
-            "models": row["first"] if row["first"] == row["second"] else f"{row['first']}, {row['second']}",
+            "benchmark": TITLES[row["dataset"]],
+            "models": ", ".join(dict.fromkeys(arms.title(row[side]) for side in ("first", "second"))),
             "n": f"{row['n']:,}",
             "first, %": in_percent(row["first_accuracy"]),
             "second, %": in_percent(row["second_accuracy"]),
@@ -150,17 +156,27 @@ def page(comparison: dict) -> pd.DataFrame:
     )
 
 
-def text(comparison: dict) -> str:
-    """What the table shows, what was left out, and what differs between the two beside the weights."""
+def headline(comparison: dict) -> str:
+    """How many differences are significant, and how many answers differ at all."""
     rows = comparison["comparisons"]
     significant = sum(row["p_holm"] < ALPHA for row in rows)
+    one_alone = sum(row["first_only"] + row["second_only"] for row in rows)
+    return (
+        f"{significant} of {len(rows)} differences significant at {ALPHA}. Of "
+        f"{sum(row['n'] for row in rows):,} pairs of answers {one_alone:,} are right on one side alone."
+    )
+
+
+def text(comparison: dict) -> str:
+    """How the table was made, what was left out, and what differs between the two beside the weights."""
     parts = [
         f"First: {comparison['first']}. Second: {comparison['second']}. Paired over the same questions: "
-        f"McNemar's exact test with Holm's correction over all {len(rows)} rows, {significant} of them "
-        f"significant at {ALPHA}; 95% intervals by the paired bootstrap. Detectable: the smallest "
-        "difference, in points, that this many questions would show with 80% power, at the observed share of "
-        "questions that only one of the two has right."
+        "McNemar's exact test with Holm's correction over all rows; 95% intervals by the paired bootstrap. "
+        "Detectable: the smallest difference, in points, that this many questions would show with 80% power, "
+        "at the observed share of questions that only one of the two has right."
     ]
+    if comparison["builtin"]:
+        parts.append(f"**{BUILT_IN}**")
     if comparison["left_out"]:
         parts.append(f"Left out: {'; '.join(comparison['left_out'])}.")
     if comparison["protocol"]:
@@ -171,6 +187,9 @@ def text(comparison: dict) -> str:
         parts.append(f"Settings that differ (first, second): {named}.")
     elif not comparison["protocol"]:
         parts.append("No setting differs.")
+    if comparison["machine"]:
+        named = "; ".join(f"{name} {one}, {other}" for name, (one, other) in comparison["machine"].items())
+        parts.append(f"Versions and machine that differ (first, second): {named}.")
     return "\n\n".join(parts)
 
 
@@ -179,7 +198,7 @@ def write(comparison: dict) -> Path:
     folder that is returned."""
     place = storage.root() / storage.slug(f"compare-{comparison['first']}-{comparison['second']}")
     title = f"{comparison['first']} and {comparison['second']}, compared"
-    markdown = f"# {title}\n\n{grid(page(comparison))}\n\n{text(comparison)}\n"
+    markdown = f"# {title}\n\n{headline(comparison)}\n\n{grid(page(comparison))}\n\n{text(comparison)}\n"
     storage.write_json(place / "compare.json", comparison)
     storage.write_text(place / "compare.md", markdown)
     storage.write_text(place / "compare.html", html(title, markdown2html(markdown)))
@@ -187,5 +206,5 @@ def write(comparison: dict) -> Path:
 
 
 def terminal(comparison: dict) -> str:
-    """The table and its text, markdown.WIDTH columns wide at most."""
-    return f"{fitted(page(comparison))}\n\n{wrapped(text(comparison))}"
+    """The result in a line, the table and its text, markdown.WIDTH columns wide at most."""
+    return f"{wrapped(headline(comparison))}\n\n{fitted(page(comparison))}\n\n{wrapped(text(comparison))}"

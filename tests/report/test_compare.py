@@ -84,6 +84,19 @@ def test_what_differs_is_said():
     assert "No setting differs." in compare.text(compare.compare(first, first))
 
 
+def test_the_result_is_said_first_with_what_the_machine_adds():
+    versions = {"torch": "2.13.0", "cores": "2"}
+    first = side("one", outcomes("base", GOLD[:30] + WRONG[30:]), origin="builtin", machine=versions)
+    second = side("two", outcomes("base", GOLD), origin="builtin", machine=versions | {"torch": "2.10.0"})
+    found = compare.compare(first, second)
+    shown = compare.terminal(found)
+    # 30 questions that the second alone has right, of 60
+    assert shown.startswith("1 of 1 differences significant at 0.05. Of 60 pairs of answers 30 are right")
+    assert "Versions and machine that differ (first, second): torch 2.13.0, 2.10.0." in shown
+    assert "say nothing about medicine" in " ".join(shown.split())
+    assert "medicine" not in compare.text(compare.compare(FIRST, SECOND))
+
+
 @given(st.integers(1, 3000), st.floats(0, 1))
 def test_the_detectable_difference_is_one_that_can_be(n, share):
     discordant = round(share * n)
@@ -171,7 +184,7 @@ def test_the_command(run, tmp_path, capsys):
     place = run.parent / "compare-a-run-elsewhere"
     written = json.loads((place / "compare.json").read_text())
     assert written["comparisons"][0]["difference"] == 0.5
-    assert "| medmcqa" in (place / "compare.md").read_text()
+    assert "| MedMCQA" in (place / "compare.md").read_text()
     page = (place / "compare.html").read_text()
     assert "<table>" in page and "http" not in page and "src=" not in page
 
