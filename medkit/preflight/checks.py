@@ -3,7 +3,6 @@
 `machine` loads nothing, `base_runs` runs a small base; `check` does everything for a recipe.
 """
 
-import importlib.metadata
 import json
 import math
 import shutil
@@ -25,7 +24,7 @@ from medkit.preflight.rows import model, rows
 from medkit.runs import machine as this_machine
 from medkit.runs import storage
 from medkit.runs.inputs import connect, is_local
-from medkit.train import merging, stages
+from medkit.train import merging, models, stages
 
 LARGE = 1e9  # parameters from which a model is trained on a GPU only
 SAMPLE = 400  # rows of each stage tokenized by `check`
@@ -54,8 +53,6 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
 
 
 def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
-    from medkit.train import models
-
     tokenizer, prepared = models.load_tokenizer(recipe.model), None
     asked = [record for name in sources.EXAMS for record in loaded[name, "eval"][:SAMPLE]]
     checks = [_context(recipe, tokenizer, asked)]
@@ -74,8 +71,6 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
 
 def _context(recipe, tokenizer, questions: list) -> Check:
     """Whether rows, and questions with answers in words, fit in the model's positions."""
-    from medkit.train import models
-
     places, most = models.context(recipe.model), recipe.model.max_length
     if places and most > places:
         message = f"rows of up to {most:,} tokens, and the model has {places:,} positions"
@@ -110,8 +105,6 @@ def machine(recipe: recipes.Recipe, shape: estimate.Shape | None = None) -> list
 
 def base_shape(base: str) -> estimate.Shape | None:
     """The sizes in the base's config.json; None where it is not on this machine."""
-    from medkit.train import models
-
     if base == "smollm2":  # a cache that cannot be written is refused here
         models.base_folder(base)
     try:
@@ -148,30 +141,20 @@ def _versions(hardware) -> Check:
     project = tomllib.loads((this_machine.CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     both = extras["cpu"] + extras["gpu"] if hardware["gpus"] else extras["gpu"] + extras["cpu"]
-    asked = {one.name: one for one in map(Requirement, project["dependencies"] + both)}
-    missing, other = [], []
-    for requirement in asked.values():
-        if requirement.name not in this_machine.LIBRARIES:
-            continue
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(requirement.name)
-            continue
-        if version.partition("+")[0] not in requirement.specifier:
-            other.append(f"{requirement.name} {version} (tested: {requirement.specifier})")
-    if missing:
-        return Check(
-            "versions", "fail", f"not installed: {', '.join(missing)}", "make setup, or environment.yml"
-        )
+    asked = {one.name: one.specifier for one in map(Requirement, project["dependencies"] + both)}
+    installed = {name: version or "" for name, version in this_machine.versions().items() if name in asked}
+    if missing := [name for name, version in installed.items() if not version]:
+        message = f"not installed: {', '.join(missing)}"
+        return Check("versions", "fail", message, "make setup, or environment.yml")
+    other = [
+        f"{name} {version} (tested: {asked[name]})"
+        for name, version in installed.items()
+        if version.partition("+")[0] not in asked[name]
+    ]
     if other:
         fix = "install the tested versions, or expect other numbers"
         return Check("versions", "warn", ", ".join(other), fix)
     return Check("versions", "pass", "as tested together")
-
-
-def _parts(parts: dict[str, float]) -> str:
-    return f"{sum(parts.values()):.1f} GB (" + ", ".join(f"{n} {v:.2f}" for n, v in parts.items() if v) + ")"
 
 
 def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
@@ -215,8 +198,8 @@ def _existing(path: Path) -> Path:
 
 
 def _against(name, parts, free, where, fix) -> Check:
-    need = sum(parts.values())
-    message = f"{_parts(parts)} expected, {free:.1f} GB of {where} free"
+    need, listed = sum(parts.values()), ", ".join(f"{n} {v:.2f}" for n, v in parts.items() if v)
+    message = f"{need:.1f} GB ({listed}) expected, {free:.1f} GB of {where} free"
     if need > free:
         return Check(name, "fail", message, fix)
     return Check(name, "warn", message, fix) if need > 0.9 * free else Check(name, "pass", message)
@@ -237,8 +220,6 @@ def _handover(recipe) -> list[Check]:
     """Whether stage 1's adapter can be merged, by the base's config.json (fetched by `_model_there`)."""
     if recipe.dmt.handover != "merge":
         return []
-    from medkit.train import models
-
     base = recipe.model.base
     try:
         folder = Path(models.base_folder(base))
@@ -267,24 +248,26 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
     for name, part in [*parts, ("dialogues", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
         limit = getattr(recipe.data, f"rows_{name}", 0) if part == "train" else 0
         source, which = recipe.data.reads(name, part)
+        title = f"data {source} {which}"
         try:
-            one = sources.load(source, which, where, limit=limit if where else SAMPLE, progress=False)
+            read = sources.load(source, which, where, limit=limit if where else SAMPLE, progress=False)
         except hub.HubError:  # one line for all that comes from there
             raise
         except MedkitError as error:
-            checks.append(Check(f"data {source} {which}", "fail", *error.halves()))
+            checks.append(Check(title, "fail", *error.halves()))
             continue
-        dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
-        message = f"{len(one.records):,} of {one.rows:,} rows read; dropped: {dropped}"
+        dropped = ", ".join(f"{count} {reason}" for reason, count in read.dropped.items()) or "none"
+        message = f"{len(read.records):,} of {read.rows:,} rows read; dropped: {dropped}"
         declared = sources.SOURCES[source].parts[which].rows
-        if data_dir and not limit and one.rows != declared:
-            fix = "fetch the file anew if it was meant to be whole"
-            checks.append(
-                Check(f"data {source} {which}", "warn", f"{message}; the data set has {declared:,}", fix)
+        if data_dir and not limit and read.rows != declared:
+            message, fix = (
+                f"{message}; the data set has {declared:,}",
+                "fetch a whole file, if it should be one",
             )
+            checks.append(Check(title, "warn", message, fix))
         else:
-            checks.append(Check(f"data {source} {which}", "pass", message))
-        loaded[name, part] = one.records
+            checks.append(Check(title, "pass", message))
+        loaded[name, part] = read.records
     return checks, loaded
 
 
@@ -346,8 +329,6 @@ def _evaluation(recipe, tokenizer, shape, loaded: dict, whole) -> list[Check]:
 
 def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
     """rows.model on the base itself, in float32, where it is small and local."""
-    from medkit.train import models
-
     shape, folder = base_shape(recipe.model.base), Path(models.base_folder(recipe.model.base))
     if shape is None or shape.parameters >= LARGE or not folder.is_dir():
         message = f"not run: {recipe.model.base} is large or not here; training asserts that packing stays on"

@@ -46,12 +46,8 @@ class Shape:
     def linears(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of a layer's linear modules."""
         head = self.head_dim or self.hidden_size // self.num_attention_heads
-        h, f, q, kv = (
-            self.hidden_size,
-            self.intermediate_size,
-            head * self.num_attention_heads,
-            head * self.num_key_value_heads,
-        )
+        h, f = self.hidden_size, self.intermediate_size
+        q, kv = head * self.num_attention_heads, head * self.num_key_value_heads
         return {
             "q_proj": (h, q),
             "k_proj": (h, kv),

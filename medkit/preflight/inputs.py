@@ -10,7 +10,7 @@ from medkit.data import sources
 from medkit.records import Dialogue, Turn
 from medkit.runs import inputs, lm_eval_tasks, machine
 from medkit.runs.inputs import InputError
-from medkit.train import smollm2
+from medkit.train import models, smollm2
 
 SCORER = "scorer"  # one of the parts that a run reads
 
@@ -61,8 +61,6 @@ def check_model(base: str, revision: str = "main") -> None:
 def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
     """PromptError where the base's tokenizer or chat template cannot render exam questions or, for training,
     conversations; TrainingError where they cannot be read."""
-    from medkit.train import models
-
     tokenizer = models.load_tokenizer(recipe.model)
     prompts.letter_place(tokenizer, recipe.data.mcq_target)
     if trains:

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 
 from medkit import MedkitError, first_line, prompts
 from medkit.recipes import LoraSpec, ModelSpec
-from medkit.train import adapters, cpu, identities, merging
+from medkit.runs import inputs
+from medkit.train import adapters, cpu, identities, merging, smollm2
 
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
 
@@ -45,17 +46,19 @@ def first_process() -> bool:
 
 
 def base_folder(base: str) -> str:
-    """The argument of from_pretrained: a hub id, or a model folder."""
+    """The argument of from_pretrained: a hub id, or a model folder; InputError for another folder."""
     if base == "smollm2":
-        from medkit.train import smollm2
-
         return str(smollm2.folder())
-    path = Path(base).expanduser()
-    if path.exists() or base.startswith((".", "/", "~")):
-        if not (path / "config.json").is_file():
-            raise TrainingError(f"{base} is no model folder (no config.json); give a Hugging Face one")
-        return str(path)
+    if inputs.is_path(base):
+        inputs.check_folder(base)
+        return str(Path(base).expanduser())
     return base
+
+
+def _place(model: ModelSpec) -> tuple[str, str | None]:
+    """(`base_folder`, the revision of a hub id)."""
+    name = base_folder(model.base)
+    return name, None if Path(name).exists() else model.revision
 
 
 def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
@@ -65,13 +68,13 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
     there is no such model.
     """
     fast = unsloth().FastLanguageModel
-    name = base_folder(model.base)
+    name, revision = _place(model)
     try:
         net, _ = fast.from_pretrained(
             model_name=name,
             max_seq_length=model.max_length,
             load_in_4bit=model.load_in_4bit,
-            revision=None if Path(name).exists() else model.revision,
+            revision=revision,
             use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
             use_safetensors=True,
             use_exact_model_name=True,  # not a copy that Unsloth prefers
@@ -92,8 +95,7 @@ def load_tokenizer(model: ModelSpec):
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    name = base_folder(model.base)
-    revision = None if Path(name).exists() else model.revision
+    name, revision = _place(model)
     try:
         try:
             # By tokenizer.json alone: Transformers 5 builds some classes anew, and loses R1's spaces.
@@ -117,9 +119,8 @@ def _config(model: ModelSpec):
     """The configuration of the base's text part."""
     from transformers import AutoConfig
 
-    name = base_folder(model.base)
+    name, revision = _place(model)
     try:
-        revision = None if Path(name).exists() else model.revision
         return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise unreadable(model.base, error) from None

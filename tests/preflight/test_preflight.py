@@ -331,18 +331,20 @@ def test_a_cpus_memory_goes_by_the_rows_there_are(monkeypatch):
 
 def test_versions(monkeypatch):
     assert machine(monkeypatch, CPU, SMALL)["versions"].status == "pass"
-    real = preflight.importlib.metadata.version
+    real = preflight.this_machine.importlib.metadata.version
 
     def version(name):
         if name == "peft":
-            raise preflight.importlib.metadata.PackageNotFoundError
+            raise preflight.this_machine.importlib.metadata.PackageNotFoundError
         return "0.9.1" if name == "trl" else real(name)
 
-    monkeypatch.setattr(preflight.importlib.metadata, "version", version)
+    monkeypatch.setattr(preflight.this_machine.importlib.metadata, "version", version)
     check = machine(monkeypatch, CPU, SMALL)["versions"]
     assert (check.status, check.message) == ("fail", "not installed: peft")
     monkeypatch.setattr(
-        preflight.importlib.metadata, "version", lambda name: "0.9.1" if name == "trl" else real(name)
+        preflight.this_machine.importlib.metadata,
+        "version",
+        lambda name: "0.9.1" if name == "trl" else real(name),
     )
     check = machine(monkeypatch, CPU, SMALL)["versions"]
     assert check.status == "warn"

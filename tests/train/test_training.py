@@ -18,6 +18,7 @@ from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medkit import MedkitError
 from medkit.prompts import IGNORED
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 from medkit.train import adapters, checkpoints, cpu, fitting, models
@@ -682,7 +683,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(models.TrainingError, match=r"is no model folder \(no config.json\)"):
+    with pytest.raises(MedkitError, match=r"is no model folder \(no config.json\)"):
         models.base_folder(str(tmp_path))
 
 
