@@ -1,4 +1,4 @@
-"""loss.csv: its columns, and how it is read."""
+"""loss.csv: its columns, and how it is written and read."""
 
 import csv
 import io
@@ -21,6 +21,13 @@ def read(folder: Path, arm: str) -> pd.DataFrame:
     trained."""
     rows = pd.read_csv(storage.file(folder, f"{arm}/loss.csv"))
     return rows.reindex(columns=[*COLUMNS, *(name for name in rows if name not in COLUMNS)])
+
+
+def line(fields: dict) -> str:
+    """A line of loss.csv."""
+    text = io.StringIO()
+    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(fields)
+    return text.getvalue()
 
 
 def last_line(text: str) -> dict:

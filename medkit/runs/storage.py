@@ -85,7 +85,8 @@ def append_jsonl(path: str | Path, *rows) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
-            file.truncate(_whole_lines(file))
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -111,12 +112,6 @@ def read_jsonl(path: str | Path) -> list:
 def sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _whole_lines(file) -> int:
-    """Bytes up to and with the last line end."""
-    file.seek(0)
-    return file.read().rfind(b"\n") + 1
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from medkit.recipes import TrainSpec
 from medkit.train import checkpoints, cpu, models, trackers
 from medkit.train import config as configuration
-from medkit.train.metrics import LossLog
 
 
 class Stopped(SystemExit):
@@ -82,7 +81,7 @@ def fit(
             validation,
             stage,
             engine=engine,
-            log=LossLog(folder / "loss.csv", progress),
+            progress=progress,
             identity=identity,
             start=start,
             stop=stop,

@@ -1,16 +1,11 @@
-"""Tokens, speed and loss of each optimizer step: the meter, and loss.csv."""
+"""What training computes: tokens, speed, memory and FLOPs, over all processes."""
 
-import csv
 import hashlib
-import io
-import math
 import os
 import time
-from pathlib import Path
-from typing import Any
 
 from medkit import MedkitError
-from medkit.runs import loss, machine, storage
+from medkit.runs import machine
 from medkit.train.cpu import row_lengths
 
 # Dense bf16 FLOP/s and bytes/s by the vendors' data sheets; the first name found in a device's own counts.
@@ -144,60 +139,3 @@ def peak_memory_gb() -> float:
 def data_sheet(device: str) -> tuple[float, float]:
     """(FLOP/s, bytes/s) of a GPU; zeros where they are not known."""
     return next((speeds for name, speeds in DATA_SHEETS.items() if name in device), (0.0, 0.0))
-
-
-class LossLog:
-    """Writes loss.csv, a line a step, and shows the progress bar."""
-
-    def __init__(self, path: Path, progress: bool):
-        self.path, self.progress = path, progress
-        self.line: dict = {}  # held back, not yet in the file
-        self.bar: Any = None
-        self.measured = {}  # of the step just done, from the meter
-
-    def begin(self, step: int, steps: int, earlier: str = "") -> None:
-        """earlier: loss.csv at `step`, from which training is resumed. Its last line is held back, since the
-        step's validation may still come."""
-        from tqdm.auto import tqdm
-
-        written = earlier.splitlines(keepends=True)[:-1] or [
-            _line(dict(zip(loss.COLUMNS, loss.COLUMNS, strict=True)))
-        ]
-        storage.write_text(self.path, "".join(written))
-        self.line = loss.last_line(earlier) if earlier else {}
-        self.bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not self.progress)
-
-    def add(self, step: int, logs: dict) -> None:
-        """Training and evaluation are logged separately: a line is written when the next one begins."""
-        if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise TrainerError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
-            self.write()
-            self.line = {"step": step, "epoch": logs["epoch"], "train_loss": logs["loss"]}
-            self.line |= {"learning_rate": logs["learning_rate"], **self.measured}
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{self.line['tokens_per_s']:.0f}")
-            self.bar.update(step - self.bar.n)
-        elif "eval_loss" in logs:
-            self.line = self.line or {"step": step, "epoch": logs.get("epoch", 0), "tokens": 0}
-            self.line |= {"eval_loss": logs["eval_loss"], "eval_seconds": logs["eval_runtime"]}
-            self.line |= {name: logs[name] for name in loss.BY_SOURCE if name in logs}
-
-    def write(self) -> None:
-        """Write the line held back."""
-        if self.line:
-            try:
-                with self.path.open("a", newline="", encoding="utf-8") as file:
-                    file.write(_line(self.line))
-            except OSError as error:
-                raise TrainerError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
-        self.line = {}
-
-    def end(self) -> None:
-        self.write()
-        self.bar.close()
-
-
-def _line(fields: dict) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, loss.COLUMNS, lineterminator="\n").writerow(fields)
-    return text.getvalue()

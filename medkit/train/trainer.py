@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pickle
 import shutil
 import signal
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 from medkit import first_line
 from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
-from medkit.runs import loss
+from medkit.runs import loss, storage
 from medkit.train import batches, checkpoints, cpu, models
-from medkit.train.metrics import LossLog, Meter, TrainerError, any_process
+from medkit.train.metrics import Meter, TrainerError, any_process
 
 models.unsloth()  # before transformers and trl, as it asks
 from accelerate.utils.memory import should_reduce_batch_size  # noqa: E402
@@ -52,7 +54,7 @@ class Stop:
 class StageTrainer(SFTTrainer):
     """One stage's training, to be started or resumed by `run`.
 
-    engine: how the model computes; log: loss.csv; identity: what a checkpoint is marked with; start: the
+    engine: how the model computes; identity: what a checkpoint is marked with; start: the
     checkpoint to go on from, or None; stop: says that SIGTERM came; replay_token_share, optimizer_state: see
     fitting.fit. Raises TrainerError where packing was asked for and did not stay on.
     """
@@ -69,14 +71,14 @@ class StageTrainer(SFTTrainer):
         stage: TrainSpec,
         *,
         engine: cpu.Engine,
-        log: LossLog,
+        progress: bool,
         identity: dict,
         start: Path | None,
         stop: Stop,
         replay_token_share: float = 0.0,
         optimizer_state: Path | None = None,
     ):
-        self.stage, self.engine, self.meter, self.loss_log = stage, engine, Meter(model), log
+        self.stage, self.engine, self.meter = stage, engine, Meter(model)
         self.identity, self.start, self.stop = identity, start, stop
         self.saved, self.optimizer_state = Path(config.output_dir).parent, optimizer_state
         self.replay_weight = batches.replay_weight(train, replay_token_share, stage.loss_on)
@@ -89,6 +91,7 @@ class StageTrainer(SFTTrainer):
         if start:
             self.meter.total = json.loads((start / "meter.json").read_text())
             earlier = (start / "loss.csv").read_text(encoding="utf-8")
+        self.loss_log = StepLog(self.saved.with_name("loss.csv"), progress, self.meter, stop, earlier)
         config.eval_on_start = self._unvalidated(earlier, config.eval_steps)
         # TRL casts a 4-bit model's adapter to bfloat16, which loses updates smaller than 1/256 of a weight,
         # and PEFT reads it back from a checkpoint as float32, so that a resumed run would differ from an
@@ -108,7 +111,7 @@ class StageTrainer(SFTTrainer):
             train_dataset=batches.training_rows(train, batch, most, packed, self.replay_weight != 1),
             eval_dataset=batches.as_read(held_out, stage, most, packed, batches.mixed(held_out)),
             processing_class=tokenizer,
-            callbacks=[StepLog(self, earlier)],
+            callbacks=[self.loss_log],
         )
         for weight, data in adapter:
             weight.data = data
@@ -291,16 +294,23 @@ class StageTrainer(SFTTrainer):
 
 
 class StepLog(TrainerCallback):
-    """After each step: the meter's count, a line of loss.csv, and a checkpoint where SIGTERM asked for it."""
+    """Writes loss.csv, a line a step, shows the progress bar, and asks for a checkpoint after SIGTERM."""
 
-    def __init__(self, trainer: StageTrainer, earlier: str):
-        """earlier: loss.csv as it was at the checkpoint that training goes on from."""
-        self.meter, self.log = trainer.meter, trainer.loss_log
-        self.stop, self.earlier = trainer.stop, earlier
+    def __init__(self, path: Path, progress: bool, meter: Meter, stop: Stop, earlier: str):
+        """earlier: loss.csv of the checkpoint that training is resumed from."""
+        self.path, self.progress, self.meter, self.stop = path, progress, meter, stop
+        self.earlier = earlier
+        self.line: dict = {}  # held back, not yet in the file
+        self.measured: dict = {}  # of the step just done, from the meter
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """The last line of `earlier` is held back, since that step's validation may still come."""
         if state.is_world_process_zero:
-            self.log.begin(state.global_step, state.max_steps, self.earlier)
+            written = self.earlier.splitlines(keepends=True)[:-1] or [",".join(loss.COLUMNS) + "\n"]
+            storage.write_text(self.path, "".join(written))
+            self.line = loss.last_line(self.earlier) if self.earlier else {}
+            steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
+            self.bar = tqdm(desc="training", disable=not self.progress, **steps)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.meter.begin_step()
@@ -308,18 +318,43 @@ class StepLog(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # until the step is computed
-        self.log.measured = self.meter.end_step()
+        self.measured = self.meter.end_step()
         control.should_evaluate |= state.global_step >= state.max_steps
         if any_process(self.stop.asked):  # all of them have to end at the same step
             self.stop.asked = control.should_save = control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            self.log.add(state.global_step, logs)
+        """Training and evaluation are logged separately: a line is written when the next one begins."""
+        step = state.global_step
+        if not state.is_world_process_zero:
+            return
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise TrainerError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
+            self.write()
+            self.line = {"step": step, "epoch": logs["epoch"], "train_loss": logs["loss"]}
+            self.line |= {"learning_rate": logs["learning_rate"], **self.measured}
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{self.line['tokens_per_s']:.0f}")
+            self.bar.update(step - self.bar.n)
+        elif "eval_loss" in logs:
+            self.line = self.line or {"step": step, "epoch": logs.get("epoch", 0), "tokens": 0}
+            self.line |= {"eval_loss": logs["eval_loss"], "eval_seconds": logs["eval_runtime"]}
+            self.line |= {name: logs[name] for name in loss.BY_SOURCE if name in logs}
+
+    def write(self) -> None:
+        """Write the line held back."""
+        if self.line:
+            try:
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    file.write(loss.line(self.line))
+            except OSError as error:
+                raise TrainerError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
+        self.line = {}
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.log.end()
+            self.write()
+            self.bar.close()
 
 
 def carry_over(optimizer, file: Path) -> None:

@@ -21,7 +21,7 @@ from medkit.recipes import ModelSpec, TrainSpec
 from medkit.records import MCQItem
 from medkit.runs import loss
 from medkit.train import batches, checkpoints, config, cpu, fitting, models, tokenization
-from medkit.train.metrics import LossLog, TrainerError
+from medkit.train.metrics import TrainerError
 
 STAGE = replace(tiny_run.STAGE, max_steps=4, eval_every=2, save_every=2)
 
@@ -207,7 +207,7 @@ def gradient(base, folder, stage, share, weight=None):
             rows,
             stage,
             engine=engine,
-            log=LossLog(folder / "loss.csv", False),
+            progress=False,
             identity={},
             start=None,
             stop=stop,

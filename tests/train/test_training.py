@@ -7,6 +7,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes
 import chat_templates
@@ -673,13 +674,13 @@ def test_a_subsample_is_drawn_by_seed():
     assert len(subsample(rows, 0, 3)) == len(subsample(rows, 500, 3)) == 100
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
-    from medkit.train.metrics import LossLog
+def test_a_loss_that_is_no_number_ends_the_run(base, tmp_path):
+    from medkit.train.trainer import StepLog
 
-    log = LossLog(tmp_path / "loss.csv", progress=False)
-    log.begin(0, 10)
+    log = StepLog(tmp_path / "loss.csv", False, None, None, "")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=4)
     with pytest.raises(TrainerError, match="the loss of step 4 is nan"):
-        log.add(4, {"loss": float("nan")})
+        log.on_log(None, state, None, {"loss": float("nan")})
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
