@@ -96,6 +96,10 @@ class DataSpec(Spec):
             return name, {"train": "labelled_outside_fold", "eval": "official_fold"}[part]
         return name, part
 
+    def at_most(self, name: str, part: str) -> int:
+        """Rows of it that are read; 0 = all."""
+        return getattr(self, f"rows_{name}", 0) if part == "train" else 0
+
 
 @dataclass(frozen=True)
 class LoraSpec(Spec):

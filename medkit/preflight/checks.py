@@ -246,7 +246,7 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
     checks, loaded = [], {}
     parts = [(name, part) for name in sources.EXAMS for part in ("train", "eval")]
     for name, part in [*parts, ("dialogues", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
-        limit = getattr(recipe.data, f"rows_{name}", 0) if part == "train" else 0
+        limit = recipe.data.at_most(name, part)
         source, which = recipe.data.reads(name, part)
         title = f"data {source} {which}"
         try:
@@ -278,7 +278,7 @@ def stage_samples(recipe, loaded: dict, data_dir: str):
     some, share = first.part("train")[:SAMPLE], dmt.replay_share
     if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
         sizes = {n: sources.SOURCES[n].parts[data.reads(n, "train")[1]].rows for n in sources.EXAMS}
-        total = sum(getattr(data, f"rows_{name}") or size for name, size in sizes.items())
+        total = sum(data.at_most(name, "train") or size for name, size in sizes.items())
         held_out = round(total * data.validation_share)
         yield "stage1", some, total - held_out, held_out
         asked = replace(recipe, dmt=replace(dmt, fill="stage1", replay_share=0.0))

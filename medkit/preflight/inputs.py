@@ -42,7 +42,7 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
             )
         return
     for name, which in (part.split() for part in parts if part != SCORER):
-        limit = getattr(recipe.data, f"rows_{name}", 0) if which == "train" else 0
+        limit = recipe.data.at_most(name, which)
         # On the hub one row shows that the split exists; in a folder all rows are checked.
         sources.load(*recipe.data.reads(name, which), data_dir or None, limit=limit if data_dir else 1)
 

@@ -29,7 +29,7 @@ def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loade
     """
     data = run.recipe.data
     where = run.data_dir or (_builtin(data.builtin_part)[0] if data.origin == "builtin" else None)
-    limit = getattr(data, f"rows_{name}", 0) if part == "train" else 0
+    limit = data.at_most(name, part)
     source, which = data.reads(name, part)
     loaded = sources.load(source, which, where, limit=limit, progress=progress)
     run.use_data({f"{source}/{file}": digest for file, digest in loaded.files.items()})
