@@ -3,10 +3,9 @@
     torchrun --nproc-per-node 4 -m medkit.distributed big stage1 --recipe recommended
     torchrun --nproc-per-node 4 -m medkit.distributed big stage2 --recipe recommended
 
-`accelerate launch` starts it too. The recipe's batch is shared among the processes, so that the updates are
-those of a single one; the number of processes has to divide the stage's accumulation. The first process
-alone writes. Nodes have to share the run's folder and the cache (MEDKIT_CACHE). The same command goes on
-from the newest whole checkpoint; `medkit run RECIPE --run NAME --only 03,04,05` evaluates.
+`accelerate launch` works, too. The processes share the recipe's batch, so that the updates are those of one
+process; their number has to divide the stage's accumulation. Only the first process writes. Nodes share the
+run's folder and the cache (MEDKIT_CACHE). The same command resumes X --run NAME --only 03,04,05` evaluates.
 """
 
 import sys

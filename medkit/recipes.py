@@ -57,7 +57,7 @@ class Spec:
 class ModelSpec(Spec):
     part = "model."
     base: str = "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"  # hub id, a folder, or "smollm2" (from PyPI)
-    revision: str = "main"  # hub revision; the commit it stood for is written to run.json
+    revision: str = "main"  # hub revision; its commit is written to run.json
     load_in_4bit: bool = True  # NF4 through bitsandbytes
     # "own": the model's; "chatml": ChatML whose <|im_end|> stands for EOS
     chat_template: Literal["own", "chatml"] = "own"
@@ -129,7 +129,7 @@ class TrainSpec(Spec):
     loss_on: Literal["answer", "text"] = "answer"
     # "isolated": best fit, samples blind to each other; "wrapped": cut at length
     packing: Literal["isolated", "wrapped", "off"] = "isolated"
-    group_by_length: bool = False  # where rows are not packed: rows of like length share an optimizer step
+    group_by_length: bool = False  # where rows are not packed: rows of similar length share an optimizer step
     gradient_checkpointing: bool = False
     eval_rows: Count = 1000  # validation rows scored at each evaluation, drawn by seed; 0 = all
     eval_every: Size = 360  # optimizer steps
@@ -163,7 +163,7 @@ class DmtSpec(Spec):
     # a fresh adapter on the base learns all of stage 1's training rows beside the consultations
     handover: Literal["continue", "merge", "joint"] = "continue"
     relearn_steps: Count = 0  # optimizer steps on stage 1's rows after stage 2, as an arm of its own; 0: none
-    # "carried": stage 2 goes on with the moments of stage 1's optimizer
+    # "carried": stage 2 continues with the moments of stage 1's optimizer
     optimizer_state: Literal["fresh", "carried"] = "fresh"
     # What replayed exam rows weigh of stage 2's supervised tokens; 0 = as many as there are, unweighted
     replay_token_share: Share = 0.0

@@ -300,9 +300,9 @@ def stage_samples(recipe, loaded: dict, data_dir: str):
 
 def _course(recipe, stage, shape, total, tokens, validation, longest) -> list[Check]:
     hardware = this_machine.hardware()
-    made = estimate.plan(recipe, stage, shape, total, tokens, validation, hardware)
-    hours = "hours unknown" if made.hours is None else f"{made.hours:.2g} h"
-    message = f"{total:,} rows, {made.steps:,} steps, {made.tokens / 1e6:.3g}M tokens, {hours} ({made.basis})"
+    plan = estimate.plan(recipe, stage, shape, total, tokens, validation, hardware)
+    hours = "hours unknown" if plan.hours is None else f"{plan.hours:.2g} h"
+    message = f"{total:,} rows, {plan.steps:,} steps, {plan.tokens / 1e6:.3g}M tokens, {hours} ({plan.basis})"
     checks = [Check(f"{stage}: course", "pass", message)]
     return checks if hardware["gpus"] else [*checks, _memory(recipe, stage, shape, hardware, longest)]
 

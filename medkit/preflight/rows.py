@@ -188,7 +188,7 @@ def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
         net.train(was_training)
     likely = [p[-1].topk(8).indices for p in alone]
     ends = [np.array([p[-1][top].tolist() for p, top in zip(x, likely, strict=True)]) for x in (alone, batch)]
-    computed = [len(p) for p in packed]  # tokens; the others stand in the first row
+    computed = [len(p) for p in packed]  # tokens; shared ones are in the first row only
     own, apart = ([x[-n:] for x, n in zip(rows, computed, strict=True)] for rows in (chosen, alone))
     losses = [_losses(x, own) for x in (apart, packed)]
     return [

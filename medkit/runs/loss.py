@@ -31,5 +31,5 @@ def line(fields: dict) -> str:
 
 
 def last_line(text: str) -> dict:
-    """The last line of a loss.csv, its fields as they stand there."""
+    """The last line of a loss.csv, its fields as text."""
     return list(csv.DictReader(io.StringIO(text)))[-1]

@@ -143,8 +143,8 @@ def plain(value):
 def root() -> Path:
     """MEDKIT_RESULTS; else results/ of the checkout when the working folder is in it, else of the latter."""
     if set_by_user := os.environ.get("MEDKIT_RESULTS"):
-        given = Path(set_by_user)
-        return (given if given.is_absolute() else machine.working_folder() / given).resolve()
+        path = Path(set_by_user)
+        return (path if path.is_absolute() else machine.working_folder() / path).resolve()
     here = machine.working_folder().resolve()
     return (machine.CHECKOUT if here.is_relative_to(machine.CHECKOUT) else here) / "results"
 

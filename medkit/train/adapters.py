@@ -31,14 +31,14 @@ def read_config(folder: str | Path):
     unreadable = AdapterError(f"{file} is no LoRA adapter's configuration; save the adapter again")
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        kind, begun = saved["peft_type"], str(saved.get("init_lora_weights", "")).lower()
+        kind, initial = saved["peft_type"], str(saved.get("init_lora_weights", "")).lower()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise unreadable from None
     if kind != "LORA":
         raise AdapterError(f"{folder} holds an adapter of type {kind}; only LoRA adapters are read")
-    if begun.startswith(CHANGE_THE_BASE):
+    if initial.startswith(CHANGE_THE_BASE):
         raise AdapterError(
-            f"{folder} belongs to a changed base (init_lora_weights={begun}); save it as plain LoRA, with "
+            f"{folder} belongs to a changed base (init_lora_weights={initial}); save it as plain LoRA, with "
             "PEFT's path_initial_model_for_weight_conversion"
         )
     _names(folder)

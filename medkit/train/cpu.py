@@ -248,9 +248,9 @@ def plainly_causal(config) -> bool:
 
 
 def decodes_in_rounds(model) -> bool:
-    """Whether a batch is decoded from a cache that medkit hands over: on a CPU. On a GPU a prompt's pass is a
-    small part of an answer, and ended answers cost little; and a window of attention would count the padding
-    that comes to stand behind what prompts share."""
+    """Whether a batch is decoded in rounds, from a cache that medkit passes on: on a CPU. On a GPU a prompt's
+    pass is a small part of an answer, and ended answers cost little. A window of attention would count the
+    padding behind the shared start."""
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
     return on_cpu and plainly_causal(model.config)
 
@@ -258,9 +258,9 @@ def decodes_in_rounds(model) -> bool:
 def decode(model, ids, mask, cache, stops: list[int], max_new_tokens: int, settings) -> list[list[int]]:
     """The tokens that the model answers each row of `ids` with, up to and including one of `stops`.
 
-    ids, mask: of shape (rows, tokens), with padding where the mask is 0; cache: of what the rows begin with,
-    or None; settings(new tokens, rows that go on): what model.generate is given besides. On a CPU the rows
-    that have ended leave the batch after each ROUND of tokens.
+    ids, mask: of shape (rows, tokens), with padding where the mask is 0; cache: of the tokens that all rows
+    begin with, or None; settings(new tokens, unfinished rows): further arguments of model.generate. On a CPU
+    finished rows leave the batch after each ROUND of tokens.
     """
     import torch
 
