@@ -5,7 +5,8 @@
 
 `accelerate launch` works, too. The processes share the recipe's batch, so that the updates are those of one
 process; their number has to divide the stage's accumulation. Only the first process writes. Nodes share the
-run's folder and the cache (MEDKIT_CACHE). The same command resumes X --run NAME --only 03,04,05` evaluates.
+run's folder and the cache (MEDKIT_CACHE). The same command resumes from the newest whole checkpoint, and
+`medkit run RECIPE --run NAME --only 03,04,05` evaluates.
 """
 
 import sys
