@@ -57,7 +57,7 @@ class Piece(NamedTuple):
     """A part of a conversation that is tokenized on its own: it ends where a control token follows."""
 
     before: str
-    answer: str | None = None  # at the piece's end, what the model is to say; "" where a prompt ends
+    answer: str | None = None  # at the piece's end, what the model should say; "" where a prompt ends
     ends_answer: bool = False  # its first token ends an answer
     continues: bool = False  # it begins within a content
 
@@ -130,27 +130,28 @@ class ChatFormat:
         name in a content, so that none has the whole name."""
         turns, texts = self._arranged(turns)
         begins = {0: Piece("")}  # place in the whole text -> how a piece begins there
-        answers, whole = [], ""  # where answers begin, or go on in another piece
+        answers = []  # places where an answer begins, or continues in another piece
+        whole = ""
         for turn, text in zip([{"role": "", "content": ""}, *turns], texts, strict=True):
-            answer, at = turn["role"] == "assistant", 0
-            answers += [len(whole)] * answer
+            is_answer, at = turn["role"] == "assistant", 0
+            answers += [len(whole)] * is_answer
             while match := self.control.search(turn["content"], at):
                 at = match.start() + 1
                 begins[len(whole) + at] = Piece("", continues=True)
-                answers += [len(whole) + at] * answer
+                answers += [len(whole) + at] * is_answer
             whole += turn["content"]
             control = [len(whole) + match.start() for match in self.control.finditer(text)]
             begins |= dict.fromkeys(control[-1:], Piece(""))
-            begins |= dict.fromkeys(control[:1], Piece("", ends_answer=answer))
+            begins |= dict.fromkeys(control[:1], Piece("", ends_answer=is_answer))
             whole += text
         pieces = []
         for begin, end in pairwise([*sorted(begins), len(whole)]):
-            piece = begins[begin]
-            first = begin if piece.continues or not begin else begin + 1  # where its answer may begin
-            at = next((place for place in answers if first <= place <= end), None)
-            before, said = (whole[begin:end], None) if at is None else (whole[begin:at], whole[at:end])
+            # An answer does not begin with the control token that opens a piece.
+            earliest = begin if begins[begin].continues or begin == 0 else begin + 1
+            at = next((place for place in answers if earliest <= place <= end), end)
+            answer = whole[at:end] if at in answers else None
             if begin < end:
-                pieces.append(piece._replace(before=before, answer=said))
+                pieces.append(begins[begin]._replace(before=whole[begin:at], answer=answer))
         return pieces
 
     def prompt_pieces(self, turns: Sequence[dict[str, str]]) -> list[Piece]:

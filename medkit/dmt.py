@@ -101,10 +101,10 @@ def split_notechat(
     for, all are used, in the asked proportion. Raises MixtureError where one side would be empty.
     """
     records = [row for row in rows if row is not None]
-    first: dict[bytes, Dialogue] = {}
+    by_text: dict[bytes, Dialogue] = {}
     for record in records:
-        first.setdefault(content_key(record), record)
-    distinct = list(first.values())
+        by_text.setdefault(content_key(record), record)
+    distinct = list(by_text.values())
     pool = distinct if deduplicate else records if by_note else list(rows)
     scale = min(1.0, len(pool) / (train + validation))
     to_train, to_validate = math.floor(train * scale), max(1, math.floor(validation * scale))
