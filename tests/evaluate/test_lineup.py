@@ -1,5 +1,6 @@
 """The models of a run on one base: each answers as its own weights say, and none as another's."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -105,6 +106,7 @@ def write_kind(folder, base, kind, seed=3):
     return folder
 
 
+@functools.cache
 def as_peft_has_it(base, adapter, four_bit=False):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
