@@ -42,14 +42,13 @@ def read_items(run_dir: str | Path) -> pd.DataFrame:
 
 
 def mcq_summary(items: pd.DataFrame, seed: int = 0) -> dict:
-    """What mcq/summary.json holds, from the rows of mcq/items.csv; accuracies are fractions.
+    """What mcq/summary.json holds, from the rows of mcq/items.csv.
 
     "datasets": per benchmark n, chance, majority answer, and per model n, correct, accuracy, low, high,
-    unparsed, and usual: the letter it gives most often, and how often. "average": per model the unweighted
-    mean over the benchmarks. "comparisons": PAIRS per benchmark, paired, with McNemar's exact p and Holm's
-    adjustment over all of them. "pubmedqa": per model the panel on "all" rows and on the official "fold"
-    (None without such rows). "groups": accuracy by subject or step.
-    Raises MedkitError where models cannot be paired.
+    unparsed, and usual: the letter it gives most often. "average": per model the unweighted mean over the
+    benchmarks. "comparisons": PAIRS per benchmark, with Holm's adjustment over all of them. "pubmedqa": per
+    model the panel on "all" rows and on the official "fold" (None without such rows). "groups": accuracy by
+    subject or step. Raises MedkitError where models cannot be paired.
     """
     datasets, by_model = by_dataset(items), models_of(items)
     panels = models_of(datasets.get("pubmedqa", items.iloc[:0]))
@@ -216,10 +215,9 @@ def pubmedqa_panel(items: pd.DataFrame) -> dict:
 def fold_seeds(items: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Several training seeds of each model (column `seed`) folded into one row per model and dataset.
 
-    `accuracy` is the mean over seeds; low/high resample the items, each with its mean outcome over the seeds,
-    and so cover the draw of questions; `seed_sd` and the t interval seed_low/seed_high cover the draw of
-    seeds. With one seed these three are NaN.
-    Raises MedkitError where the seeds of a model did not answer the same items.
+    `accuracy` is the mean over seeds; low/high resample the items, each with its mean outcome over the seeds;
+    `seed_sd` and the t interval seed_low/seed_high cover the draw of seeds, and are NaN for one seed. Raises
+    MedkitError where the seeds of a model did not answer the same items.
     """
     rows = []
     for (model, dataset), part in items.groupby(["model", "dataset"], sort=False):

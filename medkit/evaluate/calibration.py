@@ -26,13 +26,12 @@ LOGPROBS = [f"logprob_{letter}" for letter in LETTERS]
 def summary(items: pd.DataFrame, seed: int = 0) -> dict:
     """Per benchmark and model, from the rows of mcq/items.csv; accuracies and confidences are fractions.
 
-    n: answers with a confidence; left_out: those without. ece, ece_low, ece_high: expected calibration error
-    (Naeini et al. 2015; equal mass as in Nixon et al. 2019), that is |confidence - accuracy| averaged over
-    `bins`, each {"confidence", "accuracy", "n"} of about equally many answers, equal confidences in one;
-    note: "" or why not to rely on it. brier: mean over questions of the squared distances of all letters'
-    probabilities from the gold letter's 1 (0 to 2); brier_top: of the chosen letter's alone (0 to 1).
-    overconfidence: mean confidence minus accuracy. coverage: of the most confident tenth of the answers, two
-    tenths, ... all of them, {"coverage", "n", "accuracy", "low", "high"} (Wilson).
+    n: answers with a confidence; left_out: those without. ece: expected calibration error (Naeini et al.
+    2015; equal mass as in Nixon et al. 2019), |confidence - accuracy| averaged over `bins` of about equally
+    many answers, equal confidences in one; note: "" or why not to rely on it. brier: mean over questions of
+    the squared distances of all letters' probabilities from the gold letter's 1 (0 to 2); brier_top: of the
+    chosen letter's only (0 to 1). overconfidence: mean confidence minus accuracy. coverage: accuracy of the
+    most confident tenth of the answers, two tenths, ... all of them (Wilson).
     Intervals (_low, _high) are 95% bootstraps over questions, those of the ECE with the bins held fixed. A
     model without any confidence is left out. Raises MedkitError for log-probabilities above 0.
     """

@@ -1,7 +1,8 @@
 """The exam questions of a run, step by step as notebook 03 takes them: questions in, outcomes out."""
 
+import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,13 +181,8 @@ def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_t
 
 def first_of_each(items: Iterable[MCQItem], rows: int) -> list[MCQItem]:
     """The first `rows` questions of every benchmark; 0 takes all."""
-    taken: Counter = Counter()
-    kept = []
-    for item in items:
-        taken[item.source] += 1
-        if not rows or taken[item.source] <= rows:
-            kept.append(item)
-    return kept
+    numbers: dict = defaultdict(itertools.count)  # of a benchmark's questions, from 0
+    return [item for item in items if not rows or next(numbers[item.source]) < rows]
 
 
 def score(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.Scored:
@@ -256,39 +252,30 @@ def protocols(letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
     """
     if words.empty:
         return []
-    keys = ["model", "dataset", "item_id"]
-    both = words.merge(letters[[*keys, "predicted"]], on=keys, how="left")
-    return [
-        {"model": model, "dataset": dataset, **_protocol_summary(rows)}
-        for (model, dataset), rows in both.groupby(["model", "dataset"], sort=False)
-    ]
-
-
-def _protocol_summary(rows: pd.DataFrame) -> dict:
-    given = {
-        "scored": rows["predicted"].fillna(""),
-        "generated": rows["letter"],
-        "released": rows["released"],
-    }
-    right = {name: letters == rows["gold"] for name, letters in given.items()}
-    tiers = {tier: rows["tier"] == tier for tier in answer_parsing.TIERS}
-    in_words = ("generated", "released")
-    return storage.plain(
-        {
-            "n": len(rows),
-            "correct": {name: outcomes.sum() for name, outcomes in right.items()},
-            "accuracy": {name: outcomes.mean() for name, outcomes in right.items()},
-            "unparsed": {name: (letters == "").sum() for name, letters in given.items()},
-            "tiers": {tier: {"count": own.sum(), "share": own.mean()} for tier, own in tiers.items()},
-            "first_last_disagree": rows["first_last_disagree"].mean(),
-            "agreement_with_scored": {
-                name: ((given[name] == given["scored"]) & (given[name] != "")).mean() for name in in_words
-            },
-            "cut": (rows["finish"] == "cut").mean(),  # at max_new_tokens
-            "too_long": (rows["finish"] == "too long").sum(),  # for the model's context: not asked
-            "minus_scored": {name: statistics.compare(right["scored"], right[name]) for name in in_words},
-        }
-    )
+    keys, in_words, found = ["model", "dataset", "item_id"], ("generated", "released"), []
+    both = words.merge(letters[[*keys, "predicted"]].fillna(""), on=keys, how="left")
+    for (model, dataset), rows in both.groupby(["model", "dataset"], sort=False):
+        given = {"scored": rows["predicted"], "generated": rows["letter"], "released": rows["released"]}
+        right = {name: letter == rows["gold"] for name, letter in given.items()}
+        tiers = {tier: rows["tier"] == tier for tier in answer_parsing.TIERS}
+        same = {name: (given[name] == given["scored"]) & (given[name] != "") for name in in_words}
+        found.append(
+            {
+                "model": model,
+                "dataset": dataset,
+                "n": len(rows),
+                "correct": {name: outcomes.sum() for name, outcomes in right.items()},
+                "accuracy": {name: outcomes.mean() for name, outcomes in right.items()},
+                "unparsed": {name: (letter == "").sum() for name, letter in given.items()},
+                "tiers": {tier: {"count": own.sum(), "share": own.mean()} for tier, own in tiers.items()},
+                "first_last_disagree": rows["first_last_disagree"].mean(),
+                "agreement_with_scored": {name: own.mean() for name, own in same.items()},
+                "cut": (rows["finish"] == "cut").mean(),  # at max_new_tokens
+                "too_long": (rows["finish"] == "too long").sum(),  # for the model's context: not asked
+                "minus_scored": {name: statistics.compare(right["scored"], right[name]) for name in in_words},
+            }
+        )
+    return storage.plain(found)
 
 
 def contaminated(run: Run) -> set[tuple[str, str]] | None:
