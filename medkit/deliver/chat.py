@@ -33,26 +33,18 @@ class ChatError(MedkitError):
     """A question that is none."""
 
 
-class _Stream:
-    """A streamer for Transformers' generate: hands the decoded answer on with every further token. The prompt
-    comes first."""
+def _streamer(tokenizer, show: Callable[[str], None]):
+    """For Transformers' generate: hands the answer on as far as its words are whole."""
+    from transformers import TextStreamer
 
-    def __init__(self, tokenizer, show: Callable[[str], None]):
-        self._tokenizer, self._show = tokenizer, show
-        self._tokens: list[int] | None = None  # until the prompt has been handed over
+    class Streamer(TextStreamer):
+        answer = ""
 
-    def put(self, value):
-        if self._tokens is None:
-            self._tokens = []
-            return
-        self._tokens.extend(value.reshape(-1).tolist())
-        self._show(self._text().rstrip("\N{REPLACEMENT CHARACTER}"))  # half a character: the rest is to come
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.answer += text
+            show(self.answer)
 
-    def end(self):
-        self._show(self._text())
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def open_run(name: str) -> tuple[Run, lineup.Lineup]:
@@ -113,7 +105,7 @@ def _generate(active, ids: list[int], limit: int, grown: Callable[[str], None]) 
             top_k=None,
             eos_token_id=ends,
             pad_token_id=ends[0],  # one row: never used, and generate asks for one
-            streamer=_Stream(active.tokenizer, grown),
+            streamer=_streamer(active.tokenizer, grown),
         )
 
 
