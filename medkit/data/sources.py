@@ -43,11 +43,11 @@ class Source:
     name: str
     title: str
     kind: type  # of its records
-    hub_id: str  # "" where its authors publish it elsewhere: `home`
-    revision: str  # commit of the hub repository; "main" where no commit could be found to pin
     licence: str  # SPDX identifier where there is one
     parts: dict[str, Part]  # "train", "eval", and what DataSpec.reads may take in their place
     forms: tuple[Form, ...]
+    hub_id: str = ""  # "" where its authors publish it elsewhere: `home`
+    revision: str = "main"  # commit of the hub repository; "main" where no commit could be found to pin
     home: str = ""
 
     @property
@@ -152,7 +152,6 @@ NOTECHAT = Source(
     title="NoteChat",
     kind=Dialogue,
     hub_id="akemiH/NoteChat",
-    revision="main",
     licence="unknown",
     parts={"train": Part("train", 207_001, "the only split; validation rows are drawn from it")},
     forms=(Form(("conversation",), converters.notechat, also=("data",)),),
@@ -164,14 +163,10 @@ MTS_DIALOG = Source(
     name="mts_dialog",
     title="MTS-Dialog",
     kind=Dialogue,
-    hub_id="",
-    revision="main",
     licence="cc-by-4.0",
     parts={
         "train": Part("train", 1_201, "the official training rows", None, TRAIN_FILE, OTHER_MTS),
-        "validation": Part(
-            "validation", 100, "the official validation rows", None, VALIDATION_FILE, OTHER_MTS
-        ),
+        "validation": Part("validation", 100, "the official rows", None, VALIDATION_FILE, OTHER_MTS),
         "test": Part("test", 400, "both challenges' test rows", None, TEST_FILE, OTHER_MTS),
     },
     forms=(Form(("section_header", "section_text", "dialogue"), converters.mts_dialog),),
@@ -183,7 +178,6 @@ ICLINIQ = Source(
     title="iCliniq (ChatDoctor)",
     kind=ConsumerQuery,
     hub_id="lavita/ChatDoctor-iCliniq",
-    revision="main",
     licence="unknown",
     parts={"eval": Part(ONLY_SPLIT, 7_321, "the only split, called train in one mirror and test in another")},
     forms=(Form(("input", "answer_icliniq"), converters.icliniq),),
