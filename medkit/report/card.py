@@ -155,12 +155,12 @@ def _card(place: Path, info: dict, recipe: Recipe, base: str, summary: dict) -> 
         tags=["medical", "qlora", "not-for-clinical-use"],
         datasets=None if builtin else [source.hub_id for source in sources if source.hub_id],
         model_name=title,
-        eval_results=None if builtin else [_result(name, own) for name, own in accuracies.items()],
+        eval_results=None if builtin else [_result(name, accuracy) for name, accuracy in accuracies.items()],
         **LICENCES.get(recipe.model.base, UNSTATED),
     )
     path = place / "consumer" / "summary.json"
     consumer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    found = (summary.get("without_contaminated") or {}).get("left_out") or {}
+    left_out = (summary.get("without_contaminated") or {}).get("left_out") or {}
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE,
@@ -180,28 +180,28 @@ def _card(place: Path, info: dict, recipe: Recipe, base: str, summary: dict) -> 
         protocol=PROTOCOL,
         consumer=consumer,
         f1=interval(consumer["models"][MODEL]["f1"], digits=3) if consumer else "",
-        contaminated=f"{sum(found.values()):,}" if summary.get("contamination_known") else "",
+        contaminated=f"{sum(left_out.values()):,}" if summary.get("contamination_known") else "",
     )
 
 
 def _accuracies(summary: dict) -> dict[str, dict]:
     """Benchmark -> Med-Nirvana's accuracy with n and interval, and the benchmark's chance."""
-    found = {
+    accuracies = {
         name: dataset["models"][MODEL] | {"chance": dataset["chance"]}
         for name, dataset in summary["datasets"].items()
         if MODEL in dataset["models"]
     }
-    if not found:
+    if not accuracies:
         raise CardError("mcq/summary.json has no results of Med-Nirvana; run notebook 03_mcq_eval first")
-    return found
+    return accuracies
 
 
-def _note(own: dict) -> str:
-    ends = f"[{100 * own['low']:.1f}, {100 * own['high']:.1f}]"
-    return f"n = {own['n']}, Wilson 95% {ends}; {PROTOCOL}; medkit"
+def _note(accuracy: dict) -> str:
+    ends = f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    return f"n = {accuracy['n']}, Wilson 95% {ends}; {PROTOCOL}; medkit"
 
 
-def _result(name: str, own: dict) -> EvalResult:
+def _result(name: str, accuracy: dict) -> EvalResult:
     """A benchmark in the card's model-index."""
     source, part = SOURCES[name], SOURCES[name].parts["eval"]
     return EvalResult(
@@ -213,21 +213,21 @@ def _result(name: str, own: dict) -> EvalResult:
         dataset_split=part.split,
         dataset_revision=source.revision if source.pinned else None,
         metric_type="accuracy",
-        metric_name=f"accuracy, % ({_note(own)})",
-        metric_value=round(100 * own["accuracy"], 2),
+        metric_name=f"accuracy, % ({_note(accuracy)})",
+        metric_value=round(100 * accuracy["accuracy"], 2),
     )
 
 
-def _entry(name: str, own: dict, info: dict) -> EvalResultEntry:
+def _entry(name: str, accuracy: dict, info: dict) -> EvalResultEntry:
     """The same in `.eval_results`."""
     source = SOURCES[name]
     return EvalResultEntry(
         dataset_id=source.hub_id,
         task_id=source.parts["eval"].config or "default",
-        value=round(100 * own["accuracy"], 2),
+        value=round(100 * accuracy["accuracy"], 2),
         dataset_revision=source.revision if source.pinned else None,
         date=info["notebooks"]["03_mcq_eval"]["started"],
-        notes=_note(own),
+        notes=_note(accuracy),
     )
 
 
@@ -262,11 +262,11 @@ def _evaluation(accuracies: dict[str, dict]) -> str:
     rows = [
         {
             "benchmark": published.TITLES.get(name, name),
-            "n": f"{own['n']:,}",
-            "accuracy, %": percent(own),
-            "chance, %": in_percent(own["chance"]),
-            "no readable answer": str(own["unparsed"]),
+            "n": f"{accuracy['n']:,}",
+            "accuracy, %": percent(accuracy),
+            "chance, %": in_percent(accuracy["chance"]),
+            "no readable answer": str(accuracy["unparsed"]),
         }
-        for name, own in accuracies.items()
+        for name, accuracy in accuracies.items()
     ]
     return grid(pd.DataFrame(rows))

@@ -35,8 +35,8 @@ def arms(run: Run) -> tuple[str, ...]:
     entries = run.info["notebooks"]
     evaluated = entries.get("03_mcq_eval", {}).get("models") or {}
     first = entries.get("01_stage1", {}).get("started", "")
-    own = CONTROL in entries and ("control" in evaluated or entries[CONTROL]["started"] > first)
-    return ("med-nirvana", "control") if own else ("med-nirvana",)
+    has_control = CONTROL in entries and ("control" in evaluated or entries[CONTROL]["started"] > first)
+    return ("med-nirvana", "control") if has_control else ("med-nirvana",)
 
 
 def _stages(run: Run) -> tuple[str, ...]:
@@ -85,8 +85,8 @@ def _same_outcomes(run: Run) -> str:
     if missing := {*required(run.recipe), *arms(run)} - set(summary["models"]):
         raise ReportError(f"mcq/summary.json lacks {', '.join(sorted(missing))}; run 03_mcq_eval again")
     for (dataset, model), rows in items.groupby(["dataset", "model"]):
-        own = summary["datasets"].get(dataset, {}).get("models", {}).get(model, {})
-        if (own.get("n"), own.get("correct")) != (len(rows), int(accuracy.is_correct(rows).sum())):
+        result = summary["datasets"].get(dataset, {}).get("models", {}).get(model, {})
+        if (result.get("n"), result.get("correct")) != (len(rows), int(accuracy.is_correct(rows).sum())):
             raise ReportError(
                 f"mcq/summary.json does not fit mcq/items.csv ({model}, {dataset}); run 03_mcq_eval again"
             )
@@ -125,7 +125,7 @@ def with_seeds(run: Run, others: str) -> tuple[pd.DataFrame, pd.DataFrame] | Non
     """
     storage.check_text("other_runs", others)
     names = [name.strip() for name in others.split(",") if name.strip()]
-    own, parts = _but_seeds(run.info), [accuracy.read_items(run.folder).assign(seed=0)]
+    fields, parts = _but_seeds(run.info), [accuracy.read_items(run.folder).assign(seed=0)]
     seen = {_seeds(run.info)}
     for number, name in enumerate(names, 1):
         place = storage.folder(name)
@@ -133,10 +133,10 @@ def with_seeds(run: Run, others: str) -> tuple[pd.DataFrame, pd.DataFrame] | Non
         if info is None or info["status"] != "complete":
             raise ReportError(f"{storage.shown(place)} is no complete run; finish it, or leave it out")
         other = _but_seeds(info)
-        if different := [field for field in own | other if own.get(field) != other.get(field)]:
+        if different := [field for field in fields | other if fields.get(field) != other.get(field)]:
             raise ReportError(
                 f"{storage.shown(place)} differs in {different[0]} ({other.get(different[0])}, here "
-                f"{own.get(different[0])}); only runs that differ in their seeds can be folded"
+                f"{fields.get(different[0])}); only runs that differ in their seeds can be folded"
             )
         if _seeds(info) in seen:
             raise ReportError(f"{storage.shown(place)} has the seeds of a run that is in already")
@@ -196,6 +196,6 @@ def finish(run: Run) -> str:
     ResultsError where one of the report's own is missing."""
     for name in (*(f"tables/table{i}.md" for i in (1, 2, 3, 4)), *FIGURES, "ledger.md"):
         storage.file(run.folder, name)
-    found = [path for part in ("tables", "figures") for path in sorted((run.folder / part).iterdir())]
-    run.finish(files=len(found) + 1)
-    return "  ".join([*(str(path.relative_to(run.folder)) for path in found), "ledger.md"])
+    paths = [path for part in ("tables", "figures") for path in sorted((run.folder / part).iterdir())]
+    run.finish(files=len(paths) + 1)
+    return "  ".join([*(str(path.relative_to(run.folder)) for path in paths), "ledger.md"])

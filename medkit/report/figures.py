@@ -61,9 +61,9 @@ def save(figure: Figure, path: str | Path, note: str = "", dpi: int = 120) -> Pa
 
 
 def _png(figure: Figure, dpi: int) -> bytes:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
-    return drawn.getvalue()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+    return png.getvalue()
 
 
 def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
@@ -95,10 +95,10 @@ def loss_arms(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> 
     for i, (name, loss) in enumerate(curves.items()):
         look = _look(name, i)
         train, evaluated, window = _losses(loss)
-        drawn, line = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
+        values, line = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
         if window:
-            drawn, line = _smooth(drawn, window), {"linewidth": 1}
-        ax.plot(train["step"], drawn, color=look["color"], label=f"{look['label']}, training", **line)
+            values, line = _smooth(values, window), {"linewidth": 1}
+        ax.plot(train["step"], values, color=look["color"], label=f"{look['label']}, training", **line)
         if len(evaluated):
             look |= {"label": f"{look['label']}, validation", "linestyle": "--", "markersize": 6}
             ax.plot(evaluated["step"], evaluated["eval_loss"], **look)
@@ -212,10 +212,10 @@ def forgetting(ax: Axes, summary: dict) -> Axes:
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     compared = list(dict.fromkeys(row["second"] for row in rows))
     for k, arm in enumerate(compared):
-        own = [row for row in rows if row["second"] == arm]
-        at = [-datasets.index(row["dataset"]) + (0.5 - (k + 0.5) / len(compared)) * 0.5 for row in own]
+        of_arm = [row for row in rows if row["second"] == arm]
+        at = [-datasets.index(row["dataset"]) + (0.5 - (k + 0.5) / len(compared)) * 0.5 for row in of_arm]
         look = _look(arm, k) | {"label": f"{arms.title(arm)} minus {arms.title('med-mix')}"}
-        errorbars(ax, at, own, "difference", factor=100, lying=True, **look)
+        errorbars(ax, at, of_arm, "difference", factor=100, lying=True, **look)
     ax.axvline(0, color="black", linewidth=1)
     sizes = {name: summary["datasets"][name]["n"] for name in datasets}
     names = [f"{TITLES.get(name, name)}\nn = {sizes[name]:,}" for name in datasets]
@@ -310,32 +310,32 @@ def confusion(ax: Axes, panel: dict, title: str = "") -> Axes:
 def confusions(summary: dict) -> Shown:
     """PubMedQA's answers, expected by predicted; a panel a model, on all rows and, where the official fold is
     among them, beside it on the fold."""
-    found = [
+    panels = [
         (folds[fold], f"{arms.title(model)}{', official fold' if fold == 'fold' else ''}")
         for model, folds in summary["pubmedqa"].items()
         for fold in ("all", "fold")
         if folds[fold]
     ]
-    figure, axes = new(width=3.3 * len(found), height=3.4, columns=len(found))
-    for ax, (panel, title) in zip(np.ravel(axes), found, strict=True):
+    figure, axes = new(width=3.3 * len(panels), height=3.4, columns=len(panels))
+    for ax, (panel, title) in zip(np.ravel(axes), panels, strict=True):
         confusion(ax, panel, title)
     return figure
 
 
-def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
+def reliability(ax: Axes, models: Mapping[str, dict]) -> Axes:
     """How often a model is right when it is so sure: a mark a bin of equally many answers.
 
-    found: {model: {"bins": [{"confidence", "accuracy", "n"}], "ece", "brier", "n"}}, fractions; the
+    models: {model: {"bins": [{"confidence", "accuracy", "n"}], "ece", "brier", "n"}}, fractions; the
     confidence is the probability of the letter that was chosen. Below the diagonal a model is surer than it
     is right.
     """
-    if not any(own["bins"] for own in found.values()):
+    if not any(measured["bins"] for measured in models.values()):
         return _nothing(ax, "no answer has a confidence")
     ax.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1, label="as sure as right")
-    for k, (model, own) in enumerate(found.items()):
-        sure, right = ([one[key] for one in own["bins"]] for key in ("confidence", "accuracy"))
+    for k, (model, measured) in enumerate(models.items()):
+        sure, right = ([part[key] for part in measured["bins"]] for key in ("confidence", "accuracy"))
         look = _look(model, k)
-        look["label"] += f": ECE {own['ece']:.3f}, Brier {own['brier']:.3f}, n {own['n']:,}"
+        look["label"] += f": ECE {measured['ece']:.3f}, Brier {measured['brier']:.3f}, n {measured['n']:,}"
         ax.plot(sure, right, linewidth=1, markersize=6, **look)
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.03, 1.03)
@@ -349,35 +349,35 @@ def reliability(ax: Axes, found: Mapping[str, dict]) -> Axes:
 
 def reliabilities(summary: dict) -> Shown:
     """`reliability` of every model, a panel a benchmark, from mcq/summary.json."""
-    found = summary["calibration"]
-    figure, axes = new(width=5.0 * len(found), height=4.8, columns=len(found))
-    for ax, (name, own) in zip(np.ravel(axes), found.items(), strict=True):
-        reliability(ax, own)
+    benchmarks = summary["calibration"]
+    figure, axes = new(width=5.0 * len(benchmarks), height=4.8, columns=len(benchmarks))
+    for ax, (name, models) in zip(np.ravel(axes), benchmarks.items(), strict=True):
+        reliability(ax, models)
         ax.set_title(TITLES[name])
     return figure
 
 
-def option_order(ax: Axes, found: Mapping[str, dict]) -> Axes:
+def option_order(ax: Axes, models: Mapping[str, dict]) -> Axes:
     """What the order of the options is worth: accuracy under each of the cyclic orders, a row a model.
 
-    found: {model: {"accuracies": [one an order, the original first], "consistency", "vote_accuracy", "n"}},
+    models: {model: {"accuracies": [one an order, the original first], "consistency", "vote_accuracy", "n"}},
     fractions; consistency is the share of questions that get the same option under every order.
     """
-    if not found:
+    if not models:
         return _nothing(ax, "no question was asked in several orders")
-    for k, (model, own) in enumerate(found.items()):
+    for k, (model, measured) in enumerate(models.items()):
         look = _look(model, k) | {"label": None}
-        at = [-k] * len(own["accuracies"])
-        ax.plot(own["accuracies"], at, markersize=6, linewidth=1, alpha=0.8, **look)
-        ax.plot(own["vote_accuracy"], -k, "|", color="black", markersize=18, markeredgewidth=2)
+        at = [-k] * len(measured["accuracies"])
+        ax.plot(measured["accuracies"], at, markersize=6, linewidth=1, alpha=0.8, **look)
+        ax.plot(measured["vote_accuracy"], -k, "|", color="black", markersize=18, markeredgewidth=2)
     ax.plot([], [], "|", color="black", markersize=12, markeredgewidth=2, label="vote over the orders")
     ax.plot([], [], "o", color=GREY, label="one order of the options")
     names = [
-        f"{arms.title(model)}, n = {own['n']:,}\n{own['consistency']:.0%} the same option"
-        for model, own in found.items()
+        f"{arms.title(model)}, n = {measured['n']:,}\n{measured['consistency']:.0%} the same option"
+        for model, measured in models.items()
     ]
-    ax.set_yticks([-k for k in range(len(found))], names)
-    ax.set_ylim(-len(found) + 0.5, 0.5)
+    ax.set_yticks([-k for k in range(len(models))], names)
+    ax.set_ylim(-len(models) + 0.5, 0.5)
     ax.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("accuracy (right is better; close together: the order hardly matters)")
     ax.grid(axis="y", visible=False)

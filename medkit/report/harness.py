@@ -37,14 +37,14 @@ def read_samples(place: Path) -> pd.DataFrame:
     frames = [_outcomes(path) for path in sample_files(place)]
     if not frames or not sum(map(len, frames)):
         raise SamplesError(f"{place} holds no samples; evaluate with lm_eval --log_samples")
-    found = pd.concat(frames, ignore_index=True)
-    twice = found[found.duplicated(["dataset", "item_id"])]
+    outcomes = pd.concat(frames, ignore_index=True)
+    twice = outcomes[outcomes.duplicated(["dataset", "item_id"])]
     if len(twice):
         raise SamplesError(
             f"{place} answers {twice.iloc[0]['item_id']} twice; name one samples file a benchmark"
         )
     name = place.parent.name if place.is_file() else place.name
-    return found.assign(model=name or "harness")[COLUMNS]
+    return outcomes.assign(model=name or "harness")[COLUMNS]
 
 
 def dataset_of(task: str) -> str | None:
@@ -87,8 +87,8 @@ def _letter(target) -> str:
 
 def _item_id(dataset: str, row: dict) -> str:
     """As the kit's readers name the row (data.sources): its own id or, in MedQA without one, its place."""
-    own = {"medmcqa": "id", "pubmedqa": "pubid"}.get(dataset)
-    return str(row["doc"][own]) if own else f"{dataset}-eval-{int(row['doc_id']):06d}"
+    field = {"medmcqa": "id", "pubmedqa": "pubid"}.get(dataset)
+    return str(row["doc"][field]) if field else f"{dataset}-eval-{int(row['doc_id']):06d}"
 
 
 def _predicted(responses: list) -> str:

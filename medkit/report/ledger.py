@@ -42,14 +42,14 @@ class Knob:
 
 def _by_field(entries: dict[str, Any]) -> dict[str, Any]:
     """The entries of ledger.toml by the recipe's fields: those of `stages.FIELD` are either stage's."""
-    found = {}
+    by_field = {}
     for name, entry in entries.items():
         if isinstance(entry, dict) and "both" in entry:
             entry = entry | {"paper": entry["both"], "release": entry["both"]}
             entry.pop("both")
         for stage in ("stage1", "stage2") if name.startswith("stages.") else ("",):
-            found[name.replace("stages", stage) if stage else name] = entry
-    return found
+            by_field[name.replace("stages", stage) if stage else name] = entry
+    return by_field
 
 
 _DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))

@@ -201,11 +201,11 @@ def audit() -> pd.DataFrame:
 def audit_text() -> str:
     """What the audit finds, in sentences computed from it; one paragraph a finding."""
     table = audit()
-    own = table[table["first_hand"]]
-    paragraphs = [_own_row(model, own[own["model"] == model]) for model in (BASE, MED_MIX, MED_NIRVANA)]
-    missed = own[~own["attainable"].astype(bool)]
+    papers = table[table["first_hand"]]
+    paragraphs = [_own_row(model, papers[papers["model"] == model]) for model in (BASE, MED_MIX, MED_NIRVANA)]
+    missed = papers[~papers["attainable"].astype(bool)]
     paragraphs += [_explanation(model, rows) for model, rows in missed.groupby("model", sort=False)]
-    return "\n\n".join([*paragraphs, _against_base(own), _others(table[~table["first_hand"]])])
+    return "\n\n".join([*paragraphs, _against_base(papers), _others(table[~table["first_hand"]])])
 
 
 def _own_row(model: str, rows: pd.DataFrame) -> str:
@@ -244,9 +244,9 @@ def _explanation(model: str, misses: pd.DataFrame) -> str:
     )
 
 
-def _against_base(own: pd.DataFrame) -> str:
+def _against_base(papers: pd.DataFrame) -> str:
     rows = []
-    for row in own[own["base"].notna()].itertuples():
+    for row in papers[papers["base"].notna()].itertuples():
         interval = f"{row.difference:+.2f}, {row.difference_low:+.2f} to {row.difference_high:+.2f}"
         differs = not row.difference_low <= 0 <= row.difference_high
         rows.append((f"{row.model} on {TITLES[row.benchmark]} ({interval})", differs))

@@ -53,10 +53,10 @@ def samples(
         if picked:
             parts.append(f"## {title}\n")
         for i in picked:
-            case, own = cases[i], {model: answers[model][i] for model in (first, second)}
-            rows = {model: f1.loc[(case.source, case.id), model] for model in own}
+            case, beside = cases[i], {model: answers[model][i] for model in (first, second)}
+            rows = {model: f1.loc[(case.source, case.id), model] for model in beside}
             parts.append(f"### {escape(case.source)} {escape(case.id)}: {gains[i]:+.4f}\n")
-            parts.append(_texts(case, own, rows) if include_text else _numbers(case, own, rows))
+            parts.append(_texts(case, beside, rows) if include_text else _numbers(case, beside, rows))
     return "\n".join(parts)
 
 
@@ -72,7 +72,7 @@ def write(
     first, second = pair(list(answers))
     if first == second:
         return "One model only: there is nothing to show side by side."
-    greedy = {model: [own[0] for own in given] for model, given in answers.items()}
+    greedy = {model: [tries[0] for tries in by_case] for model, by_case in answers.items()}
     shown, note = may_show(run, show_text), origin_note(run.folder)
     page = samples(cases, greedy, scores, first=first, second=second, include_text=shown, note=note)
     storage.write_text(run.folder / "figures" / "samples.md", page)
@@ -102,11 +102,11 @@ def escape(text: str) -> str:
     return "<br>".join(line.translate(_MARKUP) for line in lines)
 
 
-def _texts(case: ConsumerQuery, own: dict[str, "Answer"], f1: dict[str, float]) -> str:
+def _texts(case: ConsumerQuery, answers: dict[str, "Answer"], f1: dict[str, float]) -> str:
     """An HTML table without a blank line in it: a Markdown table has no room for paragraphs."""
-    width = 100 // (len(own) + 1)
-    heads = ["Physician", *(f"{_name(model)}, F1 {f1[model]:.4f}{_cut(own[model])}" for model in own)]
-    texts = [case.reference, *(answer.text for answer in own.values())]
+    width = 100 // (len(answers) + 1)
+    heads = ["Physician", *(f"{_name(model)}, F1 {f1[model]:.4f}{_cut(answers[model])}" for model in answers)]
+    texts = [case.reference, *(answer.text for answer in answers.values())]
     lines = [
         "<table>",
         f'<tr><td colspan="{len(texts)}"><b>Patient</b><br>{escape(case.query)}</td></tr>',
@@ -119,9 +119,9 @@ def _texts(case: ConsumerQuery, own: dict[str, "Answer"], f1: dict[str, float]) 
     return "\n".join(lines)
 
 
-def _numbers(case: ConsumerQuery, own: dict[str, "Answer"], f1: dict[str, float]) -> str:
+def _numbers(case: ConsumerQuery, answers: dict[str, "Answer"], f1: dict[str, float]) -> str:
     rows = [{"whose": "physician", "F1": "", "words": f"{words(case.reference):,}"}]
-    for model, answer in own.items():
+    for model, answer in answers.items():
         name = f"{_name(model)}{_cut(answer)}"
         rows.append({"whose": name, "F1": f"{f1[model]:.4f}", "words": f"{words(answer.text):,}"})
     return grid(pd.DataFrame(rows)) + "\n"

@@ -91,24 +91,26 @@ def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
     if not plan.is_file():
         raise StudyError(f"{storage.shown(plan)} is missing; medkit sweep FILE --resume writes it")
     planned = json.loads(plan.read_text(encoding="utf-8"))["trials"]
-    found = {one["name"]: info for one in planned if (info := run_json.read(plan.parent / one["name"]))}
-    if not any(one["name"] in found and not one["is_stage1"] for one in planned):
+    outcomes = {
+        trial["name"]: info for trial in planned if (info := run_json.read(plan.parent / trial["name"]))
+    }
+    if not any(trial["name"] in outcomes and not trial["is_stage1"] for trial in planned):
         raise StudyError(f"{storage.shown(folder)} has no finished trial beside stage 1; run its sweep first")
-    trials = [info for info in found.values() if not info["trial"]["is_stage1"]]
-    own: dict[str, Recipe] = {}
+    trials = [info for info in outcomes.values() if not info["trial"]["is_stage1"]]
+    by_arm: dict[str, Recipe] = {}
     for info in trials:
-        own.setdefault(_arm(info["trial"]), recipes.from_dict(info["recipe"]))
+        by_arm.setdefault(_arm(info["trial"]), recipes.from_dict(info["recipe"]))
     return Study(
         folder=folder,
         benchmark=benchmark,
         model=trials[0]["recipe"]["model"]["base"],
         builtin=trials[0]["data"]["origin"] == "builtin",
-        planned=[(one["name"], _arm(one), one["seed"]) for one in planned],
-        missing=[one["name"] for one in planned if one["name"] not in found],
+        planned=[(trial["name"], _arm(trial), trial["seed"]) for trial in planned],
+        missing=[trial["name"] for trial in planned if trial["name"] not in outcomes],
         arms=_arms(trials, plan.parent),
-        recipes=own,
+        recipes=by_arm,
         repeats=_repeats(trials),
-        grids=_grids(found.values(), plan.parent, benchmark),
+        grids=_grids(outcomes.values(), plan.parent, benchmark),
     )
 
 
@@ -163,15 +165,15 @@ def _grids(found: Iterable[dict], outcomes: Path, benchmark: str) -> dict[tuple[
         arms = {"med-nirvana": arm, "relearned": f"{arm} relearned"}
         if trial["is_stage1"]:
             arms = {"base": "base", "med-mix": "med-mix"}
-        own = _of_trial(place, benchmark)
-        own = own[own["arm"].isin(list(arms))]
-        parts.append(own.assign(arm=own["arm"].map(arms), seed=trial["seed"]))
+        values = _of_trial(place, benchmark)
+        values = values[values["arm"].isin(list(arms))]
+        parts.append(values.assign(arm=values["arm"].map(arms), seed=trial["seed"]))
     scores = pd.concat(parts, ignore_index=True)
     # Two stages 1 of one seed, for arms that need different ones: the first is the reference.
     scores = scores.drop_duplicates(["arm", "seed", "measure", "item"])
     return {
-        key: own.pivot(index="seed", columns="item", values="value")
-        for key, own in scores.groupby(["arm", "measure"])
+        key: values.pivot(index="seed", columns="item", values="value")
+        for key, values in scores.groupby(["arm", "measure"])
     }
 
 
@@ -207,7 +209,7 @@ def without_replay(study: Study, arm: str) -> str:
     """The arm that `arm` shows the replay's effect beside: the first without replay whose stage 2 begins and
     is trained in the same way; where there is none, the first without replay. "" for such an arm itself."""
     dmt = {name: study.recipes[name].dmt for name in study.compared}
-    none = [name for name, own in dmt.items() if own.replay_share == 0 and own.handover != "joint"]
+    none = [name for name, spec in dmt.items() if spec.replay_share == 0 and spec.handover != "joint"]
     alike = [name for name in none if _only_rows(_changed(study.recipes[name], study.recipes[arm]))]
     first = next(iter(alike or none), arm)
     return "" if first == arm else first
@@ -222,20 +224,20 @@ def dose(study: Study) -> list[str]:
     """The arms that differ in replay's share alone, in its order: those without any setting of their own."""
     arms = study.compared
     first = next((name for name in arms if not without_replay(study, name)), arms[0])
-    own = [n for n in arms if _changed(study.recipes[first], study.recipes[n]) <= {"dmt.replay_share"}]
-    return sorted(own, key=lambda name: study.recipes[name].dmt.replay_share)
+    alike = [n for n in arms if _changed(study.recipes[first], study.recipes[n]) <= {"dmt.replay_share"}]
+    return sorted(alike, key=lambda name: study.recipes[name].dmt.replay_share)
 
 
 def pairs(study: Study) -> list[tuple[str, str, str]]:
     """(kind, first, second) of every comparison between arms: each with its arm without replay; and two that
     differ in one setting other than the share, or in what fills equally many rows."""
-    found = {(first, arm): "no replay" for arm in study.compared if (first := without_replay(study, arm))}
+    kinds = {(first, arm): "no replay" for arm in study.compared if (first := without_replay(study, arm))}
     for one, other in itertools.combinations(study.compared, 2):
         fields = _changed(study.recipes[one], study.recipes[other])
         filled = _only_rows(fields) and study.arms.loc[[one, other], "trained_rows"].nunique() == 1
         if (len(fields) == 1 and fields != {"dmt.replay_share"}) or filled:
-            found.setdefault((one, other), "one setting")
-    return [(kind, *pair) for pair, kind in found.items()]
+            kinds.setdefault((one, other), "one setting")
+    return [(kind, *pair) for pair, kind in kinds.items()]
 
 
 def comparisons(study: Study) -> pd.DataFrame:
@@ -255,12 +257,12 @@ def comparisons(study: Study) -> pd.DataFrame:
     ]
     rows = []
     for kind, measure, first, second in wanted:
-        found = clustered.paired(study.grid(first, measure), study.grid(second, measure))
-        if found.size:
+        differences = clustered.paired(study.grid(first, measure), study.grid(second, measure))
+        if differences.size:
             row: dict = {"kind": kind, "measure": measure, "first": first, "second": second}
-            row |= storage.plain(clustered.mean_difference(found, binary=MEASURES[measure][1]))
+            row |= storage.plain(clustered.mean_difference(differences, binary=MEASURES[measure][1]))
             if measure == "accuracy":
-                ends = clustered.mixed_model(found)
+                ends = clustered.mixed_model(differences)
                 row |= dict(zip(("model_low", "model_high", "model_p"), ends, strict=True))
             rows.append(row)
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[6:], float))
@@ -281,12 +283,12 @@ def progress(study: Study) -> pd.DataFrame:
 def settings(study: Study) -> pd.Series:
     """The fields in which each arm differs from the first arm of `dose`, with its values."""
     first = dose(study)[0]
-    found = {}
+    changed = {}
     for arm, recipe in study.recipes.items():
         values = {field: recipes.flat(recipe)[field] for field in _changed(study.recipes[first], recipe)}
         shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in sorted(values.items())}
-        found[arm] = ", ".join(f"{field}={value}" for field, value in shown.items())
-    return pd.Series(found, name=f"differs from {first} in")
+        changed[arm] = ", ".join(f"{field}={value}" for field, value in shown.items())
+    return pd.Series(changed, name=f"differs from {first} in")
 
 
 def noise_floor(study: Study) -> pd.DataFrame:
@@ -295,8 +297,8 @@ def noise_floor(study: Study) -> pd.DataFrame:
     rows = []
     for again, (arm, how) in study.repeats.items():
         for measure in BEFORE:
-            found = clustered.paired(study.grid(arm, measure), study.grid(again, measure))
-            for seed, values in found.iterrows():
+            differences = clustered.paired(study.grid(arm, measure), study.grid(again, measure))
+            for seed, values in differences.iterrows():
                 values = values.dropna()
                 row = {"arm": arm, "again": again, "how": how, "seed": seed, "measure": measure}
                 row |= {"items": len(values), "difference": values.mean(), "changed": (values != 0).mean()}

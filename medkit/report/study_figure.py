@@ -46,13 +46,13 @@ def _draw(ax: Axes, points: pd.DataFrame, intervals: pd.DataFrame) -> None:
     doses = int((arms["group"] == "k").sum())
     at = {arm: i + (0.5 if i >= doses and doses else 0.0) for i, arm in enumerate(arms["arm"])}
     for group, look in GROUPS.items():
-        own = points[points["group"] == group]
-        if own.empty:
+        seeds = points[points["group"] == group]
+        if seeds.empty:
             continue
-        x = own["arm"].map(at) - 0.12 + 0.06 * _spread(own["seed"])
+        x = seeds["arm"].map(at) - 0.12 + 0.06 * _spread(seeds["seed"])
         style: dict = {key: value for key, value in look.items() if key != "label"}
-        ax.plot(x, own["difference"], linestyle="none", markersize=4.5, alpha=0.5, **style)
-        means = intervals.reindex(own["arm"].unique()).dropna(subset="difference")
+        ax.plot(x, seeds["difference"], linestyle="none", markersize=4.5, alpha=0.5, **style)
+        means = intervals.reindex(seeds["arm"].unique()).dropna(subset="difference")
         places = [at[arm] + 0.12 for arm in means.index]
         line = {"linestyle": "-" if group == "k" else "none", "linewidth": 1.2, "markersize": 7}
         errorbars(ax, places, means.to_dict("records"), "difference", **line, **look)

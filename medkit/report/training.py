@@ -42,8 +42,8 @@ class FirstScreen:
         if not (self.run.folder / self.arm.folder / "loss.csv").is_file():
             return HTML(f"<p>{_planned(self.run, self.arm)}</p>")
         image = base64.b64encode(figure_of_loss(self.run, self.arm.folder)._repr_png_()).decode()
-        found = curve_text(self.run, [self.arm.id])
-        return HTML(f'<p>{found}</p><img alt="loss of {self.arm.title}" src="data:image/png;base64,{image}">')
+        text = curve_text(self.run, [self.arm.id])
+        return HTML(f'<p>{text}</p><img alt="loss of {self.arm.title}" src="data:image/png;base64,{image}">')
 
 
 def _planned(run: Run, arm: arms.Arm) -> str:
@@ -67,7 +67,11 @@ def curve_text(run: Run, models: Sequence[str]) -> str:
     for arm in (arms.ARMS[model] for model in models):
         loss = loss_file.read(run.folder, arm.folder)
         known = {name: loss[column].dropna() for column, name in LOSSES.items()}
-        parts = [f"{name} {own.iloc[0]:.3f} to {own.iloc[-1]:.3f}" for name, own in known.items() if len(own)]
+        parts = [
+            f"{name} {values.iloc[0]:.3f} to {values.iloc[-1]:.3f}"
+            for name, values in known.items()
+            if len(values)
+        ]
         steps = f"{loss['step'].max():,.0f} steps"
         sentences.append(f"{arm.title}: {', '.join([steps, *parts])}.")
     return " ".join(sentences)

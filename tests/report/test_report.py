@@ -1,6 +1,7 @@
 """The report refuses parts that do not belong together, and needs neither torch nor a model."""
 
 import base64
+import functools
 import json
 import subprocess
 import sys
@@ -32,6 +33,11 @@ def items():
     return pd.DataFrame(rows)
 
 
+@functools.cache
+def summary():
+    return accuracy.mcq_summary(items())
+
+
 def loss(steps=20):
     step = np.arange(1, steps + 1)
     evaluated = np.where(step % 10 == 0, 1 / step, np.nan)
@@ -61,7 +67,7 @@ def run(tmp_path, monkeypatch):
         place / "data/manifest.json", {"recipe": "cpu", "stage1": {"seed": 42}, "stage2": stage2}
     )
     storage.write_csv(place / "mcq" / "items.csv", items())
-    storage.write_json(place / "mcq" / "summary.json", accuracy.mcq_summary(items()))
+    storage.write_json(place / "mcq" / "summary.json", summary())
     return run_json.begin("tiny", "05_report", data_dir=None)
 
 
@@ -260,12 +266,14 @@ def test_a_page_becomes_a_part_of_a_notebook():
 
 
 def test_what_the_report_imports_loads_no_model_library():
-    notebook = json.loads((storage.machine.CHECKOUT / "notebooks" / "05_report.ipynb").read_text())
-    imports = next("".join(c["source"]) for c in notebook["cells"] if "import" in "".join(c["source"]))
-    code = (
-        imports.partition("\nrun =")[0]
-        + "\nimport sys; print([m for m in ('torch', 'unsloth') if m in sys.modules])"
-    )
+    """The imports of notebooks 05 and 06, up to where they read a run and a study."""
+    code = ""
+    for name, first in (("05_report", "run ="), ("06_replay_study", "replay =")):
+        notebook = json.loads((storage.machine.CHECKOUT / "notebooks" / f"{name}.ipynb").read_text())
+        cells = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+        code += next(cell for cell in cells if "import" in cell).partition(f"\n{first}")[0] + "\n"
+    assert "report.study_page" in code and "report.consistency" in code
+    code += "import sys; print([m for m in ('torch', 'unsloth') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,5 +1,7 @@
 """Tables 1 to 4 from a run's folder, and what they say below."""
 
+import copy
+import functools
 import json
 import re
 from collections import Counter
@@ -49,6 +51,15 @@ def mcq_items(n=(40, 30, 50), fold=20, models=MODELS):
                 frame.assign(model=model, dataset=dataset, item_id=ids, group=group, logprob_D=np.nan)
             )
     return pd.concat(frames, ignore_index=True)
+
+
+@functools.cache
+def _summary_of(models):
+    return accuracy.mcq_summary(mcq_items(models=models))
+
+
+def summary_of(models=MODELS):
+    return copy.deepcopy(_summary_of(tuple(models)))
 
 
 MANIFEST = {
@@ -175,7 +186,7 @@ def test_items_survive_the_file(run_dir):
 
 
 def test_mcq_summary_counts_and_corrections():
-    summary = accuracy.mcq_summary(mcq_items())
+    summary = summary_of()
     assert summary["models"] == list(MODELS)
     assert {name: dataset["n"] for name, dataset in summary["datasets"].items()} == {
         "medqa": 40,
@@ -344,9 +355,9 @@ def test_the_headline_is_three_sentences(run_dir):
 
 
 def test_the_headline_of_one_model_compares_nothing():
-    said = headline(accuracy.mcq_summary(mcq_items(models=("base",))))
+    said = headline(summary_of(("base",)))
     assert said.startswith("Percent of right answers on MedQA") and "\n" not in said
-    two = headline(accuracy.mcq_summary(mcq_items(models=("base", "control"))))
+    two = headline(summary_of(("base", "control")))
     assert two.count("\n\n") == 0  # the two are not a pair that shows anything
     guessed = mcq_items(models=("base", "med-mix")).query("dataset == 'medqa'")
     assert headline(accuracy.mcq_summary(guessed)).endswith("over 1 paired comparisons: none.")
@@ -370,7 +381,7 @@ def test_pubmedqa_page(run_dir):
 
 
 def test_table3_of_one_model_says_there_is_nothing_to_compare(tmp_path):
-    storage.write_json(tmp_path / "mcq/summary.json", accuracy.mcq_summary(mcq_items(models=("base",))))
+    storage.write_json(tmp_path / "mcq/summary.json", summary_of(("base",)))
     assert "there is nothing to compare" in table3(tmp_path).text
 
 
@@ -461,7 +472,7 @@ def test_malformed_pieces_are_refused(tmp_path):
 def test_a_run_on_the_built_in_corpus_says_so_above_its_tables(tmp_path):
     from medkit.report.markdown import BUILT_IN, origin_note
 
-    summary = accuracy.mcq_summary(mcq_items())
+    summary = summary_of()
     storage.write_json(tmp_path / "mcq" / "summary.json", summary)
     assert BUILT_IN not in table3(tmp_path).markdown()
     storage.write_json(tmp_path / "run.json", run_json.describe("cpu"))
@@ -486,7 +497,7 @@ def test_answers_that_are_one_letter_are_named():
     items["correct"] = items["gold"] == items["predicted"]
     said = one_letter(accuracy.mcq_summary(items))
     assert said == "Nearly always one letter, and its share of the answers. MedQA: base (A, 100%)."
-    assert one_letter(accuracy.mcq_summary(mcq_items(models=("med-mix",)))) == ""
+    assert one_letter(summary_of(("med-mix",))) == ""
 
 
 @pytest.mark.parametrize(
@@ -500,7 +511,7 @@ def test_answers_that_are_one_letter_are_named():
     ],
 )
 def test_table3_says_that_a_difference_to_the_base_contains_the_template(tmp_path, recipe, models, said):
-    storage.write_json(tmp_path / "mcq/summary.json", accuracy.mcq_summary(mcq_items(models=models)))
+    storage.write_json(tmp_path / "mcq/summary.json", summary_of(models))
     storage.write_json(tmp_path / "run.json", run_json.describe(recipe))
     text = table3(tmp_path).text
     assert ("minus base is the effect of the template and of the training together" in text) == said
@@ -539,7 +550,7 @@ def test_near_ties_are_summed_over_the_models():
 
 
 def test_exams_leave_table_3_and_the_protocols_where_there_are_any(tmp_path):
-    summary = accuracy.mcq_summary(mcq_items())
+    summary = summary_of()
     storage.write_json(tmp_path / "mcq/summary.json", summary | {"protocols": []})
     assert tables.write_exams(tmp_path).name == "table3"
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["table3.csv", "table3.md"]
@@ -547,7 +558,7 @@ def test_exams_leave_table_3_and_the_protocols_where_there_are_any(tmp_path):
 
 
 def test_table3_counts_ties(tmp_path):
-    summary = accuracy.mcq_summary(mcq_items(models=("base", "med-mix", "med-nirvana")))
+    summary = summary_of(("base", "med-mix", "med-nirvana"))
     counts = {"base": (2, ""), "med-mix": (0, ""), "med-nirvana": (1, "the model's code does not ...")}
     summary["scoring"] = {name: {"ties": n, "head_note": note} for name, (n, note) in counts.items()}
     storage.write_json(tmp_path / "mcq/summary.json", summary)
