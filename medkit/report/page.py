@@ -15,7 +15,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem;
        margin: 2rem auto; padding: 0 1rem }
 table { border: 0; border-collapse: collapse; font-size: 0.8rem; display: block; overflow-x: auto }
 th, td { border: 1px solid #ddd; padding: 0.25rem 0.5rem; text-align: left; vertical-align: top }
-img { max-width: 100% } code, pre { font-size: 0.85rem; white-space: pre-wrap }
+img { max-width: 100% } pre { font-size: 0.85rem; white-space: pre-wrap } code { font-size: 0.9em }
 summary { cursor: pointer; color: #0072B2 } .anchor-link { display: none }
 """
 
