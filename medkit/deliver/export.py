@@ -86,12 +86,10 @@ def export(
     weights = failed / "merged"
     if kind != "merged":
         weights = convert(failed / "merged", failed / f"{run.folder.name}-{model}.{kind}.gguf", kind)
-    got, _ = _scored(run, *load_exported(weights), items, asked)
-    found = compare(items, wanted, got, BOUNDS[kind].move) | {
-        "run": run.folder.name,
-        "model": model,
-        "target": made.name,
-    }
+    net, tokenizer = load_exported(weights)
+    got, _ = _scored(run, net, tokenizer, items, asked)
+    found = compare(items, wanted, got, BOUNDS[kind].move)
+    found |= {"run": run.folder.name, "model": model, "target": made.name}
     if to == "ollama":
         storage.write_text(failed / "Modelfile", modelfile(weights, failed / "merged", adds_bos(weights)))
     return _judge(found, BOUNDS[kind], failed, made)
@@ -239,7 +237,7 @@ def modelfile(gguf: Path, merged: Path, adds_bos: bool) -> str:
     start, system, _, again, answer, _ = MARK.split(chat.example)[::2]
     if adds_bos:
         start = start.removeprefix(tokenizer.bos_token or "")
-    end = chat.control.search(again).end()  # of the answer before it
+    end = next(chat.control.finditer(again)).end()  # of the answer before it
     template = (
         f"{{{{ if .System }}}}{start}{{{{ .System }}}}{system}{{{{ else }}}}{again[end:]}{{{{ end }}}}"
         f"{{{{ .Prompt }}}}{answer}{{{{ .Response }}}}{again[:end]}"
