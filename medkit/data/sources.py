@@ -270,7 +270,8 @@ def _records(source: Source, part: str, files: list[RawFile], loaded: Loaded, pr
     for file in files:
         form, convert, rows = _converter(source, file)
         here: dict[bytes, str] = {}
-        for place, row in tqdm(rows, desc=title, unit=" rows", disable=not progress, leave=False):
+        # without a length: Jupyter keeps a bar, in red, that a limit of rows ends before its total
+        for place, row in tqdm(iter(rows), desc=title, unit=" rows", disable=not progress, leave=False):
             number = f"{loaded.rows:06d}"
             loaded.rows += 1
             id = converters.identifier(row.get(form.own_id)) or f"{source.name}-{part}-{number}"
