@@ -184,11 +184,8 @@ def table4(run_dir: str | Path) -> Table:
         row = {"whose": "this run", "model": model, "n": summary["n"]}
         for score in (*SCORES, "words"):
             measured = scores.get(score) or {}
-            row |= {
-                score: measured.get("mean"),
-                f"{score}_low": measured.get("low"),
-                f"{score}_high": measured.get("high"),
-            }
+            ends = {f"{score}_{end}": measured.get(end) for end in ("low", "high")}
+            row |= {score: measured.get("mean"), **ends}
         rows.append(row)
         cells = {title: interval(scores.get(score) or {}, digits=3) for score, title in SCORES.items()}
         cells |= {"words": interval(scores.get("words") or {}, digits=0)}
@@ -228,27 +225,17 @@ def _text4(summary: dict, asked: int) -> str:
 
 def _differences4(model: str, differences: dict) -> str:
     tested = {title: differences.get(score) for score, title in SCORES.items()}
-    tested["F1 with both answers cut to the same length"] = (differences.get("length_matched") or {}).get(
-        "f1"
-    )
-    tested = {
-        title: difference
-        for title, difference in tested.items()
-        if difference and difference.get("mean") is not None
-    }
+    same_length = differences.get("length_matched") or {}
+    tested["F1 with both answers cut to the same length"] = same_length.get("f1")
+    tested = {title: row for title, row in tested.items() if row and row.get("mean") is not None}
     if not tested:
         return ""
     # One case has no interval and no p.
-    p_values = [difference.get("p") for difference in tested.values()]
-    adjusted = statistics.holm([1.0 if p is None else p for p in p_values])
+    adjusted = statistics.holm([1.0 if row.get("p") is None else row["p"] for row in tested.values()])
     rows = []
-    for (title, difference), p in zip(tested.items(), adjusted, strict=True):
-        ends = (
-            f"{difference['low']:+.3f} to {difference['high']:+.3f}"
-            if difference.get("p") is not None
-            else "no interval"
-        )
-        rows.append((f"{title} ({difference['mean']:+.3f}, {ends}; corrected p = {p:.2g})", p < ALPHA))
+    for (title, row), p in zip(tested.items(), adjusted, strict=True):
+        ends = "no interval" if row.get("p") is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        rows.append((f"{title} ({row['mean']:+.3f}, {ends}; corrected p = {p:.2g})", p < ALPHA))
     return (
         f"{arms.title(model)} minus {arms.title(differences.get('minus', 'base'))}, paired over the cases; "
         f"sign-flip test with Holm's correction over these {len(rows)}, at {ALPHA}. {significance(rows)}"
@@ -261,19 +248,10 @@ def protocols(run_dir: str | Path) -> Table:
     rows = []
     for result in results:
         for protocol, title in PROTOCOLS.items():
-            accuracy = statistics.wilson(result["correct"][protocol], result["n"])
-            row = {
-                "model": result["model"],
-                "dataset": result["dataset"],
-                "protocol": title,
-                "n": result["n"],
-            }
-            row |= {"correct": accuracy.correct, "unparsed": result["unparsed"][protocol]}
-            row |= {
-                "percent": 100 * accuracy.accuracy,
-                "low": 100 * accuracy.low,
-                "high": 100 * accuracy.high,
-            }
+            share = statistics.wilson(result["correct"][protocol], result["n"])
+            row = {"model": result["model"], "dataset": result["dataset"], "protocol": title}
+            row |= {"n": share.n, "correct": share.correct, "unparsed": result["unparsed"][protocol]}
+            row |= {"percent": 100 * share.accuracy, "low": 100 * share.low, "high": 100 * share.high}
             if minus := result.get("minus_scored", {}).get(protocol):
                 names = {"difference": "minus_letter", "low": "minus_low", "high": "minus_high"}
                 row |= {name: 100 * minus[key] for key, name in names.items()} | {"p": minus["p"]}
@@ -295,9 +273,8 @@ def protocols_page(results: Sequence[dict]) -> pd.DataFrame:
         row |= {f"in words: {tier}": in_percent(share["share"]) for tier, share in result["tiers"].items()}
         row |= {"cut at the limit": in_percent(result.get("cut")), "too long": result.get("too_long", 0)}
         row |= {"first and last letter differ": in_percent(result["first_last_disagree"])}
-        rows.append(
-            row | {"agrees with the letter": in_percent(result["agreement_with_scored"]["generated"])}
-        )
+        row |= {"agrees with the letter": in_percent(result["agreement_with_scored"]["generated"])}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -312,9 +289,8 @@ def protocol_tests(results: Sequence[dict]) -> list[tuple[str, bool]]:
     rows = []
     adjusted = statistics.holm([difference["p"] for _, difference in tested])
     for (name, difference), p in zip(tested, adjusted, strict=True):
-        rows.append(
-            (f"{name} ({100 * difference['difference']:+.1f} points; corrected p = {p:.2g})", p < ALPHA)
-        )
+        points = f"{100 * difference['difference']:+.1f} points"
+        rows.append((f"{name} ({points}; corrected p = {p:.2g})", p < ALPHA))
     return rows
 
 
