@@ -143,7 +143,7 @@ def _export(options) -> int:
 
     try:
         folder = export.export(options.run, options.to, options.quantization, options.model, options.data_dir)
-    except export.ParityError as error:
+    except export.ExportFailed as error:
         print(f"medkit: failed: {error}", file=sys.stderr)
         return 1
     print((folder / "export.json").read_text(encoding="utf-8"))

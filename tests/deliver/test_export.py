@@ -125,7 +125,7 @@ def test_a_converter_that_fails_is_one_line(tmp_path, monkeypatch):
     broken = tmp_path / "convert_hf_to_gguf.py"
     broken.write_text("import sys; sys.exit('NotImplementedError: BPE pre-tokenizer was not recognized')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(export.ExportError, match="BPE pre-tokenizer was not recognized"):
+    with pytest.raises(export.ExportFailed, match="BPE pre-tokenizer was not recognized"):
         export.convert(tmp_path, tmp_path / "out.gguf", "q8_0")
     assert sys.executable
 
