@@ -13,6 +13,7 @@ from medkit.runs import arms, energy, inputs, machine, storage
 from medkit.runs.storage import ResultsError, shown
 
 SCHEMA = 1  # of run.json
+RETIRED = {"mcq": ("temperature", "top_p")}  # fields that earlier runs' recipes have
 
 
 class Run:
@@ -161,6 +162,9 @@ def read(place: Path) -> dict | None:
             if not isinstance(info[part], dict):
                 raise TypeError(part)
         info.setdefault("date", info["started"][:10])  # of a run that is older than the field
+        for part, names in RETIRED.items():
+            for name in names:
+                info["recipe"].get(part, {}).pop(name, None)
     except (ValueError, KeyError, TypeError, OSError) as error:
         if isinstance(error, ResultsError):
             raise

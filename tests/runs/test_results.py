@@ -330,6 +330,23 @@ def test_no_run_and_no_recipe_or_a_broken_description(place):
         run_json.read(place)
 
 
+def test_a_run_of_an_earlier_version_opens(place):
+    """Its recipe has fields that are gone; what is left of it is the same recipe."""
+    info = run_json.describe("cpu")
+    old = info | {
+        "recipe": info["recipe"] | {"mcq": info["recipe"]["mcq"] | {"temperature": 0.0, "top_p": 1.0}}
+    }
+    storage.write_json(place / "run.json", old)
+    assert run_json.read(place)["recipe"] == info["recipe"]
+    assert run_json.begin("try", "03_mcq_eval", "cpu").recipe == run_json.recipes.get("cpu")
+
+
+@pytest.mark.parametrize("name, recipe", [("cpu", "cpu"), ("smollm2-real", "recommended")])
+def test_the_committed_runs_open(name, recipe, monkeypatch):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(machine.CHECKOUT / "results"))
+    assert run_json.for_reading(f"results/{name}").recipe.name == recipe
+
+
 def test_a_run_that_goes_on_elsewhere_says_so(place):
     info = run_json.describe("cpu")
     info["versions"]["numpy"] = "0.1"
