@@ -167,7 +167,14 @@ def replay(folder: Path) -> str:
     """Figure 13 and the three sentences of the replay study, as notebook 06 wrote them."""
     page = folder / "replay-cpu" / "tables" / "replay_study.md"
     if not page.is_file():
-        return "Not run yet: `medkit sweep sweeps/replay_cpu.toml`, then notebook 06."
+        outcomes = folder / "replay-cpu" / "outcomes"
+        planned = json.loads((outcomes / "sweep.json").read_text())["trials"] if outcomes.is_dir() else []
+        done = sum((outcomes / trial["name"] / "run.json").is_file() for trial in planned)
+        state = f"under way ({done} of {len(planned)} runs)" if planned else "not run yet"
+        return (
+            f"The study is {state}, and nothing is reported before it is whole: "
+            "`medkit sweep sweeps/replay_cpu.toml --resume`, then notebook 06."
+        )
     lines = page.read_text(encoding="utf-8").splitlines()
     sentences = [line for line in lines if line.startswith(("**Found**", "**Not found**", "**Scope**"))]
     figure = "![Retention and gain against replay's share](results/replay-cpu/figures/figure13.png)"

@@ -73,7 +73,11 @@ def test_the_full_runs_rest_on_lengths_of_each_recipes_own_rows():
 
 
 def test_the_replay_study_is_shown_as_notebook_06_wrote_it(tmp_path):
-    assert readme.replay(tmp_path).startswith("Not run yet")
+    assert readme.replay(tmp_path).startswith("The study is not run yet")
+    outcomes = tmp_path / "replay-cpu" / "outcomes"
+    storage.write_json(outcomes / "sweep.json", {"trials": [{"name": "k0-s0"}, {"name": "k0-s1"}]})
+    storage.write_json(outcomes / "k0-s1" / "run.json", {})
+    assert "under way (1 of 2 runs), and nothing is reported" in readme.replay(tmp_path)
     page = "# Replay study\n\n**Found**: a.\n\n**Not found**: b.\n\n**Scope**: c.\n\nIntervals are so.\n"
     storage.write_text(tmp_path / "replay-cpu" / "tables" / "replay_study.md", page)
     shown = readme.replay(tmp_path)
