@@ -141,6 +141,8 @@ def _trial(job: Job, folder: str, environment: dict[str, str]) -> int:
             cwd=folder,
             env=os.environ | environment,
         )
+        # Ray cancels by SIGINT, which is ignored where the sweep was started in a shell's background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             while child.poll() is None:  # Ray's cancelling is seen between two statements, not within a wait
                 time.sleep(0.5)

@@ -65,7 +65,12 @@ def medkit(place, *arguments, **environment):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        command, cwd=place, env=os.environ | own | environment, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=place,
+        env=os.environ | own | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as after `medkit sweep ... &`
     )
 
 
