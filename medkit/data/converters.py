@@ -72,7 +72,7 @@ def whole_number(value: object) -> Any:
 
 def identifier(value: object) -> str:
     """The upstream's id as text; whole numbers that nulls in the column made floats lose ".0"."""
-    text = str(value).strip() if isinstance(value, str | int | float) else ""
+    text = "" if value is None or isinstance(value, list | dict) else str(value).strip()
     return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
 
 

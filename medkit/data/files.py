@@ -116,9 +116,18 @@ def _keyed(whole: Any) -> str:
     return "columns" if numbered and not all(key.isdecimal() for key in whole) else "ids"
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):  # Python would keep the last alone
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {shortened(twice, 40)!r} twice in one object")
+    return row
+
+
 def _parse(text: str, name: str, line: int = 0) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 10) : error.pos + 15].strip()
         found, line = f"{error.msg} (column {error.colno}, near {near!r})", line or error.lineno
@@ -212,8 +221,12 @@ def _python_rows(batch, before: int, name: str) -> list[dict]:
         except ValueError as error:
             if not (found := re.search(r"Invalid UTF8 sequence at string index (\d+)", str(error))):
                 raise
-            # Within lists, texts are counted and not rows.
-            row = f"after row {before}" if "List" in str(error) else f"row {before + int(found[1]) + 1}"
+            # Within lists and dictionaries, texts are counted and not rows.
+            row = (
+                f"after row {before}"
+                if re.search("List|Dictionary", str(error))
+                else f"row {before + int(found[1]) + 1}"
+            )
             raise SourceError(
                 f"{name}, {row}, column {shortened(title, 40)}: expected UTF-8; write the column's text again"
             ) from None

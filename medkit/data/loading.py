@@ -48,10 +48,12 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
     others = [other for other in source.parts.values() if other.named != wanted.named]
     paths = {printable(path.relative_to(data_dir).as_posix()): path for path in data_files(folder)}
     # A folder of the hub's cache may hold several revisions of the same rows.
-    revisions = sorted({found[1] for name in paths if (found := re.search("/snapshots/([^/]{,7})", name))})
+    revisions = sorted({found[1] for name in paths if (found := re.search("/snapshots/([^/]+)/", name))})
     if len(revisions) > 1:
         fix = f"link the one you mean (snapshots/REVISION) as {source.name}"
-        raise unexpected(f"{source.name}/snapshots", "one revision", ", ".join(revisions), fix)
+        raise unexpected(
+            f"{source.name}/snapshots", "one revision", ", ".join(revision[:7] for revision in revisions), fix
+        )
     chosen = []
     for name, path in paths.items():
         labels = _labels(source, path, folder)

@@ -323,7 +323,9 @@ def _converter(source: Source, file: RawFile):
     raw = iter(file.rows)
     if (first := next(raw, None)) is None:
         raise SourceError(f"{file.name}: expected rows, found none")
-    form = max(source.forms, key=lambda form: len(set(form.columns) & set(first[1])))
+    fitting = [form for form in source.forms if set(form.columns) <= set(first[1])]
+    # of a file that fits none, the nearest one's columns are named as missing
+    form = next(iter(fitting), max(source.forms, key=lambda form: len(set(form.columns) & set(first[1]))))
     rows = _read_columns(source, form, file, chain([first], raw))
     if form.convert is not converters.medmcqa:
         return form, form.convert, rows

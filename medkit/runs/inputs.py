@@ -1,5 +1,6 @@
 """Whether a run may contact the hub; checks of parameters, data folder and model files."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -94,8 +95,9 @@ def _check_weights(folder: Path) -> None:
     if not weights:
         raise InputError(f"{folder} holds no .safetensors weights; give a whole Hugging Face model folder")
     for file in weights:
-        if file.stat().st_size < 1000 and file.read_bytes().startswith(POINTER):
-            raise InputError(f"{file} is a Git LFS pointer; run `git lfs pull` in {folder}")
+        with contextlib.suppress(OSError):  # what cannot be read is refused below
+            if file.stat().st_size < 1000 and file.read_bytes().startswith(POINTER):
+                raise InputError(f"{file} is a Git LFS pointer; run `git lfs pull` in {folder}")
     index, named = folder / "model.safetensors.index.json", set()
     for file in [*([index] if index.is_file() else []), *weights]:
         try:

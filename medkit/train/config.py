@@ -38,6 +38,7 @@ FIXED = {
     for name in names.split()
 }
 # What a checkpoint may differ in from the run that resumes from it: the beginnings of fields' names.
+_MASKED = ("eos_token", "pad_token")  # what to_dict hides, as it does every name that ends in _token
 _OUTSIDE_TRAINING = (
     *("output_dir", "eval_", "per_device_eval_", "prediction_loss_only", "save_", "logging_", "log_"),
     *("report_to", "run_name", "project", "trackio_", "hub_", "dataloader_", "disable_tqdm"),
@@ -133,5 +134,10 @@ def identity(config) -> dict:
 
 def _differing(one, other) -> dict[str, tuple]:
     """The fields in which two configurations differ: name -> (value in `one`, value in `other`)."""
-    before, now = (json.loads(json.dumps(config.to_dict(), default=str)) for config in (one, other))
+    before, now = (
+        json.loads(
+            json.dumps(config.to_dict() | {name: getattr(config, name) for name in _MASKED}, default=str)
+        )
+        for config in (one, other)
+    )
     return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}

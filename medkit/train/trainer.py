@@ -22,7 +22,6 @@ from medkit.train import batches, checkpoints, cpu, models
 from medkit.train.metrics import Meter, TrainerError, any_process
 
 models.unsloth()  # before transformers and trl, as it asks
-from accelerate.utils.memory import should_reduce_batch_size  # noqa: E402
 from transformers import PrinterCallback, TrainerCallback, TrainerState  # noqa: E402
 from trl import SFTTrainer  # noqa: E402
 
@@ -147,7 +146,8 @@ class StageTrainer(SFTTrainer):
         except CutShort:
             pass  # in a validation before this process's first step: nothing is to be saved
         except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            told = any(words in str(error) for words in ("out of memory", "allocate memory"))
+            if not (told or isinstance(error, MemoryError | torch.OutOfMemoryError)):
                 raise
             rows = self.args.per_device_train_batch_size
             at_once, fix = self.engine.out_of_memory(rows, self.args.max_length)

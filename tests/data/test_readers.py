@@ -8,6 +8,7 @@ import lzma
 import os
 import tarfile
 import zipfile
+from decimal import Decimal
 
 import datasets
 import pandas
@@ -410,6 +411,16 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
             "found Expecting property name enclosed in double quotes (column 2, near",
         ),
         (
+            "train.jsonl",
+            LINES + '{"question": 1, "question": 2}',
+            ", line 6: expected whole JSON, found the name 'question' twice in one object",
+        ),
+        (
+            "train.json",
+            '[{"a": 1},\n{"a": 1, "a": 2}]',
+            ": expected whole JSON, found the name 'a' twice in one object",
+        ),
+        (
             "train.csv",
             "question,question\na,b\n",
             ": two columns are called 'question'; rename or remove one",
@@ -680,6 +691,7 @@ def test_five_real_options_and_an_infinite_one_are_no_less_refused(tmp_path):
         ("", ""),
         (1.5, "1.5"),
         ("007", "007"),
+        (Decimal("21645374"), "21645374"),
     ],
 )
 def test_an_id_is_the_same_from_every_form(value, id):

@@ -230,6 +230,12 @@ def test_a_note_that_is_no_text_is_no_note(tmp_path):
     assert load("notechat", "train", tmp_path, progress=False).dropped == {"data is not text": 1}
 
 
+def test_a_file_that_fits_a_form_may_have_other_columns_too(tmp_path):
+    endings = {f"ending{number}": "x" for number in range(4)}  # of the other form, whose label is missing
+    put(tmp_path, "medqa/train.jsonl", [MEDQA | endings])
+    assert len(load("medqa", "train", tmp_path, progress=False).records) == 1
+
+
 def test_the_first_kept_row_is_there_to_be_shown(tmp_path):
     put(tmp_path, "medqa/train.jsonl", [MEDQA | {"answer_idx": "E"}, MEDQA, MEDQA])
     row, record = (loaded := load("medqa", "train", tmp_path, progress=False)).example

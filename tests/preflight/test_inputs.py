@@ -166,3 +166,7 @@ def test_a_cloned_model_without_its_large_files(tmp_path, tiny_llama_folder):
     with pytest.raises(MedkitError) as refused:
         inputs.check_model(str(tmp_path / "model"))
     assert str(refused.value) == f"{weights} is a Git LFS pointer; run `git lfs pull` in {weights.parent}"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "nowhere")  # as a hub cache that was half deleted has them
+    with pytest.raises(MedkitError, match=r"cannot be read .*; fetch the model again"):
+        inputs.check_model(str(tmp_path / "model"))

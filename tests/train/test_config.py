@@ -71,6 +71,7 @@ def test_the_callers_configuration_is_left_as_it_is(tmp_path):
         ({"max_length": 64}, "max_length was changed from 1024 to 64: set model.max_length"),
         ({"save_strategy": "no"}, "save_strategy"),
         ({"push_to_hub": True}, "push_to_hub"),
+        ({"eos_token": "<|x|>"}, "eos_token was changed"),
         ({"seed": 7}, "seed was changed from 0 to 7"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end"),
         ({"completion_only_loss": True}, "completion_only_loss .*rows are prepared"),

@@ -196,7 +196,14 @@ def test_sigterm_in_the_validation_before_the_first_step_leaves_nothing(
     assert lines(tmp_path) == lines(unbroken[0])
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    ],
+)
 def test_out_of_memory_is_told_and_the_batch_is_left_alone(base, tmp_path, monkeypatch, error):
     def act():
         raise error
