@@ -83,19 +83,18 @@ def ask(
             texts[name] = text
             show(texts)
 
-        _generate(active, ids, limit, grown)
-        texts[active.name] = texts[active.name].strip()
+        texts[active.name] = _generate(active, ids, limit, grown)
         show(texts)
     return texts
 
 
-def _generate(active, ids: list[int], limit: int, grown: Callable[[str], None]) -> None:
+def _generate(active, ids: list[int], limit: int, grown: Callable[[str], None]) -> str:
     import torch
 
     prompt = torch.tensor([ids], device=active.model.device)
     ends = generation.stop_ids(active.model, active.tokenizer)
     with torch.inference_mode():
-        active.model.generate(
+        written = active.model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=limit,
@@ -107,6 +106,8 @@ def _generate(active, ids: list[int], limit: int, grown: Callable[[str], None]) 
             pad_token_id=ends[0],  # one row: never used, and generate asks for one
             streamer=_streamer(active.tokenizer, grown),
         )
+    # A streamer decodes each line apart, where some tokenizers drop the line's first space.
+    return active.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True).strip()
 
 
 def columns(texts: Texts, width: int) -> str:

@@ -179,6 +179,8 @@ def compare(items: Sequence[MCQItem], wanted: Sequence[Outcome], got: Sequence[O
     a model that is not sure gives another one after every rounding.
     """
     pairs = list(zip(wanted, got, strict=True))
+    if lost := sum(bool(a.logprobs) != bool(b.logprobs) for a, b in pairs):
+        raise ExportFailed(f"{lost} of {len(items)} questions have finite logits on one side only")
     same = np.array([a.predicted == b.predicted for a, b in pairs])
     tied = [
         b.predicted != "" and max(a.logprobs) - a.logprobs[LETTERS.index(b.predicted)] <= near

@@ -1,8 +1,11 @@
 """One question, three models: answers side by side, as they grow."""
 
 import io
+import types
 
+import chat_templates
 import pytest
+import torch
 
 from medkit.__main__ import main
 from medkit.deliver import chat
@@ -108,3 +111,22 @@ def test_the_widget():
     question.value = ""
     button.click()
     assert "the question is empty" in answers.children[0].value
+
+
+def test_an_answer_keeps_the_spaces_that_its_lines_begin_with(monkeypatch):
+    """SentencePiece's tokenizers drop a line's first space where each line is decoded apart."""
+    tokenizer = chat_templates.make("mistral-v0.3")
+    said = "Take two:\n - rest\n   - walk"
+    ids = tokenizer(said, add_special_tokens=False).input_ids
+
+    def generate(input_ids, streamer, **_):
+        streamer.put(input_ids)
+        for id in ids:
+            streamer.put(torch.tensor([id]))
+        streamer.end()
+        return torch.cat([input_ids, torch.tensor([ids])], dim=1)
+
+    monkeypatch.setattr(chat.generation, "stop_ids", lambda model, tokenizer: [2])
+    model = types.SimpleNamespace(device="cpu", generate=generate)
+    active = types.SimpleNamespace(model=model, tokenizer=tokenizer)
+    assert chat._generate(active, [1], 50, lambda text: None) == said

@@ -174,12 +174,36 @@ def test_the_modelfile_asks_as_the_model_was_trained(family, tmp_path):
 
 
 def test_the_modelfile_leaves_the_first_token_to_llama_cpp_where_that_adds_it(tmp_path):
-    """SmolLM2's is <|im_start|>, which its template writes and llama.cpp does not add."""
-    for family, bos in (("llama-3.1", "<|begin_of_text|>"), ("smollm2", "")):
-        chat_templates.make(family).save_pretrained(tmp_path)
-        with_it = export.modelfile(tmp_path / "m.gguf", tmp_path, adds_bos=False)
-        without = export.modelfile(tmp_path / "m.gguf", tmp_path, adds_bos=bool(bos))
-        assert with_it.replace(bos, "", 1) == without
+    chat_templates.make("llama-3.1").save_pretrained(tmp_path)
+    with_it = export.modelfile(tmp_path / "m.gguf", tmp_path, adds_bos=False)
+    without = export.modelfile(tmp_path / "m.gguf", tmp_path, adds_bos=True)
+    assert with_it != without == with_it.replace("<|begin_of_text|>", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "stated", "adds"),
+    [("llama", None, True), ("gpt2", None, False), ("gpt2", True, True), ("llama", False, False)],
+)
+def test_whether_llama_cpp_adds_the_first_token(tmp_path, model, stated, adds):
+    from gguf import GGUFWriter
+
+    file = GGUFWriter(tmp_path / "m.gguf", "llama")
+    file.add_tokenizer_model(model)
+    if stated is not None:
+        file.add_add_bos_token(stated)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    assert export.adds_bos(tmp_path / "m.gguf") == adds
+
+
+def test_logits_that_are_not_finite_on_one_side_end_the_export():
+    item = MCQItem("q", "medqa", "Which?", ("a", "b", "c", "d"), "B")
+    sides = [Outcome("", ())], [Outcome("B", (-1.0, -0.5, -2.0, -3.0))]
+    for wanted, got in (sides, sides[::-1]):
+        with pytest.raises(export.ExportFailed, match="1 of 1 questions have finite logits on one side only"):
+            export.compare([item], wanted, got, near=0.25)
 
 
 @pytest.fixture(scope="module")
