@@ -158,8 +158,8 @@ SECOND = """
 import os, pathlib
 place = pathlib.Path(os.environ["MEDKIT_RESULTS"], pathlib.Path(run_dir).name)
 assert (place / "stage1" / "adapter").exists()
-if not replay and not pathlib.Path("mended").exists():
-    raise RuntimeError("not mended")
+if not replay and not pathlib.Path("fixed").exists():
+    raise RuntimeError("not fixed")
 """
 STEPS = (
     Step("01", "one", ("run_dir",), writes=("stage1/adapter",)),
@@ -179,11 +179,11 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
     notebook(place / "notebooks" / "two.ipynb", SECOND)
     run = place / "results" / "demo"
 
-    with pytest.raises(RunFailed, match="two_noreplay, cell 4: RuntimeError: not mended"):
+    with pytest.raises(RunFailed, match="two_noreplay, cell 4: RuntimeError: not fixed"):
         call(place)
     told = info(run)
     assert told["status"] == "failed"
-    assert told["failure"] == {"notebook": "two_noreplay", "cell": 4, "error": "RuntimeError: not mended"}
+    assert told["failure"] == {"notebook": "two_noreplay", "cell": 4, "error": "RuntimeError: not fixed"}
     assert {n: e["status"] for n, e in told["notebooks"].items()} == {
         "one": "complete",
         "two": "complete",
@@ -209,7 +209,7 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
         call(place, resume=True, settings=["stage1.seed=77"])
     assert info(run) == told  # refusals write nothing
 
-    (place / "mended").touch()
+    (place / "fixed").touch()
     _, said = call(place, resume=True)
     assert (run / "stage1" / "adapter").read_text() == "x"  # the first notebook did not run again
     assert said.count("finished before") == 2
