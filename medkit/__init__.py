@@ -25,9 +25,7 @@ def first_line(error: BaseException) -> str:
 
 # The only thing that happens at import: switches that the libraries read when they are imported in turn.
 # What the user has set already is kept.
-os.environ.setdefault(
-    "UNSLOTH_DISABLE_STATISTICS", "1"
-)  # else each model load fetches a file, so that it is counted
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # a file that each model load fetches, to be counted
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, transformers and TRL's trainer
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # datasets
 os.environ.setdefault("DO_NOT_TRACK", "1")  # huggingface_hub and whatever else honours it

@@ -7,6 +7,7 @@ hence the lengths, the length-matched difference and the shuffled references bes
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,8 @@ from medkit.records import ConsumerQuery
 from medkit.runs import storage
 
 SCORES = (*PARTS, "rouge_l")
-Answers = dict[
-    str, list[list[Answer]]
-]  # per model and case the greedy answer and, after it, the sampled ones
+# per model and case the greedy answer and, after it, the sampled ones
+Answers = dict[str, list[list[Answer]]]
 
 
 def draw(queries: Sequence[ConsumerQuery], cases: int, seed: int) -> list[ConsumerQuery]:
@@ -133,6 +133,7 @@ class _Evaluation:
         """Per marker the share of `second` minus that of `first`."""
         return {name: self.gain(first[name].astype(float), second[name].astype(float)) for name in MARKERS}
 
+    @cached_property
     def physicians(self) -> pd.DataFrame:
         return pd.DataFrame([markers(case.reference) for case in self.cases])
 
@@ -153,14 +154,14 @@ class _Evaluation:
             "cut": (rows["finish"] == "cut").sum(),
             "too_long": (rows["finish"] == "too long").sum(),  # for the model's context: not asked
             **{name: rows[name].sum() for name in ("empty", "truncated", "other_script")},
-            "style_minus_physicians": self.style_gains(self.physicians(), rows),
+            "style_minus_physicians": self.style_gains(self.physicians, rows),
         }
 
     def reference(self) -> dict:
         texts = [case.reference for case in self.cases]
         return {
             "words": self.lengths([words(text) for text in texts]),
-            "style": self.physicians().mean().to_dict(),
+            "style": self.physicians.mean().to_dict(),
             "truncated": sum(self.scorer.too_long(text) for text in texts),
         }
 

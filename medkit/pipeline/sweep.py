@@ -60,18 +60,19 @@ class Plan:
             notebooks=str(self.notebook_folder),
         )
 
-    def stage1_hash(self, name: str) -> str:
-        """Of a finished stage 1's adapter: that on this machine, else that of its outcome; "" for none."""
+    def _hash_here(self, name: str) -> str:
+        """Of a finished stage 1's adapter on this machine; "" for none."""
         info = run_json.read(place := trials.trials_folder(self.folder) / name)
-        if info and info["status"] == "complete" and (weights := trials.adapter_hash(place)):
-            return weights
-        return ((self.outcomes[name] or {}).get("trial") or {}).get("stage1_adapter", "")
+        return trials.adapter_hash(place) if info and info["status"] == "complete" else ""
+
+    def stage1_hash(self, name: str) -> str:
+        """The same, else that of its outcome."""
+        kept = (self.outcomes[name] or {}).get("trial") or {}
+        return self._hash_here(name) or kept.get("stage1_adapter", "")
 
     def here(self, name: str) -> bool:
         """Whether a stage 1 can be gone on from on this machine."""
-        info = run_json.read(place := trials.trials_folder(self.folder) / name)
-        finished = info is not None and info["status"] == "complete" and bool(trials.adapter_hash(place))
-        return finished and self.outcomes[name] is not None
+        return self.outcomes[name] is not None and bool(self._hash_here(name))
 
     def done(self, trial: Trial) -> bool:
         """Whether its outcome is there and, where it has a stage 1, is that of the stage 1 there is now."""
@@ -82,11 +83,11 @@ class Plan:
 
     def described(self) -> dict:
         """outcomes/sweep.json: by which the study knows what is missing."""
-        trials = [
+        listed = [
             {"name": trial.name, "arm": trial.arm, "seed": trial.seed, "is_stage1": trial.name in self.stages}
             for trial in self.sweep.trials
         ]
-        return {"name": self.sweep.name, "recipe": self.sweep.recipe, "trials": trials}
+        return {"name": self.sweep.name, "recipe": self.sweep.recipe, "trials": listed}
 
     def missing(self) -> list[Trial]:
         """In order; a stage 1 only where a trial that goes on from it is missing, or its outcome is."""
@@ -141,9 +142,9 @@ def check(plan: Plan, resume: bool) -> None:
             f"{storage.shown(plan.folder)} holds a sweep; go on with --resume, or name it otherwise"
         )
     reads: dict[tuple, tuple] = {}
+    placeholders = dict.fromkeys(("recipe", "run_dir", "data_dir", "settings"), "")
     for trial in plan.sweep.trials:
         steps = trials.steps(plan.job(trial))
-        placeholders = dict.fromkeys(("recipe", "run_dir", "data_dir", "settings"), "")
         runner.step_parameters(steps, plan.notebook_folder, placeholders)
         parts = tuple(part for step in steps for part in step.reads)
         reads[trial.recipe.model, trial.recipe.data, trial.recipe.consumer.scorer, parts] = (

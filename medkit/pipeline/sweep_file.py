@@ -251,8 +251,9 @@ def _in_order(stages: list[Trial], trials: list[Trial]) -> list[Trial]:
     """Seed by seed, so that a sweep that is broken off has whole seeds; each stage 1 before its trials."""
     ordered = []
     for seed in dict.fromkeys(trial.seed for trial in trials):
-        for stage in (stage for stage in stages if stage.seed == seed):
-            ordered += [stage, *(trial for trial in trials if trial.stage1 == stage.name)]
+        for stage in stages:
+            if stage.seed == seed:
+                ordered += [stage, *(trial for trial in trials if trial.stage1 == stage.name)]
         ordered += [trial for trial in trials if trial.seed == seed and not trial.stage1]
     return ordered
 

@@ -84,11 +84,10 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
             f"{first.name} and {second.name} have no question in common "
             f"({'; '.join(left_out) or 'no model'}); compare results on the same benchmarks"
         )
-    adjusted = statistics.holm([row["p"] for row in rows])
     return {
         "first": first.name,
         "second": second.name,
-        "comparisons": [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)],
+        "comparisons": statistics.with_holm(rows),
         "left_out": left_out,
         "protocol": _differing(first.protocol, second.protocol),
         "settings": _differing(first.settings, second.settings) if first.settings and second.settings else {},
