@@ -33,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/python -m medkit run cpu --fresh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 setup: $(STAMP)
 
