@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 class MedkitError(ValueError):
     """Base of all refusals: one line that names what is wrong and, after "; ", the fix."""
 
-    def halves(self) -> tuple[str, str]:
+    def problem_and_fix(self) -> tuple[str, str]:
         """(what is wrong, fix)."""
         thing, _, fix = str(self).rpartition("; ")
         return (thing, fix) if thing else (fix, "")
@@ -37,7 +37,7 @@ if not os.environ.get("HF_TOKEN") and not os.environ.get("HUGGING_FACE_HUB_TOKEN
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
-def offered(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
+def lazy_exports(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
     """A package's `__getattr__`: names in `homes` are loaded from their module, or MODULE.NAME, when first
     asked for, and its modules by their own names. Importing the package loads none."""
 

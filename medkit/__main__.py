@@ -128,14 +128,14 @@ def _compare(options) -> None:
     comparison = compare.compare(compare.read(options.first), compare.read(options.second))
     place = compare.write(comparison)
     print(compare.terminal(comparison))
-    print(f"\n{storage.shown(place)}: compare.md, compare.html, compare.json")
+    print(f"\n{storage.relpath(place)}: compare.md, compare.html, compare.json")
 
 
 def _card(options) -> None:
     from medkit.report import card
 
     hub = card.write(options.run)
-    print(f"{storage.shown(hub)}: README.md, .eval_results and the adapter, to be uploaded as they are")
+    print(f"{storage.relpath(hub)}: README.md, .eval_results and the adapter, to be uploaded as they are")
 
 
 def _export(options) -> int:
@@ -147,7 +147,7 @@ def _export(options) -> int:
         print(f"medkit: failed: {error}", file=sys.stderr)
         return 1
     print((folder / "export.json").read_text(encoding="utf-8"))
-    print(f"{storage.shown(folder)}: the export answers as the adapter does")
+    print(f"{storage.relpath(folder)}: the export answers as the adapter does")
     return 0
 
 

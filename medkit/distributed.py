@@ -46,7 +46,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
             run = run_json.begin(run_dir, step.name, recipe, settings, data_dir)
         else:
             place = storage.folder(run_dir)
-            run = run_json.Reader(place, run_json.read(place) or {}, resolved, data_dir)
+            run = run_json.ReadOnlyRun(place, run_json.read(place) or {}, resolved, data_dir)
         model, tokenizer = stages.load_for_stage(run, stage)
         records = stages.read_records(run, arm)
         queries = cases.draw_queries(run)[0] if arm == "stage2" and processes.process_index == 0 else []

@@ -1,6 +1,6 @@
 """Reading the data sets: declarations, files, converters, contamination, and the built-in corpus."""
 
-from medkit import offered
+from medkit import lazy_exports
 
 _HOMES = {
     "load": "sources",
@@ -8,4 +8,4 @@ _HOMES = {
     "duplicates": "contamination",
 }
 
-__getattr__ = offered(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

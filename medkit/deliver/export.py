@@ -69,7 +69,7 @@ def export(
     check_tools(kind)
     models.unsloth()  # before the libraries that it changes are loaded
     run = run_json.for_reading(run_name, data_dir)
-    storage.check_own(run.folder)
+    storage.check_not_committed(run.folder)
     items = questions(run)
     team = lineup.of_run(run, [model])
     member = team.members[model]
@@ -116,7 +116,7 @@ def questions(run: Run) -> list[MCQItem]:
     items = [item for part in parts for item in part[:each]]
     items += [item for part in parts for item in part[each:]][: max(0, QUESTIONS - len(items))]
     if not items:
-        raise ExportError(f"{storage.shown(run.folder)} has no evaluation questions to compare by")
+        raise ExportError(f"{storage.relpath(run.folder)} has no evaluation questions to compare by")
     return items
 
 
@@ -210,7 +210,7 @@ def _judge(found: dict, bound: Bound, failed: Path, made: Path) -> Path:
             f"{found['n']} questions, in {found['agreement_but_ties']:.1%} without near-ties (at least "
             f"{bound.agreement:.0%}); a letter's log-probability moved by {found['median_move']:.2f} nats in "
             f"the median (at most {bound.move}) and by {found['largest_move']:.2f} at most; kept in "
-            f"{storage.shown(failed)}"
+            f"{storage.relpath(failed)}"
         )
     if made.name != "merged":
         shutil.rmtree(failed / "merged")

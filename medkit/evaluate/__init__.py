@@ -3,7 +3,7 @@
 The eight steps of notebooks 03 and 04, in order; each is loaded when it is first asked for.
 """
 
-from medkit import offered
+from medkit import lazy_exports
 
 _HOMES = {
     "begin_exams": "mcq",
@@ -16,4 +16,4 @@ _HOMES = {
     "write_queries": "cases",
 }
 
-__getattr__ = offered(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

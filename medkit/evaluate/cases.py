@@ -13,7 +13,7 @@ from medkit.evaluate.lineup import Active, Lineup
 from medkit.evaluate.scorer import Scorer
 from medkit.records import ConsumerQuery
 from medkit.runs import run_json, storage
-from medkit.runs.arms import needs as needs_of
+from medkit.runs.arms import adapter_files
 from medkit.runs.run_json import Run
 from medkit.text_keys import normalize
 from medkit.train import stages
@@ -36,13 +36,13 @@ def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvan
     names = lineup.named(arms)
     if not names:
         raise MedkitError("arms is empty; name the models to ask, e.g. arms=base,med-nirvana")
-    run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=needs_of(*names))
+    run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=adapter_files(*names))
     return run, lineup.of_run(run, names)
 
 
 def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
     """The recipe's draw of patients' queries, and how many rows were left out before it, by reason."""
-    loaded = [stages.load(run, name, "eval") for name in ("icliniq", "healthcaremagic")]
+    loaded = [stages.load_source(run, name, "eval") for name in ("icliniq", "healthcaremagic")]
     left_out = sum((rows.dropped for rows in loaded), Counter())
     queries = [query for rows in loaded for query in rows.records]
     return consumer.draw(queries, run.recipe.consumer.cases, run.recipe.consumer.seed), dict(left_out)

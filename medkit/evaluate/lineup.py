@@ -114,7 +114,7 @@ def of_run(run: Run, names: Sequence[str] = ()) -> Lineup:
     been trained, ArmError for a name that is no arm's. Without names all that are there; only the control arm
     may be missing."""
     names = names or arms.present(run.folder, run.recipe)
-    needed, members = arms.needs(*names), []
+    needed, members = arms.adapter_files(*names), []
     for arm in map(arms.ARMS.__getitem__, names):
         spec, base = run.recipe.model, run.recipe.model.base
         if arm.stage == "stage2" and run.recipe.dmt.handover == "merge":

@@ -27,7 +27,7 @@ from medkit.evaluate.lineup import Active, Lineup
 from medkit.recipes import RELEASED
 from medkit.records import MCQItem
 from medkit.runs import lm_eval_tasks, run_json, storage
-from medkit.runs.arms import needs as needs_of
+from medkit.runs.arms import adapter_files
 from medkit.runs.run_json import Run
 from medkit.runs.storage import ResultsError
 from medkit.train import adapters, models, stages
@@ -80,14 +80,14 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms:
         adapters.read_config(Path(adapter).expanduser())
     if not model or info is None:
         recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
-        needs = () if model else needs_of(*(arms or ["med-mix", "med-nirvana"]))
+        needs = () if model else adapter_files(*(arms or ["med-mix", "med-nirvana"]))
         return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
-        raise ResultsError(f"{storage.shown(place)} is a run of {base}; give {model} a run_dir of its own")
+        raise ResultsError(f"{storage.relpath(place)} is a run of {base}; give {model} a run_dir of its own")
     if run_json.adapter_hash(adapter) != info.get("adapter", ""):
         raise ResultsError(
-            f"{storage.shown(place)} is a run of {model} with another adapter, or none; give this one a "
+            f"{storage.relpath(place)} is a run of {model} with another adapter, or none; give this one a "
             "run_dir of its own"
         )
     return run_json.begin(run_dir, NOTEBOOK, data_dir=data_dir)

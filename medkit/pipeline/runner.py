@@ -114,7 +114,7 @@ def run(
     settings = "\n".join(settings)
     resolved = recipes.get(recipe, settings)
     place = storage.folder(name or DEFAULT_NAMES.get(recipe, recipe))
-    storage.check_own(place)
+    storage.check_not_committed(place)
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     steps = _chosen(steps, only)
     check_data_dir(data_dir)
@@ -139,7 +139,7 @@ def run(
         opened.info["status"] = "running"
         storage.write_json(place / "run.json", opened.info)
         with Status(out or sys.stderr) as status, _environment(hub.offline()) as environment:
-            status.line(f"{storage.shown(place)}: recipe {recipe}, {len(steps)} notebooks")
+            status.line(f"{storage.relpath(place)}: recipe {recipe}, {len(steps)} notebooks")
             for step, values in zip(steps, parameters, strict=True):
                 if step.name in done:
                     status.line(f"{step.name:<22} finished before")
@@ -160,7 +160,7 @@ def step_parameters(steps: Sequence[Step], folder: Path, known: dict[str, str]) 
 
 
 def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, status) -> None:
-    opened.note(step.name, status="running", started=run_json.now())
+    opened.note(step.name, status="running", started=run_json.utc_now())
     status.start(step.name)
     began = time.monotonic()
     output = opened.folder / "notebooks" / f"{step.name}.ipynb"
@@ -175,7 +175,7 @@ def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, 
         opened.note(step.name, status="failed", seconds=seconds)
         status.end("failed")
         raise RunFailed(
-            f"{step.name}, cell {failure.cell}: {failure.error} (see {storage.shown(output)}); "
+            f"{step.name}, cell {failure.cell}: {failure.error} (see {storage.relpath(output)}); "
             "what was finished is kept; medkit run with --resume, and without --fresh, goes on"
         )
     opened.note(step.name, status="complete", seconds=seconds)
@@ -199,7 +199,7 @@ def _refuse_others_files(place: Path) -> None:
     """What is no run is never replaced, not even with --fresh."""
     if place.exists() and not (place / "run.json").exists() and (place.is_file() or any(place.iterdir())):
         raise MedkitError(
-            f"{storage.shown(place)} is no run and not empty; move it away or take another --run"
+            f"{storage.relpath(place)} is no run and not empty; move it away or take another --run"
         )
 
 
@@ -208,13 +208,13 @@ def _earlier(place: Path, described: dict, resume: bool, only: bool) -> dict | N
     info = run_json.read(place)
     if info is None:
         if resume:
-            raise MedkitError(f"{storage.shown(place)} holds no run to resume; leave --resume out")
+            raise MedkitError(f"{storage.relpath(place)} holds no run to resume; leave --resume out")
         return None
     if not (resume or only):
         state, fix = "an unfinished run", "go on with --resume, replace it with --fresh"
         if info["status"] == "complete":
             state, fix = "a complete run", "replace it with --fresh"
-        raise MedkitError(f"{storage.shown(place)} holds {state}; {fix}, or name another with --run")
+        raise MedkitError(f"{storage.relpath(place)} holds {state}; {fix}, or name another with --run")
     run_json.check_same(place, info, described)
     return info
 

@@ -41,7 +41,7 @@ class Plan:
         for field in wanted.keys() - {"about"}:
             if finished[field] != wanted[field]:
                 raise SweepError(
-                    f"{storage.shown(place)} was run with {field}={finished[field]}, the sweep has "
+                    f"{storage.relpath(place)} was run with {field}={finished[field]}, the sweep has "
                     f"{wanted[field]}; give the sweep another name, or remove that folder"
                 )
         return info
@@ -118,7 +118,9 @@ def run(
     with engines.choose(engine, plan.sweep.cpus) as executor, storage.lock(plan.folder):
         missing = plan.missing()
         storage.write_json(plan.folder / "outcomes" / "sweep.json", plan.described())
-        print(f"{storage.shown(plan.folder)}: {len(plan.sweep.trials)} runs, {len(missing)} to do", file=out)
+        print(
+            f"{storage.relpath(plan.folder)}: {len(plan.sweep.trials)} runs, {len(missing)} to do", file=out
+        )
         failed = _Execution(plan, executor, out).run(missing)
     if failed is None:
         print(f"stopped; medkit sweep {path} --resume goes on", file=out)
@@ -130,7 +132,7 @@ def run(
 
 def check(plan: Plan, resume: bool) -> None:
     """Everything that can be refused before the first trial starts."""
-    storage.check_own(plan.folder)
+    storage.check_not_committed(plan.folder)
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     check_data_dir(plan.data_dir)
     begun = any(
@@ -139,7 +141,7 @@ def check(plan: Plan, resume: bool) -> None:
     )
     if begun and not resume:
         raise SweepError(
-            f"{storage.shown(plan.folder)} holds a sweep; go on with --resume, or name it otherwise"
+            f"{storage.relpath(plan.folder)} holds a sweep; go on with --resume, or name it otherwise"
         )
     reads: dict[tuple, tuple] = {}
     placeholders = dict.fromkeys(("recipe", "run_dir", "data_dir", "settings"), "")

@@ -1,6 +1,6 @@
 """What is checked before an hour is spent."""
 
-from medkit import offered
+from medkit import lazy_exports
 
 _HOMES = {
     "check": "checks",
@@ -11,4 +11,4 @@ _HOMES = {
     "show": "findings",
 }
 
-__getattr__ = offered(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -49,7 +49,7 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
         try:
             return checks + _rows_and_model(recipe, shape, loaded, data_dir, Path(scratch))
         except MedkitError as error:  # a template that cannot be masked, sources too small to be split
-            return [*checks, Check("rows", "fail", *error.halves())]
+            return [*checks, Check("rows", "fail", *error.problem_and_fix())]
 
 
 def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
@@ -71,7 +71,7 @@ def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -
 
 def _context(recipe, tokenizer, questions: list) -> Check:
     """Whether rows, and questions with answers in words, fit in the model's positions."""
-    places, most = models.context(recipe.model), recipe.model.max_length
+    places, most = models.context_length(recipe.model), recipe.model.max_length
     if places and most > places:
         message = f"rows of up to {most:,} tokens, and the model has {places:,} positions"
         return Check("context", "fail", message, f"--set model.max_length={places}")
@@ -212,7 +212,7 @@ def _model_there(recipe) -> Check:
     except hub.HubError:
         raise
     except MedkitError as error:
-        return Check("model", "fail", *error.halves())
+        return Check("model", "fail", *error.problem_and_fix())
     return Check("model", "pass", f"{base} can be read")
 
 
@@ -229,7 +229,7 @@ def _handover(recipe) -> list[Check]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, MedkitError):  # `_model_there` says what is wrong with it
         return []
-    if reason := merging.refusal(config):
+    if reason := merging.why_unmergeable(config):
         message = f"the adapter cannot be merged into {base}: {reason}"
         return [Check("hand-over", "fail", message, "--set dmt.handover=continue")]
     return [Check("hand-over", "pass", "stage 1's adapter is merged into the weights it is trained against")]
@@ -254,7 +254,7 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
         except hub.HubError:  # one line for all that comes from there
             raise
         except MedkitError as error:
-            checks.append(Check(title, "fail", *error.halves()))
+            checks.append(Check(title, "fail", *error.problem_and_fix()))
             continue
         dropped = ", ".join(f"{count} {reason}" for reason, count in read.dropped.items()) or "none"
         message = f"{len(read.records):,} of {read.rows:,} rows read; dropped: {dropped}"
@@ -274,7 +274,7 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
 def stage_samples(recipe, loaded: dict, data_dir: str):
     """(stage, sample of its training rows, number of training rows, of validation rows) of both stages."""
     data, dmt = recipe.data, recipe.dmt
-    first = stages.mix(recipe, {name: loaded[name, "train"] for name in sources.EXAMS})
+    first = stages.mix_stage1(recipe, {name: loaded[name, "train"] for name in sources.EXAMS})
     some, share = first.part("train")[:SAMPLE], dmt.replay_share
     if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
         sizes = {n: sources.SOURCES[n].parts[data.reads(n, "train")[1]].rows for n in sources.EXAMS}
@@ -282,12 +282,12 @@ def stage_samples(recipe, loaded: dict, data_dir: str):
         held_out = round(total * data.validation_share)
         yield "stage1", some, total - held_out, held_out
         asked = replace(recipe, dmt=replace(dmt, fill="stage1", replay_share=0.0))
-        talks = stages.mix_second(asked, first, loaded["dialogues", "train"]).split.train[:SAMPLE]
+        talks = stages.mix_stage2(asked, first, loaded["dialogues", "train"]).split.train[:SAMPLE]
         beside = total - held_out if dmt.handover == "joint" else round(dmt.notechat_train * share)
         train, validation = dmt.notechat_train + beside, round(dmt.notechat_validation * (1 + share))
     else:
         yield "stage1", some, len(first.train), len(first.validation)
-        second = stages.mix_second(recipe, first, loaded["dialogues", "train"])  # refuses too large a share
+        second = stages.mix_stage2(recipe, first, loaded["dialogues", "train"])  # refuses too large a share
         talks, train, validation = second.dialogues[:SAMPLE], len(second.train), len(second.validation)
         beside = len(second.replay.train)
     replayed = 0 if dmt.fill == "dialogues" else beside
@@ -339,5 +339,5 @@ def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
     try:
         net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise models.unreadable(recipe.model.base, error) from None
+        raise models.load_error(recipe.model.base, error) from None
     return model(net, tokenizer, prepared)

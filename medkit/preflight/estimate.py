@@ -93,7 +93,7 @@ def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool, longest: i
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
     tokens = stage.batch_size * (recipe.model.max_length if gpu else longest or recipe.model.max_length)
     if stage.micro_batch_tokens and not gpu:
-        tokens = max(stage.micro_batch_tokens // 2, longest)  # cpu.at_once; a longer row by itself
+        tokens = max(stage.micro_batch_tokens // 2, longest)  # cpu.tokens_per_pass; a longer row by itself
     wide = 2 if gpu else 4  # bytes of an activation: bfloat16 on a GPU, float32 on a CPU
     c, kv = shape, shape.linears["k_proj"][1]
     layer = (6 * c.hidden_size + 2 * kv + 3 * c.intermediate_size) * wide  # what backward needs of a layer

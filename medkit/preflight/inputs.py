@@ -33,7 +33,7 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
     check_model(recipe.model.base, recipe.model.revision)
     check_chat(recipe, trains="dialogues train" in parts)
     if SCORER in parts:
-        check_scorer(recipe.consumer.scorer, offline=inputs.private(recipe, data_dir))
+        check_scorer(recipe.consumer.scorer, offline=inputs.is_fully_local(recipe, data_dir))
     if not data_dir and recipe.data.origin == "builtin":
         if recipe.data != replace(recipe.data, dialogues="notechat", pubmedqa_train="artificial"):
             raise InputError(
@@ -52,7 +52,7 @@ def check_model(base: str, revision: str = "main") -> None:
     HubError where the hub does not answer."""
     if base == "smollm2":
         smollm2.gguf_file()
-        if not smollm2.place().is_dir():  # it will be converted
+        if not smollm2.cached_folder().is_dir():  # it will be converted
             machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
     else:
         inputs.check_model_files(base, revision)

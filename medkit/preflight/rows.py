@@ -149,7 +149,7 @@ def _letters(tokenizer, exams, target) -> Check:
     try:
         place = prompts.letter_place(tokenizer, target)
     except prompts.PromptError as error:
-        return Check("letters", "fail", *error.halves())
+        return Check("letters", "fail", *error.problem_and_fix())
     wrong = []
     for record, row, _, prompt in exams:
         wanted = [*place["encode"](record), place["letter_tokens"][LETTERS.index(record.answer)]]
@@ -167,7 +167,7 @@ def _letters(tokenizer, exams, target) -> Check:
 def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
     """Isolation of packed rows, and logits that do not depend on the batch, on `count` short rows.
 
-    net: a causal language model of Transformers. On a CPU rows are packed as in training there (cpu.passes).
+    net: a causal language model of Transformers. On a CPU rows are packed as in training (cpu.split_passes).
     """
     import torch
 

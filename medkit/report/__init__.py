@@ -1,6 +1,6 @@
 """Tables, figures, the ledger and the published numbers: reads results, loads no model."""
 
-from medkit import offered
+from medkit import lazy_exports
 
 _HOMES = {
     "before_and_after": "display",
@@ -12,4 +12,4 @@ _HOMES = {
     "write_page": "page",
 }
 
-__getattr__ = offered(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

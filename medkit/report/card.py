@@ -115,9 +115,9 @@ def write(run: str) -> Path:
     place = storage.folder(run)
     info = run_json.read(place)
     if info is None:
-        raise CardError(f"{storage.shown(place)} holds no run; name one that was trained")
+        raise CardError(f"{storage.relpath(place)} holds no run; name one that was trained")
     storage.require(place, ["stage2/adapter/adapter_model.safetensors"])
-    storage.check_own(place)
+    storage.check_not_committed(place)
     recipe = recipes.from_dict(info["recipe"])
     base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
     summary = storage.load(place, "mcq/summary.json", ("models", "datasets"))

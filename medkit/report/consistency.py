@@ -131,15 +131,15 @@ def with_seeds(run: Run, others: str) -> tuple[pd.DataFrame, pd.DataFrame] | Non
         place = storage.folder(name)
         info = run_json.read(place)
         if info is None or info["status"] != "complete":
-            raise ReportError(f"{storage.shown(place)} is no complete run; finish it, or leave it out")
+            raise ReportError(f"{storage.relpath(place)} is no complete run; finish it, or leave it out")
         other = _but_seeds(info)
         if different := [field for field in fields | other if fields.get(field) != other.get(field)]:
             raise ReportError(
-                f"{storage.shown(place)} differs in {different[0]} ({other.get(different[0])}, here "
+                f"{storage.relpath(place)} differs in {different[0]} ({other.get(different[0])}, here "
                 f"{fields.get(different[0])}); only runs that differ in their seeds can be folded"
             )
         if _seeds(info) in seen:
-            raise ReportError(f"{storage.shown(place)} has the seeds of a run that is in already")
+            raise ReportError(f"{storage.relpath(place)} has the seeds of a run that is in already")
         seen.add(_seeds(info))
         items = accuracy.read_items(place).assign(seed=number)
         parts.append(items[items["model"] != "base"])

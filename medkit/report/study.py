@@ -89,13 +89,15 @@ def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
     folder = storage.folder(sweep_dir)
     plan = folder / "outcomes" / "sweep.json"
     if not plan.is_file():
-        raise StudyError(f"{storage.shown(plan)} is missing; medkit sweep FILE --resume writes it")
+        raise StudyError(f"{storage.relpath(plan)} is missing; medkit sweep FILE --resume writes it")
     planned = json.loads(plan.read_text(encoding="utf-8"))["trials"]
     outcomes = {
         trial["name"]: info for trial in planned if (info := run_json.read(plan.parent / trial["name"]))
     }
     if not any(trial["name"] in outcomes and not trial["is_stage1"] for trial in planned):
-        raise StudyError(f"{storage.shown(folder)} has no finished trial beside stage 1; run its sweep first")
+        raise StudyError(
+            f"{storage.relpath(folder)} has no finished trial beside stage 1; run its sweep first"
+        )
     trials = [info for info in outcomes.values() if not info["trial"]["is_stage1"]]
     by_arm: dict[str, Recipe] = {}
     for info in trials:

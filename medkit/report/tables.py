@@ -65,7 +65,7 @@ def terminal(run_dir: str | Path) -> str:
     if not built:
         return ""
     notes = dict.fromkeys(wrapped(table.note) for table in built if table.note)
-    whole = f"The whole tables, and what they show: {storage.shown(place / 'tables')}/*.md, *.csv"
+    whole = f"The whole tables, and what they show: {storage.relpath(place / 'tables')}/*.md, *.csv"
     return "\n\n".join([*notes, *(table.terminal() for table in built), whole])
 
 

@@ -164,7 +164,7 @@ def row(run: Run, tokenizer, tokenized: dict, show_text: bool) -> HTML:
 
 def consultations(run: Run, records) -> HTML:
     """How many consultations were read, kept and used, and the duplicates among them, behind a line."""
-    split = records.second.split
+    split = records.stage2.split
     counts = conversations(records.sources["dialogues"], split)
     stage2 = storage.load(run.folder, "data/manifest.json", ()).get("stage2")
     parts = [counts, *([duplicates(stage2["notechat"])] if stage2 else [])]

@@ -1,6 +1,6 @@
 """A run's folder: run.json, files written whole, the machine."""
 
-from medkit import offered
+from medkit import lazy_exports
 
 _HOMES = {
     "begin": "run_json",
@@ -10,4 +10,4 @@ _HOMES = {
     "title": "arms",
 }
 
-__getattr__ = offered(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _HOMES)

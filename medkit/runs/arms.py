@@ -66,10 +66,10 @@ def present(place: Path, recipe: Recipe) -> list[str]:
     return [name for name in ARMS if name in required(recipe) or trained(place, name)]
 
 
-def begins_with(notebook: str, recipe: Recipe) -> list[str]:
+def prerequisites(notebook: str, recipe: Recipe) -> list[str]:
     """The files that a training notebook needs: in stage 2 stage 1's adapter, unless it is a joint stage."""
     later = [arm.notebook for arm in ARMS.values() if arm.stage == "stage2"]
-    return needs("med-mix") if notebook in later and recipe.dmt.handover != "joint" else []
+    return adapter_files("med-mix") if notebook in later and recipe.dmt.handover != "joint" else []
 
 
 def trained(place: Path, name: str) -> bool:
@@ -78,7 +78,7 @@ def trained(place: Path, name: str) -> bool:
     return not arm.folder or (place / arm.adapter).is_file()
 
 
-def needs(*names: str) -> list[str]:
+def adapter_files(*names: str) -> list[str]:
     """The files of a run that these arms are loaded from; ArmError for an unknown arm."""
     if unknown := [name for name in names if name not in ARMS]:
         raise ArmError(f"a run has no arm {unknown[0]!r}; its arms are {', '.join(ARMS)}")

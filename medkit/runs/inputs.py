@@ -20,12 +20,12 @@ class InputError(MedkitError):
 
 def connect(recipe: recipes.Recipe, data_dir: str) -> None:
     """`hub.connect` for a run; HubError at once where its base is on a hub that does not answer."""
-    hub.connect(not private(recipe, data_dir))
+    hub.connect(not is_fully_local(recipe, data_dir))
     if hub.silent() and not is_local(recipe.model.base):
         check_model_files(recipe.model.base, recipe.model.revision)
 
 
-def private(recipe: recipes.Recipe, data_dir: str) -> bool:
+def is_fully_local(recipe: recipes.Recipe, data_dir: str) -> bool:
     """Whether rows and model are local, so that the libraries can stay offline."""
     rows_here = bool(data_dir) or recipe.data.origin == "builtin"
     return rows_here and is_local(recipe.model.base)
@@ -44,7 +44,7 @@ def check_data_dir(data_dir: str) -> None:
         raise InputError(f"--data-dir {data_dir} is no folder; name one that holds a folder per source")
 
 
-def check_truth(name: str, value: bool) -> None:
+def check_bool(name: str, value: bool) -> None:
     """InputError unless a notebook's parameter is True or False: papermill passes anything else as text,
     which would count as true."""
     if not isinstance(value, bool):

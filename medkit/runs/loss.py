@@ -23,13 +23,13 @@ def read(folder: Path, arm: str) -> pd.DataFrame:
     return rows.reindex(columns=[*COLUMNS, *(name for name in rows if name not in COLUMNS)])
 
 
-def line(fields: dict) -> str:
+def format_row(fields: dict) -> str:
     """A line of loss.csv."""
     text = io.StringIO()
     csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(fields)
     return text.getvalue()
 
 
-def last_line(text: str) -> dict:
+def parse_last_row(text: str) -> dict:
     """The last line of a loss.csv, its fields as text."""
     return list(csv.DictReader(io.StringIO(text)))[-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medkit import chat_template, recipes
 from medkit.runs import arms, energy, inputs, machine, storage
-from medkit.runs.storage import ResultsError, shown
+from medkit.runs.storage import ResultsError, relpath
 
 SCHEMA = 1  # of run.json
 RETIRED = {"mcq": ("temperature", "top_p")}  # fields that earlier runs' recipes have
@@ -89,18 +89,18 @@ def begin(
     for name, value in (("recipe", recipe), ("settings", settings), ("data_dir", data_dir)):
         storage.check_text(name, "" if value is None else value)
     place = storage.folder(run_dir)
-    storage.check_own(place)
+    storage.check_not_committed(place)
     info = read(place)
     if info is None:
         if not recipe:
-            raise ResultsError(f"{shown(place)} holds no run; run notebook 01_stage1 first")
+            raise ResultsError(f"{relpath(place)} holds no run; run notebook 01_stage1 first")
         info = describe(recipe, settings, data_dir or "", adapter)
     elif recipe:
         check_same(place, info, describe(recipe, settings, data_dir or "", adapter))
     elif data_dir is not None:
         _check_origin(place, info, data_dir)
     resolved = recipes.from_dict(info["recipe"])
-    storage.require(place, [*arms.begins_with(notebook, resolved), *needs])
+    storage.require(place, [*arms.prerequisites(notebook, resolved), *needs])
     run = Run(place, info, resolved, data_dir or "", notebook)
     run._energy = energy.Meter()
     chat_template.use_date(info["date"])
@@ -116,7 +116,7 @@ def begin(
     return run
 
 
-class Reader(Run):
+class ReadOnlyRun(Run):
     """A run that this process only reads."""
 
     def save(self) -> None:
@@ -128,8 +128,8 @@ def for_reading(run_dir: str, data_dir: str = "") -> Run:
     place = storage.folder(run_dir)
     info = read(place)
     if info is None:
-        raise ResultsError(f"{shown(place)} holds no run; name one that was trained")
-    run = Reader(place, info, recipes.from_dict(info["recipe"]), data_dir)
+        raise ResultsError(f"{relpath(place)} holds no run; name one that was trained")
+    run = ReadOnlyRun(place, info, recipes.from_dict(info["recipe"]), data_dir)
     chat_template.use_date(info["date"])
     # Only built-in rows are read here: only the model may be on the hub.
     inputs.connect(run.recipe, data_dir or str(place))
@@ -157,7 +157,9 @@ def read(place: Path) -> dict | None:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["schema"] != SCHEMA:
-            raise ResultsError(f"{shown(path)} has schema {info['schema']}, not {SCHEMA}; start the run anew")
+            raise ResultsError(
+                f"{relpath(path)} has schema {info['schema']}, not {SCHEMA}; start a new run with --fresh"
+            )
         for part in ("recipe", "data", "notebooks", "versions", "git", "hardware"):
             if not isinstance(info[part], dict):
                 raise TypeError(part)
@@ -168,7 +170,7 @@ def read(place: Path) -> dict | None:
     except (ValueError, KeyError, TypeError, OSError) as error:
         if isinstance(error, ResultsError):
             raise
-        raise ResultsError(f"{shown(path)} is no run description; start the run anew with --fresh") from None
+        raise ResultsError(f"{relpath(path)} is not a valid run.json; start a new run with --fresh") from None
     return info
 
 
@@ -206,7 +208,7 @@ def check_same(place: Path, info: dict, other: dict) -> None:
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             raise ResultsError(
-                f"{shown(place)} is a run with {name}={ours.get(name)}, not {theirs.get(name)}; "
+                f"{relpath(place)} is a run with {name}={ours.get(name)}, not {theirs.get(name)}; "
                 "set it so, take another run name, or replace the run (medkit run --fresh)"
             )
 
@@ -224,22 +226,22 @@ def identity(info: dict) -> dict:
 def _check_origin(place: Path, info: dict, data_dir: str) -> None:
     from_folder = info["data"]["origin"] == "folder"
     if from_folder and not data_dir:
-        raise ResultsError(f"{shown(place)} read its rows from a folder; name it again in data_dir")
+        raise ResultsError(f"{relpath(place)} read its rows from a folder; name it again in data_dir")
     if data_dir and not from_folder:
         raise ResultsError(
-            f"{shown(place)} read its rows from the {info['data']['origin']}; leave data_dir empty"
+            f"{relpath(place)} read its rows from the {info['data']['origin']}; leave data_dir empty"
         )
 
 
 def may_show(run: Run, show_text: bool) -> bool:
     """Whether rows may be printed: always those of the built-in corpus, a data set's on request."""
-    inputs.check_truth("show_text", show_text)
+    inputs.check_bool("show_text", show_text)
     return show_text or run.info["data"]["origin"] == "builtin"
 
 
 def stage2_arm(replay: bool) -> str:
     """The folder of stage 2's arm with or without replay; InputError for anything but True and False."""
-    inputs.check_truth("replay", replay)
+    inputs.check_bool("replay", replay)
     return "stage2" if replay else "stage2_noreplay"
 
 

@@ -162,7 +162,7 @@ def folder(run_dir: str | Path) -> Path:
         path = root() / path.name
     if path.resolve() != root().resolve() / path.name:
         raise ResultsError(
-            f"{run_dir} lies outside {shown(root())}; name the run alone, or set MEDKIT_RESULTS"
+            f"{run_dir} lies outside {relpath(root())}; name the run alone, or set MEDKIT_RESULTS"
         )
     return path.resolve()
 
@@ -175,10 +175,10 @@ def check_text(name: str, value) -> None:
         )
 
 
-def check_own(place: Path) -> None:
+def check_not_committed(place: Path) -> None:
     """ResultsError where a run's folder is a committed one, which is only read."""
     if place.name in COMMITTED and place.parent == machine.CHECKOUT / "results" and place.exists():
-        raise ResultsError(f"{shown(place)} is part of the repository and stays as it is; name another run")
+        raise ResultsError(f"{relpath(place)} is part of the repository and stays as it is; name another run")
 
 
 def slug(text: str) -> str:
@@ -200,7 +200,7 @@ def file(place: str | Path, name: str) -> Path:
     if not path.exists():
         notebook = WRITTEN_BY.get(Path(name).parts[0])
         fix = f"run notebook {notebook} first" if notebook else "start the run anew"
-        raise ResultsError(f"{shown(path)} is missing; {fix}")
+        raise ResultsError(f"{relpath(path)} is missing; {fix}")
     return path
 
 
@@ -211,14 +211,14 @@ def load(place: str | Path, name: str, keys: Iterable[str], writer: str = "") ->
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise ResultsError(f"{shown(path)} is not JSON; run notebook {writer} again") from None
+        raise ResultsError(f"{relpath(path)} is not JSON; run notebook {writer} again") from None
     missing = [key for key in keys if not isinstance(content, dict) or content.get(key) is None]
     if missing:
-        raise ResultsError(f"{shown(path)} lacks {', '.join(missing)}; run notebook {writer} again")
+        raise ResultsError(f"{relpath(path)} lacks {', '.join(missing)}; run notebook {writer} again")
     return content
 
 
-def shown(path: Path) -> str:
+def relpath(path: Path) -> str:
     """A path for messages: relative to the working folder when it lies below."""
     try:
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
@@ -233,7 +233,7 @@ def lock(place: Path) -> Iterator[None]:
     The lock file lies beside the folder, so that the folder can be replaced. The lock is the kernel's (flock)
     and ends with the process.
     """
-    check_own(place)
+    check_not_committed(place)
     path = place.parent / f".{place.name}.lock"
     file = _locked(path, place)
     try:
@@ -252,7 +252,7 @@ def _locked(path: Path, place: Path):
             file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by `lock`
         except OSError as error:
             raise ResultsError(
-                f"cannot write in {shown(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a folder "
+                f"cannot write in {relpath(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a folder "
                 "that can be written to"
             ) from None
         try:
@@ -262,14 +262,14 @@ def _locked(path: Path, place: Path):
             holder = file.read().decode().strip() or "unknown"
             file.close()
             raise ResultsError(
-                f"{shown(place)} is being written by process {holder}; wait for it, or take another run name"
+                f"{relpath(place)} is being written by process {holder}; wait for it, or choose another name"
             ) from None
         except OSError as error:  # a network file system without locks, or without its lock daemon
             file.close()
             path.unlink(missing_ok=True)
             raise ResultsError(
-                f"files cannot be locked in {shown(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a "
-                "folder on another file system"
+                f"files cannot be locked in {relpath(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to "
+                "a folder on another file system"
             ) from None
         # Another process may have removed the file between our open and our lock.
         with contextlib.suppress(FileNotFoundError):

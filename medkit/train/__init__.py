@@ -1,6 +1,6 @@
 """Training a stage: model and adapter, tokenized rows, trainer, checkpoints."""
 
-from medkit import offered
+from medkit import lazy_exports
 
 # What notebooks call, by the module that has it; loaded on first use, so that importing this loads no torch.
 _OFFERED = {
@@ -15,4 +15,4 @@ _OFFERED = {
 }
 __all__ = list(_OFFERED)
 
-__getattr__ = offered(__name__, _OFFERED)
+__getattr__ = lazy_exports(__name__, _OFFERED)

@@ -4,7 +4,7 @@ import numpy as np
 
 from medkit.recipes import TrainSpec
 
-# Entries of a batch that are added to those of TRL's collator (with_samples).
+# Entries of a batch that are added to those of TRL's collator (collate_with_marks).
 MARKS = ("samples", "exams")
 
 # Rows are sorted by length in steps of this many tokens: rows of exactly equal length are often variants of
@@ -34,7 +34,7 @@ def row_order(lengths, stage: TrainSpec) -> np.ndarray:
     return np.concatenate(epochs)[: round(stage.epochs * len(lengths))]
 
 
-def as_read(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: bool = False):
+def trainer_rows(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: bool = False):
     """The dataset as the trainer reads it: ids and labels, packed into rows of `max_length` where asked.
 
     Wrapped rows have a column `samples`: how many end in the row. exams: add a column `exams` that says of
@@ -68,7 +68,7 @@ def training_rows(dataset, stage: TrainSpec, max_length: int, packed: bool, exam
     """The training rows in the order of `row_order`; packed rows are shuffled once more, since best-fit
     packing leaves the long samples first."""
     ordered = dataset.select(row_order(dataset["length"], stage))
-    rows = as_read(ordered, stage, max_length, packed, exams)
+    rows = trainer_rows(ordered, stage, max_length, packed, exams)
     return rows.select(np.random.default_rng(stage.seed).permutation(len(rows))) if packed else rows
 
 
@@ -79,7 +79,7 @@ def subsample(dataset, rows: int, seed: int):
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
 
 
-def mixed(dataset) -> bool:
+def is_mixed(dataset) -> bool:
     """Whether it holds exam questions and consultations."""
     return "exam" in dataset.column_names and 0 < sum(dataset["exam"]) < len(dataset)
 
@@ -90,16 +90,16 @@ def replay_weight(dataset, share: float, loss_on: str) -> float:
 
     R replayed and D other tokens: w R / (w R + D) = share, so that w = share / (1 - share) * D / R.
     """
-    if not share or not mixed(dataset):
+    if not share or not is_mixed(dataset):
         return 1.0
     exam = np.array(dataset["exam"], bool)
     tokens = np.array(dataset["supervised"]) - (loss_on == "text")  # a row's first token is not predicted
     return float(share / (1 - share) * tokens[~exam].sum() / tokens[exam].sum())
 
 
-def with_samples(collate):
-    """`collate` with the marks of the rows (as_read) in the batch: `samples`, their number, and `exams`, of
-    the labels' shape."""
+def collate_with_marks(collate):
+    """Extend `collate` with MARKS: `samples`, the number of samples in the batch, and `exams`, a mask of the
+    labels' shape (see trainer_rows)."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 

@@ -21,7 +21,7 @@ class CheckpointError(MedkitError):
 
 
 @contextmanager
-def appears_whole(folder: Path):
+def atomic_folder(folder: Path):
     """A temporary folder that is renamed to `folder` when the block ends without an error."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     aside.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def publish(written: Path, folder: Path, identity: dict | None) -> None:
     _rename(written, folder)
 
 
-def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
+def find_resumable(folder: Path, identity: dict | None, say=print) -> Path | None:
     """The newest whole checkpoint of `folder`; None where there are no checkpoints.
 
     Damaged ones are skipped, each with a line to `say`. Raises CheckpointError where all are damaged, and
@@ -65,7 +65,7 @@ def newest(folder: Path, identity: dict | None, say=print) -> Path | None:
     return None
 
 
-def keep(folder: Path, step: int, count: int) -> None:
+def prune(folder: Path, step: int, count: int) -> None:
     """Remove all but the newest `count` up to `step`, which was just written; later ones are damaged, from an
     earlier attempt."""
     until = [path for path in _all(folder) if step_of(path) <= step]
@@ -76,12 +76,12 @@ def keep(folder: Path, step: int, count: int) -> None:
 def keep_optimizer(stage: Path) -> None:
     """Copy the final state of the optimizer beside the stage's adapter, for the next stage
     (trainer.carry_over)."""
-    whole = last_whole(stage / "checkpoints")
+    whole = newest_complete(stage / "checkpoints")
     assert whole is not None, "a stage that has ended has its last checkpoint"
     storage.write_bytes(stage / OPTIMIZER, (whole / OPTIMIZER).read_bytes())
 
 
-def last_whole(folder: Path) -> Path | None:
+def newest_complete(folder: Path) -> Path | None:
     """The newest checkpoint that could be resumed from."""
     return next((path for path in reversed(_all(folder)) if not _flaw(path)), None)
 

@@ -117,7 +117,7 @@ def for_fit(config, spec: TrainSpec, *, max_length: int, folder: Path):
     return config
 
 
-def used(config) -> dict:
+def non_defaults(config) -> dict:
     """The fields in which `config` differs from TRL's defaults, in JSON's types; paths are left out."""
     from trl import SFTConfig
 
@@ -126,9 +126,11 @@ def used(config) -> dict:
 
 
 def identity(config) -> dict:
-    """Of `used`, what training depends on, named so that a recipe's own field is refused before it; and the
-    number of processes, each of which saves the state of its own random numbers."""
-    kept = {name: value for name, value in used(config).items() if not name.startswith(_OUTSIDE_TRAINING)}
+    """The non-default fields that training depends on, and the number of processes, each of which saves its
+    own random state. The prefix sorts them after the recipe's fields, which are compared first."""
+    kept = {
+        name: value for name, value in non_defaults(config).items() if not name.startswith(_OUTSIDE_TRAINING)
+    }
     return {f"trainer.{name}": value for name, value in kept.items()} | {"processes": processes()}
 
 

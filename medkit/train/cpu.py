@@ -28,12 +28,12 @@ class Engine:
     def __init__(self, model, micro_batch_tokens: int):
         self.lays_rows_end_to_end = not on_gpu()  # without TRL's packing
         self.micro_batch_tokens = 0 if on_gpu() else micro_batch_tokens
-        self.most = at_once(model, micro_batch_tokens)
+        self.most = tokens_per_pass(model, micro_batch_tokens)
         self.sharing = _base(model).config._attn_implementation == ROW_BY_ROW
 
     def passes(self, batch: dict) -> list[dict]:
         """The batch as the forward passes it is computed in."""
-        return passes(batch, self.most, self.sharing) if self.lays_rows_end_to_end else [batch]
+        return split_passes(batch, self.most, self.sharing) if self.lays_rows_end_to_end else [batch]
 
     def out_of_memory(self, batch_size: int, max_length: int) -> tuple[str, str]:
         """What was computed at once when memory ran out, and the fix that keeps the updates as they are."""
@@ -45,7 +45,7 @@ class Engine:
 @contextmanager
 def training(model, micro_batch_tokens: int = 0):
     """The Engine that `model` trains with; on a CPU the model takes rows laid end to end meanwhile."""
-    with as_trained_on_cpu(model):
+    with padding_free(model):
         yield Engine(model, micro_batch_tokens)
 
 
@@ -85,13 +85,13 @@ def _linear(x, weight, bias):
     return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
-def at_once(model, tokens: int) -> int:
+def tokens_per_pass(model, tokens: int) -> int:
     """How many of micro_batch_tokens a pass holds: all in bfloat16; half in float32, which takes twice the
     memory and is what a processor without bfloat16 computes in."""
     return tokens // 2 if model.get_input_embeddings().weight.element_size() == 4 else tokens
 
 
-def passes(batch: dict, most: int, sharing: bool) -> list[dict]:
+def split_passes(batch: dict, most: int, sharing: bool) -> list[dict]:
     """A padding-free batch (entries of shape (1, tokens), `position_ids` from 0 in every row) as forward
     passes of whole rows, in their order, of at most `most` tokens (0: one pass); a longer row is a pass.
 
@@ -186,7 +186,7 @@ def lora_in_one_product(self, x, *_, **__):
 
 
 @contextmanager
-def as_trained_on_cpu(model):
+def padding_free(model):
     """The model as it takes rows laid end to end, with LoRA in one product; on a GPU, as it is."""
     if on_gpu():
         yield
@@ -199,14 +199,14 @@ def as_trained_on_cpu(model):
     answers_with = base.config._attn_implementation
     base.set_attn_implementation(ROW_BY_ROW if plainly_causal(base.config) else "eager")
     try:
-        with inference(model):
+        with fused_lora(model):
             yield
     finally:
         base.set_attn_implementation(answers_with)
 
 
 @contextmanager
-def inference(model):
+def fused_lora(model):
     """The model as it answers: its adapter's layers computed in one product; on a GPU, or where they are
     already, as it is."""
     layers = [one for one in model.modules() if _plain_lora(one) and "forward" not in vars(one)]

@@ -68,10 +68,10 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     identity = (identity or {}) | configuration.identity(config)
     say = print if models.first_process() else lambda _: None
-    start = checkpoints.newest(folder / "checkpoints", identity, say) if resume else None
+    start = checkpoints.find_resumable(folder / "checkpoints", identity, say) if resume else None
     at = checkpoints.step_of(start) if start else 0
     began = time.perf_counter()
-    kept = trackers.local(stage.report_to, folder)
+    kept = trackers.local_tracker(stage.report_to, folder)
     with trainer.Stop() as stop, kept, cpu.training(model, stage.micro_batch_tokens) as engine:
         training = trainer.StageTrainer(
             model,
@@ -95,7 +95,7 @@ def fit(
         steps=training.state.global_step or at,
         seconds=time.perf_counter() - began,
         resumed_from=at,
-        config=configuration.used(config),
+        config=configuration.non_defaults(config),
         replay_weight=training.replay_weight,
         **training.meter.totals(),
     )

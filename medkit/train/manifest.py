@@ -18,8 +18,8 @@ class Records:
 
     arm: str  # its folder: "stage1", "stage2" or "stage2_noreplay"
     sources: dict[str, sources.Loaded]  # training parts; stage 2's consultations as "dialogues"
-    first: dmt.Stage1
-    second: dmt.Stage2 | None = None  # of the arms of stage 2
+    stage1: dmt.Stage1
+    stage2: dmt.Stage2 | None = None  # of the arms of stage 2
 
     @property
     def stage(self) -> str:
@@ -28,11 +28,11 @@ class Records:
 
     @property
     def train(self) -> list:
-        return self.second.train if self.second else self.first.part("train")
+        return self.stage2.train if self.stage2 else self.stage1.part("train")
 
     @property
     def validation(self) -> list:
-        return self.second.validation if self.second else self.first.part("validation")
+        return self.stage2.validation if self.stage2 else self.stage1.part("validation")
 
 
 def describe_stage1(train: dict, evaluation: dict, mixed: dmt.Stage1, matches: list) -> dict:
@@ -79,7 +79,7 @@ def _described(loaded: sources.Loaded) -> dict:
     }
 
 
-def evaluated_in_training(
+def find_overlaps(
     second: dmt.Stage2, first: dmt.Stage1, questions: list, queries: list, joint: bool = False
 ) -> tuple[list, list]:
     """Two lists of matches (contamination.find): of exam questions and patients' queries in consultations and
@@ -98,9 +98,9 @@ def describe_stage2(records: Records, rows, matches: list, validation_matches: l
     """The manifest's stage2: counts, duplicates, the ids of replayed rows, and the share of the replay.
 
     Duplicates: files of the same bytes, conversations of the same text, and validation conversations found in
-    training ones. matches, validation_matches: of `evaluated_in_training`.
+    training ones. matches, validation_matches: of `find_overlaps`.
     """
-    loaded, second = records.sources["dialogues"], records.second
+    loaded, second = records.sources["dialogues"], records.stage2
     assert second is not None, "rows of an arm of stage 2"
     split, drawn = second.split, second.replay
     groups = contamination.duplicates(loaded.records)
@@ -129,7 +129,7 @@ def describe_stage2(records: Records, rows, matches: list, validation_matches: l
         "replay": {
             "train": len(drawn.train),
             "validation": len(drawn.validation),
-            **dmt.replay_shares(records.first, second, rows),
+            **dmt.replay_shares(records.stage1, second, rows),
             "train_ids": drawn.ids(drawn.train),
             "validation_ids": drawn.ids(drawn.validation),
         },

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from medkit import MedkitError
-from medkit.train.checkpoints import appears_whole
+from medkit.train.checkpoints import atomic_folder
 
 SHARD_BYTES = 2_000_000_000  # of one file, which is also what the merge holds in memory beside the model
 
@@ -42,7 +42,7 @@ def merge_adapter(model, tokenizer, folder: str | Path) -> None:
         {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, _) in tensors.items()},
         max_shard_size=SHARD_BYTES,
     )
-    with appears_whole(folder) as aside:
+    with atomic_folder(folder) as aside:
         for file, names in plan.filename_to_tensors.items():
             shard = {name: _written(tensors[name][1], dtype) for name in names}
             save_file(shard, aside / file, metadata={"format": "pt"})
@@ -68,7 +68,7 @@ def check_merge(model, folder: str | Path) -> None:
         )
 
 
-def refusal(config: dict) -> str:
+def why_unmergeable(config: dict) -> str:
     """Why an adapter cannot be merged into a base of this config.json; empty where it can."""
     found = config.get("quantization_config") or {"load_in_4bit": True}
     method = found.get("quant_method", "bitsandbytes")

@@ -51,7 +51,7 @@ class Meter:
 
     def count(self, batch: dict) -> dict:
         """Count a batch, padded or with rows laid end to end. Returns it without `samples`
-        (batches.with_samples), which the model does not take."""
+        (batches.collate_with_marks), which the model does not take."""
         counted = batch.pop("samples", None)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is not None:

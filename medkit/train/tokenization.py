@@ -14,7 +14,7 @@ from pyarrow import int32, list_
 from medkit import prompts
 from medkit.records import Dialogue, MCQItem
 from medkit.runs import machine
-from medkit.train.checkpoints import appears_whole
+from medkit.train.checkpoints import atomic_folder
 
 BATCH = 1000  # rows tokenized at a time
 ROWS = "rows.arrow"  # in a prepared folder
@@ -89,7 +89,7 @@ def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progre
     from tqdm.auto import tqdm
 
     with (
-        appears_whole(folder) as aside,
+        atomic_folder(folder) as aside,
         tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress) as bar,
         pyarrow.ipc.new_stream(str(aside / ROWS), SCHEMA) as file,
     ):

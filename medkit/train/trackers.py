@@ -12,7 +12,7 @@ FOLDER = "tracker"  # in a stage's folder
 
 
 @contextmanager
-def local(tracker: str, stage: Path):
+def local_tracker(tracker: str, stage: Path):
     """Within the block the tracker writes into `stage`/tracker and contacts no server, unless the user's
     environment sends it elsewhere (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
 

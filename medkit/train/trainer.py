@@ -108,7 +108,7 @@ class StageTrainer(SFTTrainer):
             model=model,
             args=config,
             train_dataset=batches.training_rows(train, batch, most, packed, self.replay_weight != 1),
-            eval_dataset=batches.as_read(held_out, stage, most, packed, batches.mixed(held_out)),
+            eval_dataset=batches.trainer_rows(held_out, stage, most, packed, batches.is_mixed(held_out)),
             processing_class=tokenizer,
             callbacks=[self.loss_log],
         )
@@ -122,13 +122,13 @@ class StageTrainer(SFTTrainer):
         if not self.start:
             return True
         due = checkpoints.finished(self.start) or checkpoints.step_of(self.start) % every == 0
-        return due and not loss.last_line(earlier)["eval_loss"]
+        return due and not loss.parse_last_row(earlier)["eval_loss"]
 
     def _check_packing(self, packed: bool) -> None:
         # Unsloth may turn it off in the configuration already.
         if packed and not (self.args.packing and self.data_collator.padding_free):
             raise TrainerError("packing was asked for and the libraries turned it off; set packing=off")
-        self.data_collator.torch_call = batches.with_samples(self.data_collator.torch_call)
+        self.data_collator.torch_call = batches.collate_with_marks(self.data_collator.torch_call)
         if self.engine.lays_rows_end_to_end:  # which Unsloth turned off
             self.data_collator.padding_free = True
 
@@ -278,10 +278,10 @@ class StageTrainer(SFTTrainer):
                 shutil.copy(self.loss_log.path, written / "loss.csv")
                 (written / "meter.json").write_text(json.dumps(self.meter.total))
                 checkpoints.publish(written, self.saved / name, self.identity)
-                checkpoints.keep(self.saved, self.state.global_step, 2)
+                checkpoints.prune(self.saved, self.state.global_step, 2)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(written.parent, ignore_errors=True)
-            before = checkpoints.last_whole(self.saved)
+            before = checkpoints.newest_complete(self.saved)
             reason = getattr(error, "strerror", None) or first_line(error)
             raise TrainerError(
                 f"{name} could not be written ({reason}); free space and resume"
@@ -308,7 +308,7 @@ class StepLog(TrainerCallback):
         if state.is_world_process_zero:
             written = self.earlier.splitlines(keepends=True)[:-1] or [",".join(loss.COLUMNS) + "\n"]
             storage.write_text(self.path, "".join(written))
-            self.line = loss.last_line(self.earlier) if self.earlier else {}
+            self.line = loss.parse_last_row(self.earlier) if self.earlier else {}
             steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
             self.bar = tqdm(desc="training", disable=not self.progress, **steps)
 
@@ -346,7 +346,7 @@ class StepLog(TrainerCallback):
         if self.line:
             try:
                 with self.path.open("a", newline="", encoding="utf-8") as file:
-                    file.write(loss.line(self.line))
+                    file.write(loss.format_row(self.line))
             except OSError as error:
                 raise TrainerError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
         self.line = {}

@@ -121,7 +121,7 @@ def test_what_is_written_by_default_is_what_is_reported(folders, tmp_path):
 def test_a_run_evaluates_on_the_part_that_its_recipe_names(corpora, tmp_path, monkeypatch, settings, part):
     monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
     run = run_json.begin("run", "01_stage1", "cpu", settings)
-    items = stages.load(run, "pubmedqa", "eval", progress=False).records
+    items = stages.load_source(run, "pubmedqa", "eval", progress=False).records
     assert [item.id for item in items] == [
         str(row["pubid"]) for row in corpora[part]["pubmedqa/pqa_labeled.jsonl"]
     ]

@@ -150,12 +150,12 @@ def test_an_encoder_that_a_private_run_does_not_have(tmp_path):
 
 def test_private_runs_are_those_without_a_hub(tmp_path):
     here = str(tmp_path)
-    assert run_inputs.private(recipes.get("cpu"), "")
-    assert run_inputs.private(recipes.get("cpu"), here)
-    assert run_inputs.private(recipes.get("recommended", {"model.base": here}), here)
-    assert not run_inputs.private(recipes.get("cpu", {"data.origin": "hub"}), "")
-    assert not run_inputs.private(recipes.get("recommended"), here)
-    assert not run_inputs.private(recipes.get("recommended", {"model.base": here}), "")
+    assert run_inputs.is_fully_local(recipes.get("cpu"), "")
+    assert run_inputs.is_fully_local(recipes.get("cpu"), here)
+    assert run_inputs.is_fully_local(recipes.get("recommended", {"model.base": here}), here)
+    assert not run_inputs.is_fully_local(recipes.get("cpu", {"data.origin": "hub"}), "")
+    assert not run_inputs.is_fully_local(recipes.get("recommended"), here)
+    assert not run_inputs.is_fully_local(recipes.get("recommended", {"model.base": here}), "")
 
 
 def test_a_cloned_model_without_its_large_files(tmp_path, tiny_llama_folder):

@@ -261,7 +261,7 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
             monkeypatch.setenv("MEDKIT_RESULTS", root)
         with pytest.raises(machine.MachineError, match="the working folder is gone"):
             run_json.begin("try", "01_stage1", "cpu")
-    assert storage.shown(tmp_path) == str(tmp_path)  # a message that names a path is still made
+    assert storage.relpath(tmp_path) == str(tmp_path)  # a message that names a path is still made
 
 
 def test_a_notebook_begins_finishes_and_the_next_finds_it(place):
@@ -320,10 +320,10 @@ def test_no_run_and_no_recipe_or_a_broken_description(place):
     place.mkdir(parents=True)
     for text in ("", "[]", "{}", '{"schema": '):
         (place / "run.json").write_text(text)
-        with pytest.raises(ResultsError, match="is no run description"):
+        with pytest.raises(ResultsError, match="is not a valid run.json"):
             run_json.read(place)
     (place / "run.json").write_text('{"schema": 1, "recipe": {}, "data": {}}')
-    with pytest.raises(ResultsError, match="is no run description"):
+    with pytest.raises(ResultsError, match="is not a valid run.json"):
         run_json.read(place)
     (place / "run.json").write_text('{"schema": 99}')
     with pytest.raises(ResultsError, match="has schema 99, not 1"):

@@ -43,22 +43,22 @@ def write(folder, step, identity=IDENTITY, files=FILES):
 def newest(folder, identity=IDENTITY):
     """(its name or None, the lines said)."""
     said = []
-    found = checkpoints.newest(folder, identity, said.append)
+    found = checkpoints.find_resumable(folder, identity, said.append)
     return found and found.name, said
 
 
 def test_nothing_is_there(tmp_path):
     assert newest(tmp_path) == (None, [])
     assert newest(tmp_path / "nowhere") == (None, [])
-    assert checkpoints.last_whole(tmp_path) is None
+    assert checkpoints.newest_complete(tmp_path) is None
 
 
 def test_the_newest_goes_by_number_not_by_name(tmp_path):
     for step in (3, 20, 100, 9):
         write(tmp_path, step)
     assert newest(tmp_path) == ("checkpoint-100", [])
-    assert checkpoints.last_whole(tmp_path).name == "checkpoint-100"
-    checkpoints.keep(tmp_path, 100, 2)
+    assert checkpoints.newest_complete(tmp_path).name == "checkpoint-100"
+    checkpoints.prune(tmp_path, 100, 2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-100", "checkpoint-20"]
 
 
@@ -67,8 +67,8 @@ def test_a_damaged_later_one_is_not_kept_in_the_place_of_a_whole_one(tmp_path):
     for step in (3, 6, 7, 9):
         write(tmp_path, step)
     (tmp_path / "checkpoint-9" / "scheduler.pt").unlink()
-    assert checkpoints.last_whole(tmp_path).name == "checkpoint-7"
-    checkpoints.keep(tmp_path, 7, 2)
+    assert checkpoints.newest_complete(tmp_path).name == "checkpoint-7"
+    checkpoints.prune(tmp_path, 7, 2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
 
 
@@ -206,14 +206,14 @@ def test_finished_says_whether_steps_are_left(tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "adapter"
-    with pytest.raises(OSError, match="full"), checkpoints.appears_whole(folder) as aside:
+    with pytest.raises(OSError, match="full"), checkpoints.atomic_folder(folder) as aside:
         (aside / "half").write_text("")
         raise OSError("full")
     assert os.listdir(tmp_path) == []
-    with checkpoints.appears_whole(folder) as aside:
+    with checkpoints.atomic_folder(folder) as aside:
         (aside / "first").write_text("1")
         assert not folder.exists()
-    with checkpoints.appears_whole(folder) as aside:  # in place of the first
+    with checkpoints.atomic_folder(folder) as aside:  # in place of the first
         (aside / "second").write_text("2")
         assert os.listdir(folder) == ["first"]
     assert os.listdir(folder) == ["second"]

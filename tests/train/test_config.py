@@ -38,11 +38,11 @@ def test_it_is_trls_own_and_says_what_the_recipe_says():
 
 
 def test_the_recipes_own_is_taken_where_none_is_given(tmp_path):
-    assert config.used(for_fit(tmp_path, None)) == config.used(for_fit(tmp_path, made()))
+    assert config.non_defaults(for_fit(tmp_path, None)) == config.non_defaults(for_fit(tmp_path, made()))
 
 
 def test_what_was_used_is_what_differs_from_trls_defaults_in_jsons_types(tmp_path):
-    used = config.used(for_fit(tmp_path, made(max_grad_norm=0.5)))
+    used = config.non_defaults(for_fit(tmp_path, made(max_grad_norm=0.5)))
     assert json.loads(json.dumps(used)) == used
     assert used["learning_rate"] == 0.01 and used["max_grad_norm"] == 0.5
     assert "lr_scheduler_type" not in used  # linear is TRL's own

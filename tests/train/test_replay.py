@@ -138,8 +138,8 @@ def test_sigterm_in_a_validation_by_source_is_made_up_for(unbroken, base, tmp_pa
 
 def test_rows_of_one_kind_are_not_told_by_source():
     rows = Dataset.from_dict({"exam": [1, 1]})
-    assert not batches.mixed(rows) and not batches.mixed(rows.remove_columns("exam"))
-    assert batches.mixed(Dataset.from_dict({"exam": [1, 0]}))
+    assert not batches.is_mixed(rows) and not batches.is_mixed(rows.remove_columns("exam"))
+    assert batches.is_mixed(Dataset.from_dict({"exam": [1, 0]}))
     assert batches.replay_weight(rows, 0.25, "answer") == 1
 
 
@@ -181,7 +181,7 @@ def test_a_padded_batch_has_a_mark_for_every_label():
     rows = [row | {"labels": row["input_ids"]} for row in rows]
     for free, marks in ((False, [[1, 1, 1], [0, 0, 0]]), (True, [[1, 1, 1, 0, 0]])):
         collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=free)
-        batch = batches.with_samples(collator.torch_call)(rows)
+        batch = batches.collate_with_marks(collator.torch_call)(rows)
         assert batch["exams"].tolist() == marks and batch["exams"].shape == batch["labels"].shape
 
 

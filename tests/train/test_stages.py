@@ -87,14 +87,14 @@ def test_stage_1_keeps_its_optimizer_for_stage_2_where_the_recipe_says_so(place,
     assert {int(one["step"]) for one in state.values()} == {2}
     run = run_json.begin("try", "02_stage2", "cpu", carried)
     mixed = stages.read_records(run, "stage1").first
-    second = stages.mix_second(run.recipe, mixed, stages.load(run, "dialogues", "train").by_row())
+    second = stages.mix_stage2(run.recipe, mixed, stages.load_source(run, "dialogues", "train").by_row())
     split, drawn = second.split, second.replay
     model, tokenizer = stages.load_for_stage(run, "stage2")
     sides = (split.train + drawn.train, split.validation + drawn.validation)
     rows = [stages.tokenize(run.recipe, "stage2", tokenizer, records) for records in sides]
     assert [sum(one["exam"]) for one in rows] == [len(drawn.train), len(drawn.validation)]
     stages.fit(run, "stage2", "stage2", model, tokenizer, *rows)
-    marker = checkpoints.last_whole(place / "stage2" / "checkpoints") / checkpoints.MARKER
+    marker = checkpoints.newest_complete(place / "stage2" / "checkpoints") / checkpoints.MARKER
     assert "stage 1's optimizer" in json.loads(marker.read_text())["identity"]
     last = loss.read(place, "stage2").iloc[-1]
     assert last[["eval_loss", *loss.BY_SOURCE]].notna().all()
@@ -124,7 +124,7 @@ def test_checkpoints_of_other_settings_are_refused_by_the_fields_name(place, tin
 
 def test_a_checkpoint_of_several_processes_is_not_taken_up_by_one(place, tiny_llama_folder, monkeypatch):
     stage1(settings_of(tiny_llama_folder))
-    found = checkpoints.last_whole(place / "stage1" / "checkpoints")
+    found = checkpoints.newest_complete(place / "stage1" / "checkpoints")
     marker = found / checkpoints.MARKER
     marker.write_text(marker.read_text().replace('"processes": 1', '"processes": 2'))
     with pytest.raises(checkpoints.CheckpointError, match="processes=2, this run has 1"):
@@ -173,21 +173,21 @@ def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_fol
     train, evaluation = (stages.load_exams(run, part) for part in ("train", "eval"))
     assert [item.id for item in train["pubmedqa"].records] == ["1", "2", "3"]
     assert {item.group for item in evaluation["pubmedqa"].records} == {"fold"}
-    mixed = stages.mix(run.recipe, {name: one.by_row() for name, one in train.items()})
-    talks = stages.load(run, "dialogues", "train")
-    second = stages.mix_second(run.recipe, mixed, talks.by_row())
+    mixed = stages.mix_stage1(run.recipe, {name: one.by_row() for name, one in train.items()})
+    talks = stages.load_source(run, "dialogues", "train")
+    second = stages.mix_stage2(run.recipe, mixed, talks.by_row())
     split, drawn = second.split, second.replay
     assert {record.source for record in split.train + split.validation} == {"mts_dialog"}
     assert (len(split.train), len(split.validation)) == (6, 2)
     # the same consultation on both sides would be found as such, whatever its source
     twice = replace(split, validation=[*split.validation, split.train[0]])
     second = replace(second, split=twice, replay=replace(drawn, train=drawn.train[:2]))
-    found, of_validation = manifest.evaluated_in_training(second, mixed, evaluation["pubmedqa"].records, [])
+    found, of_validation = manifest.find_overlaps(second, mixed, evaluation["pubmedqa"].records, [])
     assert {match.eval_source for match in of_validation} == {"mts_dialog"} and not found
     # A question that is one of stage 1's rows: notebook 01 has seen it; of a joint arm there is none.
     known = [mixed.part("train")[0]]
-    assert not manifest.evaluated_in_training(second, mixed, known, [])[0]
-    of_joint, _ = manifest.evaluated_in_training(second, mixed, known, [], joint=True)
+    assert not manifest.find_overlaps(second, mixed, known, [])[0]
+    of_joint, _ = manifest.find_overlaps(second, mixed, known, [], joint=True)
     assert {(match.eval_source, match.eval_id) for match in of_joint} == {(known[0].source, known[0].id)}
     rows = {"length": [9] * 8, "supervised": [2] * 8}
     records = stages.Records("stage2", {"dialogues": talks}, mixed, second)
@@ -267,8 +267,8 @@ def test_rows_are_drawn_as_released_and_dropped_afterwards(place, tmp_path):
     run = run_json.begin("try", "01_stage1", "cpu", settings, str(folder))
     loaded = stages.load_exams(run, "train")
     assert sum(loaded["medqa"].dropped.values()) == 1
-    mixed = stages.mix(run.recipe, {name: one.by_row() for name, one in loaded.items()})
-    second = stages.mix_second(run.recipe, mixed, stages.load(run, "dialogues", "train").by_row())
+    mixed = stages.mix_stage1(run.recipe, {name: one.by_row() for name, one in loaded.items()})
+    second = stages.mix_stage2(run.recipe, mixed, stages.load_source(run, "dialogues", "train").by_row())
     split, drawn = second.split, second.replay
     order = Dataset.from_dict({"row": list(range(20))}).shuffle(seed=42)["row"][:]
     for side, wanted in ((split.train, order[:10]), (split.validation, order[10:15])):
@@ -311,12 +311,12 @@ def test_joint_needs_no_stage_1_and_relearning_is_an_arm_of_its_own(place, tiny_
     more = STAGE2 | {"dmt__handover": "joint", "dmt__relearn_steps": 2}
     run, records = train_arm("stage2", settings_of(tiny_llama_folder, **more))
     assert not (place / "stage1").exists()
-    assert len(records.train) == 6 + len(records.first.train)
+    assert len(records.train) == 6 + len(records.stage1.train)
     manifest = json.loads((place / "data" / "manifest.json").read_text())["stage2"]
-    assert manifest["replay"]["train"] == len(records.first.train)
+    assert manifest["replay"]["train"] == len(records.stage1.train)
     assert manifest["replay"]["share_of_stage1"] == 1
     written = pd.read_csv(place / "stage2" / "replay.csv")["part"].value_counts()
-    assert written["train"] == len(records.first.train)
+    assert written["train"] == len(records.stage1.train)
     # two steps on stage 1's rows, from stage 2's adapter, which stays as it was
     own, probe = (
         load_file(place / folder / "adapter" / "adapter_model.safetensors")
@@ -331,7 +331,7 @@ def test_joint_needs_no_stage_1_and_relearning_is_an_arm_of_its_own(place, tiny_
 def test_pad_is_in_the_manifest_and_trains_as_many_rows(place, tiny_llama_folder):
     run = run_json.begin("try", "01_stage1", "cpu", settings_of(tiny_llama_folder, dmt__fill="dialogues"))
     records = stages.read_records(run, "stage2")
-    assert (len(records.train), len(records.second.further), records.second.replay.train) == (12, 6, [])
+    assert (len(records.train), len(records.stage2.further), records.stage2.replay.train) == (12, 6, [])
     described = stages.write_manifest(run, records, {"length": [9] * 12, "supervised": [2] * 12})
     assert (described["notechat"]["train"], described["notechat"]["further"]) == (6, 6)
     assert (described["replay"]["train"], described["replay"]["share_of_supervised_tokens"]) == (0, 0)

@@ -46,11 +46,11 @@ def test_they_are_told_to_stay_on_this_machine_unless_the_user_says_otherwise(tr
     asked = {"wandb": ("WANDB_MODE", "offline"), "mlflow": ("MLFLOW_TRACKING_URI", "file://")}
     name, value = asked[tracker]
     monkeypatch.delenv(name, raising=False)
-    with trackers.local(tracker, tmp_path):
+    with trackers.local_tracker(tracker, tmp_path):
         assert os.environ[name].startswith(value)
     assert name not in os.environ
     monkeypatch.setenv(name, "the user's")
-    with trackers.local(tracker, tmp_path):
+    with trackers.local_tracker(tracker, tmp_path):
         assert os.environ[name] == "the user's"
     assert os.environ[name] == "the user's"
 

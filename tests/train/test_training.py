@@ -23,8 +23,8 @@ from medkit import MedkitError
 from medkit.prompts import IGNORED
 from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 from medkit.train import adapters, checkpoints, cpu, fitting, models
-from medkit.train.batches import as_read, row_order, subsample, training_rows, with_samples
-from medkit.train.cpu import ROW_BY_ROW, as_trained_on_cpu, passes, row_lengths
+from medkit.train.batches import collate_with_marks, row_order, subsample, trainer_rows, training_rows
+from medkit.train.cpu import ROW_BY_ROW, padding_free, row_lengths, split_passes
 from medkit.train.metrics import TrainerError
 
 # Everything of a line of loss.csv that does not depend on the clock or the machine.
@@ -328,7 +328,7 @@ def test_a_tokenizer_is_read_as_its_file_says(tmp_path, tiny_llama):
     tokenizer = models.load_tokenizer(ModelSpec(base=str(tmp_path)))
     text = "It hurts, and  has done so.\n\n7 mg"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-    assert models.context(ModelSpec(base=str(tmp_path))) == 4096
+    assert models.context_length(ModelSpec(base=str(tmp_path))) == 4096
 
 
 def test_loss_on_answer_learns_the_answers_and_their_end_only(base):
@@ -427,7 +427,7 @@ def laid_end_to_end(lengths, begin=0) -> dict:
 @settings(max_examples=60, deadline=None)
 def test_passes_hold_every_row_once_and_whole_within_the_budget(lengths, most, begin, sharing):
     batch = laid_end_to_end(lengths, begin)
-    parts = passes(batch, most, sharing)
+    parts = split_passes(batch, most, sharing)
     ids, labels, shared = [], [], set()
     for part in parts:
         rows = row_lengths(part["position_ids"])
@@ -448,7 +448,7 @@ def test_passes_hold_every_row_once_and_whole_within_the_budget(lengths, most, b
 
 def test_passes_of_four_rows():
     # 180 + 400 = 580; + 170 = 750; + 380 would be 1,130 > 768
-    parts = passes(laid_end_to_end([180, 400, 170, 380]), 768, sharing=False)
+    parts = split_passes(laid_end_to_end([180, 400, 170, 380]), 768, sharing=False)
     assert [row_lengths(part["position_ids"]) for part in parts] == [[180, 400, 170], [380]]
 
 
@@ -456,7 +456,7 @@ def test_four_rows_share_what_they_begin_with():
     """81 tokens that none learns, of which the last predicts each row's own: 80 are shared. A pass of 768
     holds 180 + (400 - 80) + (170 - 80) = 590, and no 300 more; the next begins with a whole row."""
     batch = laid_end_to_end([180, 400, 170, 380], begin=81)
-    parts = passes(batch, 768, sharing=True)
+    parts = split_passes(batch, 768, sharing=True)
     assert [row_lengths(part["position_ids"]) for part in parts] == [[180, 320, 90], [380]]
     assert [part["position_ids"][0, n].item() for part, n in ((parts[0], 180), (parts[1], 0))] == [80, 0]
 
@@ -495,9 +495,9 @@ def test_rows_that_share_their_beginning_give_the_losses_and_gradients_of_rows_a
         "labels": torch.cat(learnt)[None],
         "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
     }
-    (part,) = passes(batch, 0, sharing=True)
+    (part,) = split_passes(batch, 0, sharing=True)
     assert part["input_ids"].numel() == 47
-    with as_trained_on_cpu(model):
+    with padding_free(model):
         places = {"position_ids": part["position_ids"]}
         together, found = gradient([(part["input_ids"][0], part["labels"][0], places)])
     assert together == pytest.approx(loss, rel=1e-5)
@@ -526,7 +526,7 @@ def test_rows_end_to_end_give_the_losses_and_gradients_of_rows_alone(base):
     alone = [model(input_ids=row).logits for row in rows]
     expected = gradient(alone)
     places = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
-    with as_trained_on_cpu(model):
+    with padding_free(model):
         assert model.get_base_model().config._attn_implementation == ROW_BY_ROW
         laid = model(input_ids=torch.cat(rows, dim=1), position_ids=places).logits
         together = laid.split([20, 7, 31], dim=1)
@@ -589,8 +589,8 @@ def test_lora_in_one_product_is_pefts_sum_and_the_base_where_it_is_switched_off(
             return adapted, model(input_ids=ids).logits
 
     theirs = logits()
-    with cpu.inference(model):
-        with cpu.inference(model):  # a check of a model while it answers
+    with cpu.fused_lora(model):
+        with cpu.fused_lora(model):  # a check of a model while it answers
             pass
         ours = logits()
     assert torch.equal(logits()[0], theirs[0])  # PEFT's own again
@@ -602,7 +602,7 @@ def test_a_model_with_a_window_keeps_transformers_own_attention(base):
     """Its layers do not attend to all tokens before, which row_by_row would have them do."""
     model, *_ = tiny_run.model_and_rows(base, four_bit=False)
     model.get_base_model().config.sliding_window = 4
-    with as_trained_on_cpu(model):
+    with padding_free(model):
         assert model.get_base_model().config._attn_implementation == "eager"
 
 
@@ -649,11 +649,11 @@ def test_the_samples_of_wrapped_rows_reach_the_meter_and_not_the_model(base):
 
     ids = [[n] * n for n in (30, 50, 20, 100, 7)]
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-    packed = as_read(rows, TrainSpec(packing="wrapped", loss_on="text"), 64, packed=True)
+    packed = trainer_rows(rows, TrainSpec(packing="wrapped", loss_on="text"), 64, packed=True)
     assert [len(row) for row in packed["input_ids"]] == [64, 64, 64, 15]
     assert list(packed["samples"]) == [1, 2, 0, 2]
     collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
-    collator.torch_call = with_samples(collator.torch_call)
+    collator.torch_call = collate_with_marks(collator.torch_call)
     model, *_ = tiny_run.model_and_rows(base)
     meter = Meter(model)
     for pair in ([0, 1], [2, 3]):
@@ -696,8 +696,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 def test_float32_takes_half_as_many_tokens_at_once(base):
-    from medkit.train.cpu import at_once
+    from medkit.train.cpu import tokens_per_pass
 
     model, *_ = tiny_run.model_and_rows(base, four_bit=False)
-    assert at_once(model.float(), 1536) == 768 and at_once(model.bfloat16(), 1536) == 1536
-    assert at_once(model.float(), 0) == 0
+    assert tokens_per_pass(model.float(), 1536) == 768 and tokens_per_pass(model.bfloat16(), 1536) == 1536
+    assert tokens_per_pass(model.float(), 0) == 0
