@@ -320,10 +320,10 @@ def test_no_run_and_no_recipe_or_a_broken_description(place):
     place.mkdir(parents=True)
     for text in ("", "[]", "{}", '{"schema": '):
         (place / "run.json").write_text(text)
-        with pytest.raises(ResultsError, match="is not a valid run.json"):
+        with pytest.raises(ResultsError, match="is not a valid run"):
             run_json.read(place)
     (place / "run.json").write_text('{"schema": 1, "recipe": {}, "data": {}}')
-    with pytest.raises(ResultsError, match="is not a valid run.json"):
+    with pytest.raises(ResultsError, match="is not a valid run"):
         run_json.read(place)
     (place / "run.json").write_text('{"schema": 99}')
     with pytest.raises(ResultsError, match="has schema 99, not 1"):
