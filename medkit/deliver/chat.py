@@ -72,7 +72,7 @@ def ask(
     for active in team:
         chat = ChatFormat.from_tokenizer(active.tokenizer)
         ids = prompts.prompt_ids(active.tokenizer, chat, query)
-        room = (inference.context(active.model) or math.inf) - limit
+        room = (inference.context_length(active.model) or math.inf) - limit
         if len(ids) > room:
             raise ChatError(
                 f"the question takes {len(ids):,} tokens and the models read {room:,}; shorten it"

@@ -45,7 +45,7 @@ def losses(model, tokenizer, texts: Sequence[str], store, key: str) -> list[Loss
         raise MedkitError("an empty text has no perplexity; leave it out")
     rows = [[first, *tokenizer(text, add_special_tokens=False).input_ids] for text in texts]
     jobs, done = [_Text(kept.key("loss", ids), ids) for ids in rows], kept.read()
-    with inference.evaluating(model):
+    with inference.evaluation_mode(model):
         kept.complete(
             done, chunks(jobs, TEXTS_AT_ONCE), lambda batch: _losses(model, [text.ids for text in batch])
         )
@@ -54,7 +54,7 @@ def losses(model, tokenizer, texts: Sequence[str], store, key: str) -> list[Loss
 
 @torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
 def _losses(model, rows: list[list[int]]) -> list[Loss]:
-    ids = inference.padded(model, rows)
+    ids = inference.pad_right(model, rows)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu()
     lengths = [len(row) - 1 for row in rows]

@@ -66,7 +66,7 @@ def generate_answers(
     A prompt that leaves no room for max_new_tokens in the model's context gets an empty answer, "too long".
     Raises MedkitError where no prompt leaves room, and where the model's logits are NaN.
     """
-    places = inference.context(model) or math.inf
+    places = inference.context_length(model) or math.inf
     if max_new_tokens >= places:
         raise MedkitError(
             f"max_new_tokens is {max_new_tokens} and the model's context {places} tokens: it must be less"
@@ -87,7 +87,7 @@ def generate_answers(
     done = kept.read() | {job.key: Answer("", "too long", 0) for job in jobs.values() if len(job.ids) > room}
     start = shared_start([job.ids for job in queue]) if cpu.decodes_in_rounds(model) else ()
     decoder = _Decoder(model, tokenizer, stops, max_new_tokens, temperature, top_p, start)
-    with inference.evaluating(model):
+    with inference.evaluation_mode(model):
         kept.complete(done, chunks(queue, batch_size), decoder.answers, "answer" if progress else "")
     return [[done[job.key] for job in row] for row in rows]
 
@@ -126,7 +126,7 @@ class _Decoder:
     def answers(self, batch: Sequence[_Job]) -> list[Answer]:
         """Padding follows the shared tokens, before the rest of a prompt."""
         if self.start and self.cache is None:
-            self.cache = inference.computed(self.model, self.start)
+            self.cache = inference.prefill(self.model, self.start)
         same, width = len(self.start), max(len(job.ids) for job in batch)
         padding = [width - len(job.ids) for job in batch]
         ids = [[*job.ids[:same], *[0] * n, *job.ids[same:]] for job, n in zip(batch, padding, strict=True)]
@@ -136,7 +136,7 @@ class _Decoder:
             self.model,
             torch.tensor(ids, device=device),
             torch.tensor(mask, device=device),
-            inference.for_rows(self.cache, len(batch)) if self.cache else None,
+            inference.repeat_cache(self.cache, len(batch)) if self.cache else None,
             self.stops,
             self.max_new_tokens,
             lambda new_tokens, going: self._settings(new_tokens, [batch[row].seed for row in going], width),

@@ -1,4 +1,4 @@
-"""What scoring and answering share: evaluation mode, padding, and a common prefix computed once."""
+"""Helpers for scoring and generation: evaluation mode, padding, and a shared prefix computed once."""
 
 import contextlib
 import copy
@@ -9,8 +9,8 @@ from transformers import Cache, DynamicCache
 
 
 @contextlib.contextmanager
-def evaluating(model) -> Iterator[None]:
-    """The model in evaluation mode, put back afterwards."""
+def evaluation_mode(model) -> Iterator[None]:
+    """Puts the model in evaluation mode; restores its previous mode on exit."""
     was_training = model.training
     model.eval()
     try:
@@ -19,29 +19,33 @@ def evaluating(model) -> Iterator[None]:
         model.train(was_training)
 
 
-def context(model) -> int | None:
-    """Positions that the model has for prompt and answer together; None where it does not say."""
+def context_length(model) -> int | None:
+    """Maximum tokens of prompt and answer together; None if the model's config does not define it."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def padded(model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Token ids as (rows, tokens) on the model's device. Padding is on the right, where no token of a causal
-    model sees it: it needs no mask, and any token will do."""
+def pad_right(model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Token ids of shape (rows, tokens) on the model's device.
+
+    A causal model never attends to padding on the right, so it needs no mask and can be any token.
+    """
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     return ids.to(model.get_input_embeddings().weight.device)
 
 
-@torch.no_grad()  # not inference_mode: the model may be trained afterwards, with what it cached here
-def computed(model, ids: tuple[int, ...]) -> Cache:
-    """The model's key-value cache after `ids`. Unsloth's forward on a GPU gives keys and values as a tuple a
-    layer; they come back in a DynamicCache."""
-    found = model(input_ids=padded(model, [ids]), use_cache=True).past_key_values
-    return found if isinstance(found, Cache) else DynamicCache(found)
+@torch.no_grad()  # not inference_mode: the model may be trained later, with tensors it cached here
+def prefill(model, ids: tuple[int, ...]) -> Cache:
+    """The model's key-value cache after `ids`.
+
+    On a GPU, Unsloth returns a tuple of keys and values per layer; it is wrapped in a DynamicCache.
+    """
+    cache = model(input_ids=pad_right(model, [ids]), use_cache=True).past_key_values
+    return cache if isinstance(cache, Cache) else DynamicCache(cache)
 
 
-def for_rows(cache: Cache, rows: int) -> Cache:
-    """A copy of the cache for a batch: the model appends to what it is given."""
-    copied = copy.deepcopy(cache)
-    copied.batch_repeat_interleave(rows)
-    return copied
+def repeat_cache(cache: Cache, rows: int) -> Cache:
+    """A copy of the cache for a batch of `rows`; a copy because the model appends to it."""
+    batch_cache = copy.deepcopy(cache)
+    batch_cache.batch_repeat_interleave(rows)
+    return batch_cache

@@ -103,14 +103,14 @@ def score(
     questions = _questions(tokenizer, items, encode, letter_tokens, f"{dtype} float32 letters", kept)
     done = kept.read()
     from_store = sum(question.key in done for question in questions)
-    places = inference.context(model) or math.inf
+    places = inference.context_length(model) or math.inf
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
     short = sorted((q for q in questions if len(q.ids) <= places), key=lambda q: -len(q.ids))
     done |= {q.key: Outcome("", (), too_long=True) for q in questions if len(q.ids) > places}
     to_compute = sum(question.key not in done for question in short)
     start = prompts.shared_start([question.ids for question in short] if prefix_cache else [])
     scorer = _Scorer(model, questions, dtype)
-    with inference.evaluating(model):
+    with inference.evaluation_mode(model):
         if to_compute:
             scorer.prepare(start, probe=short[-1])  # the shortest is the cheapest
         batches = list(_batches(short, len(start), max_batch_tokens))
@@ -217,7 +217,7 @@ class _Scorer:
         (alone,) = self.logits([probe], alone=True)
         try:
             with _last_only(self.model, torch.tensor([len(start) - 1])):
-                self.cache = inference.computed(self.model, start)
+                self.cache = inference.prefill(self.model, start)
             self.prefix = len(start)
             shared = self.logits([probe, probe])
         except torch.OutOfMemoryError:
@@ -234,7 +234,7 @@ class _Scorer:
         if alone or self.cache is None:
             logits, hidden = self._pass(batch, 0, None)
         else:
-            logits, hidden = self._pass(batch, self.prefix, inference.for_rows(self.cache, len(batch)))
+            logits, hidden = self._pass(batch, self.prefix, inference.repeat_cache(self.cache, len(batch)))
         if self.head and hidden is not None:  # Unsloth multiplies a single token by hand
             logits = self.head(hidden)
         return [row[: len(question.letters)] for row, question in zip(logits, batch, strict=True)]
@@ -247,7 +247,7 @@ class _Scorer:
         last = torch.tensor([len(row) - 1 for row in rows])
         with _last_only(self.model, last) as given_to_head:
             given = {"past_key_values": cache, "use_cache": True} if skip else {"use_cache": False}
-            logits = self.model(input_ids=inference.padded(self.model, rows), **given).logits
+            logits = self.model(input_ids=inference.pad_right(self.model, rows), **given).logits
         at = last.to(logits.device) if logits.shape[1] > 1 else 0
         logits = logits[torch.arange(len(batch), device=logits.device), at]
         return logits[:, self.letters].float().cpu(), given_to_head[0] if given_to_head else None

@@ -1,4 +1,4 @@
-"""What an evaluation has computed so far, on disk, so that a killed one resumes where it stopped."""
+"""Saves an evaluation's results to disk, so that an interrupted evaluation can resume."""
 
 import hashlib
 import json
@@ -14,69 +14,71 @@ from medkit.runs import storage
 
 
 class Store:
-    """A JSON Lines file of results by key, one `kind` of dataclass a line; without a path it keeps nothing.
+    """A JSON Lines file of results by key, one dataclass instance per line. Without a path, saves nothing.
 
-    owner: what computes, such as evaluate.lineup's identity of a model's weights; it is in every key, so that
-    one model's results are never read for another's. Raises MedkitError for a path without owner.
+    owner: the model that produced the results (lineup's hash of its weights). It is part of every key, so one
+    model's results are never read for another. Raises MedkitError for a path without an owner.
     """
 
-    def __init__(self, path: str | Path | None, kind: type, owner: str):
+    def __init__(self, path: str | Path | None, result_type: type, owner: str):
         if path and not owner:
             raise MedkitError(
-                "a store without a key could read one model's answers for another; give the key of "
+                "a store without a key could read one model's answers for another; pass the key from "
                 "identities.of_model(...)"
             )
-        self.path, self.kind, self.owner = Path(path) if path else None, kind, owner
+        self.path, self.result_type, self.owner = Path(path) if path else None, result_type, owner
 
-    def key(self, *parts) -> str:
-        """The key of what `parts`, in JSON's types, and the owner decide."""
-        return hashlib.sha256(json.dumps([self.owner, *parts], sort_keys=True).encode()).hexdigest()
+    def key(self, *inputs) -> str:
+        """The key of a result that depends on the owner and on `inputs` (JSON types)."""
+        return hashlib.sha256(json.dumps([self.owner, *inputs], sort_keys=True).encode()).hexdigest()
 
     def read(self) -> dict:
-        """The results by key. A line that a kill cut short is dropped, and so is one that holds no result:
-        they are computed again."""
+        """The results by key. Truncated or malformed lines are skipped; their results are computed again."""
         if self.path is None or not self.path.exists():
             return {}
-        text, found = self.path.read_bytes(), {}
-        for line in text[: text.rfind(b"\n") + 1].splitlines():
+        content, results = self.path.read_bytes(), {}
+        for line in content[: content.rfind(b"\n") + 1].splitlines():
             try:
                 row = json.loads(line)
                 key = row.pop("key")
                 row = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
-                found[key] = self.kind(**row)
+                results[key] = self.result_type(**row)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
-        return found
+        return results
 
     def add(self, results: Mapping) -> None:
         """Append results by key, in one write."""
         if self.path is not None and results:
-            storage.append_jsonl(self.path, *({"key": key, **asdict(one)} for key, one in results.items()))
+            rows = ({"key": key, **asdict(result)} for key, result in results.items())
+            storage.append_jsonl(self.path, *rows)
 
     def complete(
         self,
-        done: dict,
+        results: dict,
         batches: Sequence[Sequence],
         compute: Callable[[Sequence], Sequence[Any]],
         unit: str = "",
     ) -> None:
-        """Add to `done`, and to the file, the results of all jobs (they have a `key`) that it lacks.
+        """Compute the jobs missing from `results`, and add them to it and to the file.
 
-        Batches are of all jobs, those in the file too: a resumed run computes the same batches. compute: a
-        batch's results, in order. unit: of the progress bar; none without one.
+        A job has a `key`. `compute` returns a batch's results in order. A batch is computed whole even if the
+        file has some of its results, so that a resumed run computes the same batches. `unit` labels the
+        progress bar; "" hides it.
         """
-        missing = sum(job.key not in done for batch in batches for job in batch)
-        with tqdm(total=missing, desc=f"{unit}s", unit=unit, disable=not unit or not missing) as bar:
+        total = sum(job.key not in results for batch in batches for job in batch)
+        with tqdm(total=total, desc=f"{unit}s", unit=unit, disable=not unit or not total) as bar:
             for batch in batches:
-                new = [job.key for job in batch if job.key not in done]
-                if new:
-                    results = dict(zip([job.key for job in batch], compute(batch), strict=True))
-                    found = {key: results[key] for key in new}
-                    done |= found
-                    self.add(found)
-                    bar.update(len(new))
+                keys = [job.key for job in batch]
+                missing = [key for key in keys if key not in results]
+                if missing:
+                    computed = dict(zip(keys, compute(batch), strict=True))
+                    new = {key: computed[key] for key in missing}
+                    results |= new
+                    self.add(new)
+                    bar.update(len(missing))
 
 
 def chunks(items: Sequence, size: int) -> list[Sequence]:
-    """The items in their order, `size` at a time."""
+    """Split `items` into consecutive chunks of at most `size`."""
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -57,9 +57,9 @@ def calls(tiny_llama, monkeypatch):
 @pytest.fixture
 def starts(monkeypatch):
     """What was computed once for all prompts, call by call."""
-    computed, plain = [], generation.inference.computed
+    computed, plain = [], generation.inference.prefill
     monkeypatch.setattr(
-        generation.inference, "computed", lambda model, ids: computed.append(ids) or plain(model, ids)
+        generation.inference, "prefill", lambda model, ids: computed.append(ids) or plain(model, ids)
     )
     return computed
 

@@ -47,7 +47,7 @@ def test_results_are_kept_by_model_task_and_version(monkeypatch, tmp_path):
         asked.append((active.name, name))
         return {name: {"acc,none": 0.5, "n": 6, "version": 1}}
 
-    monkeypatch.setattr(harness, "_evaluated", evaluated)
+    monkeypatch.setattr(harness, "_evaluate_task", evaluated)
     monkeypatch.setattr(harness.importlib.metadata, "version", lambda name: next(versions))
     one, other = Active("base", None, None, "x"), Active("med-mix", None, None, "y")
     found = harness.measure(one, "a, b,a", tmp_path)
@@ -89,7 +89,7 @@ def test_a_task_of_a_file_on_a_model_in_memory(task, tmp_path, monkeypatch):
     active = Active("base", *make_tiny_llama(), "x")
     found = harness.measure(active, str(task), tmp_path)["tiny_medkit"]
     assert found["n"] == 6 and 0 <= found["acc,none"] <= 1 and found["acc_stderr,none"] > 0
-    monkeypatch.setattr(harness, "_evaluated", None)  # from the store
+    monkeypatch.setattr(harness, "_evaluate_task", None)  # from the store
     assert harness.measure(active, str(task), tmp_path)["tiny_medkit"] == found
 
 
