@@ -77,7 +77,7 @@ def curve_text(run: Run, models: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def figure_of_loss(run: Run, stage: str, models: Sequence[str] = ARMS_OF_FIGURE_12) -> figures.Shown:
+def figure_of_loss(run: Run, stage: str, models: Sequence[str] = ARMS_OF_FIGURE_12) -> figures.InlineFigure:
     """Figure 11 of stage 1; of stage 2 Figure 12: those of `models` that are trained over each other, and
     their validation loss by source. stage: "stage1", "stage2" or the folder of one of its arms."""
     stage = arms.of_folder(stage).stage

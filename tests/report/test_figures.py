@@ -281,7 +281,7 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
 
 def test_colours_differ_for_the_colour_blind():
     """Okabe and Ito's colours, of which no two used together may be near in lightness and hue alike."""
-    assert len(set(figures.COLOURS.values())) == 4 and len(set(figures.MARKS.values())) == 4
+    assert len(set(figures.COLOURS.values())) == 4 and len(set(figures.MARKERS.values())) == 4
     assert len(set(figures.CYCLE)) == 6
 
 
