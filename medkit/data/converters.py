@@ -16,7 +16,7 @@ from typing import Any
 
 from medkit import pubmedqa
 from medkit.data import references
-from medkit.data.formats import shown
+from medkit.data.formats import preview
 from medkit.data.transcript import turns_of
 from medkit.records import LETTERS, ConsumerQuery, Dialogue, MCQItem, RecordError
 
@@ -89,7 +89,7 @@ def medqa(row: dict, id: str, notes: Counter) -> MCQItem:
         )
     except (TypeError, KeyError, AttributeError):
         raise ValueError(
-            f"expected options as a struct or a list of key and value, found {shown(options)}; "
+            f"expected options as a struct or a list of key and value, found {preview(options)}; "
             "write them as {A: ..., B: ..., C: ..., D: ...}"
         ) from None
     # Arrow pads the structs of a file to the same letters.
@@ -184,7 +184,7 @@ def pubmedqa_item(row: dict, id: str, notes: Counter) -> MCQItem:
     if decision not in pubmedqa.OPTIONS:
         raise RecordError("decision is not yes, no or maybe", id)
     if contexts is not None and not isinstance(contexts, list):
-        raise ValueError(f"expected contexts as a list of texts, found {shown(contexts)}; write a list")
+        raise ValueError(f"expected contexts as a list of texts, found {preview(contexts)}; write a list")
     parts = [part for part in contexts or () if part is not None]
     context = "\n".join(part.strip() for part in parts if isinstance(part, str))
     if not context.strip() or not all(isinstance(part, str) for part in parts):

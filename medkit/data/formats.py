@@ -1,4 +1,4 @@
-"""The files of a data folder: which may hold rows, what their first bytes say, and how messages name them."""
+"""Which files of a data folder may contain rows, how they are opened, and how errors describe them."""
 
 import bz2
 import gzip
@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 from medkit import MedkitError
 
-ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# JSON files without rows: a hub snapshot's, a save_to_disk folder's and PubMedQA's list of its test fold.
-NOT_ROWS = (
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+# JSON files without rows: in a hub snapshot, in a save_to_disk folder, and PubMedQA's list of its test fold.
+METADATA_FILES = (
     "dataset_infos.json",
     "dataset_info.json",
     "dataset_dict.json",
@@ -25,22 +25,23 @@ NOT_ROWS = (
 
 
 class SourceError(MedkitError):
-    """A data set that cannot be used as a whole: one line with the file, the row, expected and found."""
+    """A data set that cannot be used. One line names the file, the row, what was expected and found."""
 
 
-def unexpected(place: str, expected: str, found: object, fix: str) -> SourceError:
-    return SourceError(f"{place}: expected {expected}, found {found}; {fix}")
+def unexpected(location: str, expected: str, found: object, fix: str) -> SourceError:
+    return SourceError(f"{location}: expected {expected}, found {found}; {fix}")
 
 
-def data_files(folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
-    """Every file under `folder` that may hold rows, sorted by path; a save_to_disk folder counts as one.
+def data_files(folder: Path, parents: tuple[str, ...] = ()) -> list[Path]:
+    """Every file under `folder` that may contain rows, sorted by path; a save_to_disk folder counts as one.
 
-    Links to folders are followed, except back to a folder they lie in (`above`); hidden files are skipped.
-    Raises SourceError for a folder that cannot be listed.
+    Links to folders are followed unless they lead back to one of their own `parents`. Hidden files are
+    skipped. Raises SourceError for a folder that cannot be listed.
     """
-    if (here := os.path.realpath(folder)) in above:
+    real_path = os.path.realpath(folder)
+    if real_path in parents:
         return []
-    if is_saved(folder):
+    if is_saved_dataset(folder):
         return [folder]
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -49,45 +50,46 @@ def data_files(folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
     files = []
     for path in paths:
         if os.path.isdir(path):
-            files += data_files(path, (*above, here))
-        # A pipe or a device would be read for ever; a link to nothing is refused when it is read.
-        elif ending_of(path) in ENDINGS and path.name not in NOT_ROWS:
+            files += data_files(path, (*parents, real_path))
+        elif suffix_of(path) in SUFFIXES and path.name not in METADATA_FILES:
+            # Pipes and devices are skipped, as reading them may never end. A broken link is kept, so that
+            # reading it raises an error.
             files += [path] if os.path.isfile(path) or not os.path.exists(path) else []
     return files
 
 
-def is_saved(path: Path) -> bool:
-    """Whether it is a folder written by datasets.Dataset.save_to_disk."""
+def is_saved_dataset(path: Path) -> bool:
+    """Whether the path is a folder written by datasets.Dataset.save_to_disk."""
     return os.path.isfile(path / "state.json") and os.path.isfile(path / "dataset_info.json")
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The file itself, or a save_to_disk folder's Arrow files."""
+def shards_of(path: Path) -> list[Path]:
+    """The Arrow files of a save_to_disk folder; a file is its only shard."""
     return sorted(path.glob("data*.arrow")) if path.is_dir() else [path]
 
 
 def digest(path: Path, name: str) -> str:
-    """SHA-256 in hex: of the file, or of a save_to_disk folder's Arrow files one after the other."""
-    total = hashlib.sha256()
+    """SHA-256 in hex of a file, or of a save_to_disk folder's concatenated Arrow files."""
+    sha256 = hashlib.sha256()
     try:
-        for part in parts_of(path):
-            with part.open("rb") as file:
+        for shard in shards_of(path):
+            with shard.open("rb") as file:
                 while block := file.read(2**20):
-                    total.update(block)
+                    sha256.update(block)
     except OSError as error:
         raise unreadable(name, error) from None
-    return total.hexdigest()
+    return sha256.hexdigest()
 
 
-def shown(value: object) -> str:
-    """The value's type and the beginning of the value, also where brackets are nested too deep for repr."""
+def preview(value: object) -> str:
+    """The value's type and the beginning of its repr. Works for nesting too deep for repr()."""
     return f"{type(value).__name__} {shortened(reprlib.repr(value))}"
 
 
-def shortened(text: str, room: int = 60) -> str:
-    """The text on one line, its end replaced by "..." where it is longer than `room` characters."""
+def shortened(text: str, max_length: int = 60) -> str:
+    """The text on one line, cut to `max_length` characters with "..." at the end."""
     text = printable(" ".join(text.split()))
-    return text if len(text) <= room else text[: room - 3] + "..."
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 def printable(text: str) -> str:
@@ -95,10 +97,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def ending_of(path: Path) -> str:
-    """The lower-case ending of the file's name, before that of a compression."""
-    ending = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if ending in COMPRESSED else ending
+def suffix_of(path: Path) -> str:
+    """The file name's suffix in lower case, without that of a compression."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSED_SUFFIXES else suffix
 
 
 FIXES: dict[type, str] = {
@@ -109,7 +111,7 @@ FIXES: dict[type, str] = {
 
 
 def unreadable(name: str, error: Exception) -> SourceError:
-    """The refusal of what the system would not open, list or read, or what cannot be decompressed."""
+    """The error for a file or folder that cannot be opened, listed, read or decompressed."""
     reason = shortened(getattr(error, "strerror", None) or str(error), 80)
     fix = FIXES.get(type(error), "fetch it again")
     return SourceError(f"{printable(name)}: cannot be read ({reason}); {fix}")
@@ -121,16 +123,16 @@ def _open_zstd(path: Path, mode: str) -> BinaryIO:
     return pyarrow.CompressedInputStream(path.open(mode), "zstd")
 
 
-DECOMPRESS: dict[bytes, Callable[..., Any]] = {
+DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
     b"\x28\xb5\x2f\xfd": _open_zstd,
 }
 POINTER = b"version https://git-lfs"
-PAGE = "page, not the data; download the file itself, logged in where that is needed"
-# First bytes -> what was found and the way out.
-OTHER_STARTS = {
+PAGE = "page, not the data; download the file itself, after logging in if necessary"
+# First bytes -> what the file is; how to fix it.
+WRONG_STARTS = {
     POINTER: "a Git LFS pointer, not the data; run `git lfs pull` in its clone",
     b"PK\x03\x04": "a zip archive (or an Excel sheet); unpack it, or save it as CSV",
     b"<!doctype": f"a web {PAGE}",
@@ -144,24 +146,23 @@ OTHER_STARTS = {
 
 
 def open_decompressed(path: Path) -> BinaryIO:
-    """The file's bytes, decompressed where its first bytes, whatever its name, say so."""
+    """Open the file for reading bytes, decompressing it if its first bytes call for it, whatever its name."""
     with path.open("rb") as file:
         start = file.read(8)
-    return next((way for magic, way in DECOMPRESS.items() if start.startswith(magic)), open)(path, "rb")
+    opener = next((opener for magic, opener in DECOMPRESSORS.items() if start.startswith(magic)), open)
+    return opener(path, "rb")
 
 
 def check_start(path: Path, name: str) -> None:
-    """SourceError where the first bytes, of text once it is decompressed, are not those of rows."""
-    binary = {".parquet": b"PAR1", ".arrow": b"ARROW1"}.get(ending_of(path))
-    with path.open("rb") if binary else open_decompressed(path) as file:
+    """Raise SourceError if the first bytes, after decompressing, show that the file contains no rows."""
+    own_magic = {".parquet": b"PAR1", ".arrow": b"ARROW1"}.get(suffix_of(path))
+    with path.open("rb") if own_magic else open_decompressed(path) as file:
         start = file.read(512)
-    said = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for magic, found in OTHER_STARTS.items():
-        if said.startswith(magic.lower()) and magic != binary:
-            raise SourceError(f"{name}: expected rows, found {found}")
-    if not binary and b"\0" in start:
-        archive = start[257:262] == b"ustar"
-        found = (
-            "a tar archive; unpack it" if archive else "zero bytes, which no UTF-8 text has; fetch it again"
-        )
-        raise SourceError(f"{name}: expected rows, found {found}")
+    lowered = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for magic, problem in WRONG_STARTS.items():
+        if lowered.startswith(magic.lower()) and magic != own_magic:
+            raise SourceError(f"{name}: expected rows, found {problem}")
+    if not own_magic and b"\0" in start:
+        is_tar = start[257:262] == b"ustar"
+        problem = "a tar archive; unpack it" if is_tar else "zero bytes, so not UTF-8 text; fetch it again"
+        raise SourceError(f"{name}: expected rows, found {problem}")

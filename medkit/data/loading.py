@@ -16,7 +16,7 @@ from medkit.data.formats import (
     SourceError,
     data_files,
     digest,
-    is_saved,
+    is_saved_dataset,
     printable,
     shortened,
     unexpected,
@@ -93,7 +93,7 @@ def _labels(source: Source, path: Path, folder: Path) -> str:
     """What decides the part, lower case: the path inside the source's folder; of a save_to_disk folder also
     the configuration it was loaded with and, where its path names no split, the split."""
     labels = path.relative_to(folder).as_posix().lower()
-    if not is_saved(path):
+    if not is_saved_dataset(path):
         return labels
     config, split = _noted(path / "dataset_info.json", "config_name"), _noted(path / "state.json", "_split")
     labels = f"{config}/{labels}"

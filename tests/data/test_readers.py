@@ -257,7 +257,7 @@ def test_damaged_offsets_in_arrow_are_refused_and_end_no_process(tmp_path):
     assert stream.getvalue().count(offsets) == 1
     far = offsets[:4] + (2**30).to_bytes(4, "little") + offsets[8:]
     put(tmp_path, "medqa/train.arrow", stream.getvalue().replace(offsets, far))
-    assert "expected whole Parquet or Arrow data, found Offset invariant failure" in refused(tmp_path)
+    assert "expected valid Parquet or Arrow data, found Offset invariant failure" in refused(tmp_path)
 
 
 def test_json_columns_of_datasets_are_read(tmp_path):
@@ -347,7 +347,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         ),
         ("train.jsonl", LINES.replace("\n", "\r").encode() + LATIN, ", line 6: expected UTF-8, found byte"),
         ("train.csv", CSV.encode() + b"caf\xe9,a,b,c\n", ", line 7: expected UTF-8, found byte 0xe9; save"),
-        ("train.parquet.gz", gzip.compress(parquet(MEDQA)), ": expected whole Parquet or Arrow data"),
+        ("train.parquet.gz", gzip.compress(parquet(MEDQA)), ": expected valid Parquet or Arrow data"),
         (
             "train.jsonl",
             archive("zip"),
@@ -368,33 +368,33 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.jsonl",
             "Entry not found",
-            ", line 1: expected whole JSON, found Expecting value (column 1, near",
+            ", line 1: expected valid JSON, found Expecting value (column 1, near",
         ),
         (
             "train.csv",
             "404: Not Found",
             ": expected rows, found none; fetch or write it again",
         ),
-        ("train.parquet", "Entry not found", ": expected whole Parquet or Arrow data, found"),
+        ("train.parquet", "Entry not found", ": expected valid Parquet or Arrow data, found"),
         ("train.jsonl", LINES.encode("utf-16"), ": expected rows, found UTF-16 text; save the file as UTF-8"),
         (
             "train.jsonl",
             LINES.encode("utf-16-le"),
-            ": expected rows, found zero bytes, which no UTF-8 text has",
+            ": expected rows, found zero bytes, so not UTF-8 text",
         ),
         ("train.jsonl", parquet(MEDQA), ": expected rows, found a Parquet file; name it .parquet"),
         (
             "train.jsonl",
             LINES + "\0" * 900,
-            ", line 6: expected whole JSON, found Expecting value (column 1, near",
+            ", line 6: expected valid JSON, found Expecting value (column 1, near",
         ),
         ("train.jsonl", LINES.replace("\n", ",\n"), "found Extra data (column 159, near"),
         (
             "train.json",
             json.dumps(MEDQA)[:-1] + ",]",
-            ", line 1: expected whole JSON, found Expecting value (col",
+            ", line 1: expected valid JSON, found Expecting value (col",
         ),
-        ("train.jsonl", LINES[:-30], ", line 5: expected whole JSON, found Unterminated string starting at"),
+        ("train.jsonl", LINES[:-30], ", line 5: expected valid JSON, found Unterminated string starting at"),
         (
             "train.json",
             json.dumps(MEDQA)[:-30],
@@ -403,7 +403,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.jsonl",
             LINES + "y" * 500_000,
-            ", line 6: expected whole JSON, found Expecting value (column 1",
+            ", line 6: expected valid JSON, found Expecting value (column 1",
         ),
         (
             "train.jsonl",
@@ -413,12 +413,12 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.jsonl",
             LINES + '{"question": 1, "question": 2}',
-            ", line 6: expected whole JSON, found the name 'question' twice in one object",
+            ", line 6: expected valid JSON, found the name 'question' twice in one object",
         ),
         (
             "train.json",
             '[{"a": 1},\n{"a": 1, "a": 2}]',
-            ": expected whole JSON, found the name 'a' twice in one object",
+            ": expected valid JSON, found the name 'a' twice in one object",
         ),
         (
             "train.csv",
@@ -458,7 +458,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
         (
             "train.parquet",
             parquet(MEDQA)[:-50],
-            ": expected whole Parquet or Arrow data, found Parquet magic",
+            ": expected valid Parquet or Arrow data, found Parquet magic",
         ),
         (
             "train.parquet",
@@ -485,7 +485,7 @@ LATIN = '{"question": "café"}\n'.encode("latin-1")
             parquet(pyarrow.table([["a"], ["b"]], names=["question", "question"])),
             ": two columns are called 'question'",
         ),
-        ("train.arrow", b"junk" * 99, ": expected whole Parquet or Arrow data, found "),
+        ("train.arrow", b"junk" * 99, ": expected valid Parquet or Arrow data, found "),
     ],
 )
 def test_what_cannot_be_read_is_one_short_line_with_the_place_and_the_fix(tmp_path, name, content, expected):

@@ -663,10 +663,10 @@ def test_line_ends_and_json_lines_under_either_name(tmp_path, name, ending, star
         (
             "train.jsonl",
             json.dumps(MEDQA) + "\n" + json.dumps(MEDQA)[:30],
-            "train.jsonl, line 2: expected whole JSON",
+            "train.jsonl, line 2: expected valid JSON",
         ),
-        ("train.json", '[{"question": "cut', "train.json, line 1: expected whole JSON"),
-        ("train.json", json.dumps([MEDQA], indent=1)[:-1], "expected whole JSON"),
+        ("train.json", '[{"question": "cut', "train.json, line 1: expected valid JSON"),
+        ("train.json", json.dumps([MEDQA], indent=1)[:-1], "expected valid JSON"),
         ("train.jsonl", b'{"question": "caf\xe9"}\n', "line 1: expected UTF-8, found byte 0xe9"),
         ("train.jsonl", "[1, 2]\n", "row 1: expected a row of named columns, found int 1"),
         ("train.jsonl", "3\n", "found int 3; write one JSON object a line"),
@@ -677,7 +677,7 @@ def test_line_ends_and_json_lines_under_either_name(tmp_path, name, ending, star
         (
             "train.parquet",
             "not parquet",
-            "expected whole Parquet or Arrow data, found Parquet magic bytes not",
+            "expected valid Parquet or Arrow data, found Parquet magic bytes not",
         ),
         ("train.csv", "question,options\nonly one\n", "row 1: expected 2 cells as in the header, found 1"),
         ("train.jsonl", '{"prompt": "x", "completion": "y"}\n', "found completion, prompt: not a MedQA"),
@@ -691,9 +691,9 @@ def test_line_ends_and_json_lines_under_either_name(tmp_path, name, ending, star
         (
             "train.jsonl",
             '{"question": ' + "9" * 5_000 + "}",
-            "line 1: expected whole JSON, found Exceeds the",
+            "line 1: expected valid JSON, found Exceeds the",
         ),
-        ("train.json", '{"question": ' + "9" * 5_000 + "}", "line 1: expected whole JSON, found Exceeds the"),
+        ("train.json", '{"question": ' + "9" * 5_000 + "}", "line 1: expected valid JSON, found Exceeds the"),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_refused_in_one_line(tmp_path, name, content, expected):
