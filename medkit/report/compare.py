@@ -13,7 +13,7 @@ from nbconvert.filters import markdown2html
 from medkit import MedkitError
 from medkit.evaluate import accuracy, statistics
 from medkit.report import harness
-from medkit.report.markdown import ALPHA, BUILT_IN, fitted, grid, in_percent, number, percent, wrapped
+from medkit.report.markdown import ALPHA, BUILT_IN, grid, in_percent, number, percent, plain_table, wrap
 from medkit.report.page import html
 from medkit.report.published import TITLES
 from medkit.runs import arms, run_json, storage
@@ -206,4 +206,4 @@ def write(comparison: dict) -> Path:
 
 def terminal(comparison: dict) -> str:
     """The result in a line, the table and its text, markdown.WIDTH columns wide at most."""
-    return f"{wrapped(headline(comparison))}\n\n{fitted(page(comparison))}\n\n{wrapped(text(comparison))}"
+    return f"{wrap(headline(comparison))}\n\n{plain_table(page(comparison))}\n\n{wrap(text(comparison))}"

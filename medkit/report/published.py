@@ -14,7 +14,7 @@ import pandas as pd
 
 from medkit import MedkitError
 from medkit.evaluate import statistics
-from medkit.report.markdown import fitted, grid, significance, wrapped
+from medkit.report.markdown import grid, plain_table, significance, wrap
 
 SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # the paper's Table 1, test samples
 TITLES = {"medqa": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
@@ -297,8 +297,8 @@ def terminal_audit() -> str:
         f"Table 1 says ({sizes}); none: not attainable. medkit audit --markdown adds intervals and sources."
     )
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[*TITLES.values()]).fillna("")
-    cells = fitted(table.rename_axis("model").reset_index())
-    return f"Published accuracies, audited\n\n{cells}\n\n{wrapped(legend)}\n\n{wrapped(audit_text())}\n"
+    cells = plain_table(table.rename_axis("model").reset_index())
+    return f"Published accuracies, audited\n\n{cells}\n\n{wrap(legend)}\n\n{wrap(audit_text())}\n"
 
 
 def _shown(row) -> dict[str, str]:

@@ -16,13 +16,13 @@ from medkit.report import published
 from medkit.report.markdown import (
     ALPHA,
     Table,
+    demote_headings,
     in_percent,
-    inside,
     interval,
     origin_note,
     percent,
     significance,
-    wrapped,
+    wrap,
 )
 from medkit.report.published import TITLES
 from medkit.report.table3 import table3
@@ -54,7 +54,7 @@ def write_exams(run_dir: str | Path) -> Table:
 
 def part(run_dir: str | Path, number: int) -> str:
     """A written table as Markdown, for a notebook in which it is a part."""
-    return inside(storage.file(run_dir, f"tables/table{number}.md").read_text(encoding="utf-8"))
+    return demote_headings(storage.file(run_dir, f"tables/table{number}.md").read_text(encoding="utf-8"))
 
 
 def terminal(run_dir: str | Path) -> str:
@@ -64,7 +64,7 @@ def terminal(run_dir: str | Path) -> str:
     built = [build(place) for build in builders if (place / "tables" / f"{build.__name__}.md").exists()]
     if not built:
         return ""
-    notes = dict.fromkeys(wrapped(table.note) for table in built if table.note)
+    notes = dict.fromkeys(wrap(table.note) for table in built if table.note)
     whole = f"The whole tables, and what they show: {storage.relpath(place / 'tables')}/*.md, *.csv"
     return "\n\n".join([*notes, *(table.terminal() for table in built), whole])
 

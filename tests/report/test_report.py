@@ -260,7 +260,7 @@ def test_the_report_loads_what_it_offers_when_asked_and_nothing_else():
 
 
 def test_a_page_becomes_a_part_of_a_notebook():
-    assert markdown.inside("# Title\n\ntext # no heading\n\n## Part\n") == (
+    assert markdown.demote_headings("# Title\n\ntext # no heading\n\n## Part\n") == (
         "### Title\n\ntext # no heading\n\n#### Part\n"
     )
 

@@ -118,21 +118,21 @@ CELLS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_siz
 @given(st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_a_table_for_a_terminal_fits_and_loses_nothing(rows):
     frame = pd.DataFrame(rows, columns=["model", "a title of some words", "MedQA"])
-    text = markdown.fitted(frame)
+    text = markdown.plain_table(frame)
     assert columns(text) <= markdown.WIDTH
-    put_in = "".join([*frame.columns, *(markdown._unmarked(cell) for cell in frame.to_numpy().ravel())])
+    put_in = "".join([*frame.columns, *(markdown._strip_emphasis(cell) for cell in frame.to_numpy().ravel())])
     # Beside what was put in there are only spaces and the line under the titles.
     assert Counter(re.sub(r"[\s-]", "", text)) == Counter(re.sub(r"[\s-]", "", put_in))
 
 
 def test_cells_that_are_too_long_are_broken():
     frame = pd.DataFrame({"model": ["a" * 60, "b"], "n": ["10,178", ""], "MedQA": ["**c** " * 20, ""]})
-    text = markdown.fitted(frame)
+    text = markdown.plain_table(frame)
     assert columns(text) <= 100
     assert text.count("a") == 60 and text.count("c") == 20 and "*" not in text
     assert "10,178" in text
     narrow = frame.assign(model=["a", "b"], MedQA=["c", "d"])
-    assert markdown.fitted(narrow).splitlines() == [
+    assert markdown.plain_table(narrow).splitlines() == [
         "model    n       MedQA",
         "-------  ------  -------",
         "a        10,178  c",
