@@ -89,9 +89,9 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def interval(row: Mapping, key: str = "mean", digits: int = 1, factor: float = 1) -> str:
-    """A value with its interval: `0.84 [0.82, 0.86]`.
+    """A value with its interval, as in `0.84 [0.82, 0.86]`; "" if there is no value.
 
-    Without an interval the value alone, without a value "". The bounds are row["KEY_low"] and row["KEY_high"], else row["low"] and row["high"].
+    The bounds are row["KEY_low"] and row["KEY_high"], else row["low"] and row["high"]; they may be missing.
     """
     bounds = (row.get(f"{key}_{bound}", row.get(bound)) for bound in ("low", "high"))
     value, low, high = (number(None if x is None else factor * x, digits) for x in (row.get(key), *bounds))
