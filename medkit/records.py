@@ -1,4 +1,4 @@
-"""The records that rows become: checked and immutable."""
+"""Immutable, validated records: exam questions, consultations, patient queries."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,7 +7,7 @@ LETTERS = "ABCD"
 
 
 class RecordError(ValueError):
-    """A row that cannot become a record; `reason` is the name it is counted under."""
+    """A row that cannot become a record. `reason` is the key under which dropped rows are counted."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -16,11 +16,10 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class MCQItem:
-    """One exam question, or one PubMedQA abstract with yes/no/maybe as its three options.
+    """An exam question, or a PubMedQA abstract with yes/no/maybe as its three options.
 
-    Raises RecordError where a text is empty, the options are not three or four, or the answer
-    is not the letter of one of them. Options may repeat a text (21 MedMCQA dev rows do), which is
-    why scoring goes by letter and never by option text.
+    Raises RecordError for empty texts, other than three or four options, or an answer that is not an option
+    letter. Two options may have the same text (21 MedMCQA dev rows), so scoring uses letters only.
     """
 
     id: str  # unique within its source
@@ -29,7 +28,7 @@ class MCQItem:
     options: tuple[str, ...]  # in letter order
     answer: str  # one of "A".."D"
     context: str = ""  # PubMedQA: the abstract without its conclusion
-    group: str = ""  # MedMCQA: subject; MedQA: USMLE step; else empty
+    group: str = ""  # MedMCQA: subject; MedQA: USMLE step; otherwise empty
 
     def __post_init__(self):
         if not self.question.strip():
@@ -43,7 +42,7 @@ class MCQItem:
 
     @property
     def letters(self) -> str:
-        """The letters this item may be answered with: "ABC" or "ABCD"."""
+        """The option letters: "ABC" or "ABCD"."""
         return LETTERS[: len(self.options)]
 
     @property
@@ -53,23 +52,23 @@ class MCQItem:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    role: str  # "user" (patient and everyone who is not the physician) or "assistant"
+    role: str  # "assistant" for the physician, "user" for everyone else
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One consultation: turns alternate, there is at least one of each role, the last is the assistant's.
+    """A consultation of at least two alternating turns that ends with the assistant.
 
-    Either may speak first: NoteChat's physicians open nearly every conversation, and cutting that greeting
-    off would throw away a turn that the model should learn.
+    Either role may start. NoteChat's physicians open nearly every conversation, and their greeting is a turn
+    to learn from.
     """
 
     id: str
     source: str
     turns: tuple[Turn, ...]
-    note: str = ""  # the clinical note the consultation was written from; never shown to the model
-    group: str = ""  # MTS-Dialog: the section of the note that the consultation is about; else empty
+    note: str = ""  # the clinical note behind the consultation; the model never sees it
+    group: str = ""  # MTS-Dialog: the note section that the consultation covers; otherwise empty
 
     def __post_init__(self):
         roles = [turn.role for turn in self.turns]
@@ -77,7 +76,7 @@ class Dialogue:
             raise RecordError("fewer than two turns", self.id)
         if any(role not in ("user", "assistant") for role in roles):
             raise RecordError("a turn is neither user nor assistant", self.id)
-        if any(one == next_one for one, next_one in pairwise(roles)):
+        if any(role == next_role for role, next_role in pairwise(roles)):
             raise RecordError("turns do not alternate", self.id)
         if roles[-1] != "assistant":
             raise RecordError("no physician turn at the end", self.id)
@@ -87,7 +86,7 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerQuery:
-    """A patient's question and the physician's answer it is compared with."""
+    """A patient's question and the physician's answer to compare with."""
 
     id: str
     source: str

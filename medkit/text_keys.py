@@ -1,4 +1,4 @@
-"""Which texts count as the same: records by their words, whatever their case, punctuation or markup."""
+"""Text normalization and hashes, to find records with the same words despite case, punctuation or markup."""
 
 import hashlib
 import html
@@ -9,20 +9,20 @@ from medkit import pubmedqa
 from medkit.records import Dialogue, MCQItem
 
 NOT_A_WORD = re.compile(r"[\W_]+")
-LINE_END_HYPHEN = re.compile(r"[-\u2010\u00ad](?<=[^\W\d_]{2}.)[^\S\n]*\n\s*(?=[^\W\d_])")  # not of X-ray
+LINE_END_HYPHEN = re.compile(r"[-\u2010\u00ad](?<=[^\W\d_]{2}.)[^\S\n]*\n\s*(?=[^\W\d_])")  # but not X-ray
 INLINE_TAG = re.compile(r"</?(b|i|em|strong|sub|sup|span|u)\b[^<>]*>", re.IGNORECASE)
 TAG = re.compile(r"</?(p|br|div|li|ul|ol|td|tr|table|h\d)\b[^<>]*>", re.IGNORECASE)
-INVISIBLE = ("Cf", "Cc", "Mn", "Me")  # zero-width characters and soft hyphens; accents, once they are apart
-# An option's label in its text: "a) ", "(2) ", "C. ", "iii: "; not 1.5.
+INVISIBLE = ("Cf", "Cc", "Mn", "Me")  # zero-width characters, soft hyphens, decomposed accents
+# A label inside an option's text: "a) ", "(2) ", "C. ", "iii: ", but not 1.5.
 OPTION_LABEL = re.compile(r"^\W*([a-d]|[1-4]|i{1,3}|iv)\s*[).:\]](?!\d)\s*(?=\S)", re.IGNORECASE)
 LABELS = ("abcd", "1234", ("i", "ii", "iii", "iv"))
 
 
 def normalize(text: str) -> str:
-    """The text's words in lower case, with a single space between them.
+    """The words of `text` in lower case, separated by single spaces.
 
-    Removes what does not change the words as read: case, punctuation, accents, HTML, invisible characters, a
-    word's hyphen at a line's end, and the forms that NFKC treats as equal (ligatures, full-width letters).
+    Removes punctuation, accents, HTML, invisible characters and line-end hyphenation, and unifies the forms
+    that NFKC treats as equal (ligatures, full-width letters).
     """
     if "&" in text:
         text = html.unescape(html.unescape(text))
@@ -40,9 +40,9 @@ def normalize(text: str) -> str:
 
 
 def text_of(record) -> str:
-    """A record's text: context, question and options; all turns; query and reference.
+    """A record's text: context, question and options; all turns; or query and reference.
 
-    PubMedQA's options are the same in every item and left out.
+    PubMedQA's options are omitted because every item has the same.
     """
     if isinstance(record, MCQItem):
         return "\n".join((stem(record), *options_of(record)))
@@ -56,26 +56,26 @@ def stem(item: MCQItem) -> str:
 
 
 def options_of(item: MCQItem) -> tuple[str, ...]:
-    """The options' texts, without their labels where all four have them."""
+    """The option texts, without labels such as "a)" if every option has one; () for PubMedQA."""
     if item.options == pubmedqa.OPTIONS:
         return ()
-    found = [OPTION_LABEL.match(option) for option in item.options]
-    labels = tuple(label[1].lower() for label in found if label)
-    if len(labels) == len(item.options) and any(labels == tuple(run)[: len(labels)] for run in LABELS):
+    matches = [OPTION_LABEL.match(option) for option in item.options]
+    labels = tuple(match[1].lower() for match in matches if match)
+    if len(labels) == len(item.options) and any(labels == tuple(series)[: len(labels)] for series in LABELS):
         return tuple(OPTION_LABEL.sub("", option) for option in item.options)
     return item.options
 
 
 def content_key(record) -> bytes:
-    """16 bytes that two records share when their normalized text is the same."""
+    """16-byte hash of the record's normalized text."""
     return digest(normalize(text_of(record)))
 
 
 def note_key(dialogue: Dialogue) -> bytes:
-    """16 bytes shared by consultations written from one note; without notes, by equal consultations."""
+    """16-byte hash of the normalized clinical note, or of the consultation if it has no note."""
     return digest(normalize(dialogue.note or text_of(dialogue)))
 
 
 def digest(text: str) -> bytes:
-    """16 bytes of the text, the same in every process."""
+    """16-byte hash of the text, stable across processes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -113,12 +113,12 @@ def learned(labels):
 def test_text_and_tokens_are_the_templates(chat, texts):
     tokenizer, form = chat
     turns = chats(*(text + "." for text in texts))
-    given_turns, _ = form._arranged(turns)  # with the system text where the template takes it
+    given_turns, _ = form._arrange(turns)  # with the system text where the template takes it
     whole = tokenizer.apply_chat_template(given_turns, tokenize=False, enable_thinking=False)
-    if form.thought:  # asked with it, shown without: it opens the last answer in both
-        start = len(form.prompt(turns[:-1])) - len(form.thought)
-        assert form.text(turns)[start:].startswith(form.thought)
-        whole = whole[:start] + form.thought + whole[start:]
+    if form.empty_thought:  # asked with it, shown without: it opens the last answer in both
+        start = len(form.prompt(turns[:-1])) - len(form.empty_thought)
+        assert form.text(turns)[start:].startswith(form.empty_thought)
+        whole = whole[:start] + form.empty_thought + whole[start:]
     if any(spells_a_control_token(form, text) for text in texts):
         return
     assert form.text(turns) == whole
@@ -132,7 +132,7 @@ def test_the_prompt_is_the_training_rows_beginning(chat, question, spaces):
     tokenizer, form = chat
     item = MCQItem("1", "medqa", spaces + question + "?" + spaces, (" a", "b ", "c", "d"), "D")
     ids, labels = prompts.training_ids(tokenizer, form, [prompts.messages(item)])
-    prompt, place = prompts.prompt_ids(tokenizer, form, item), prompts.letter_place(tokenizer, "letter")
+    prompt, place = prompts.prompt_ids(tokenizer, form, item), prompts.letter_position(tokenizer, "letter")
     assert place["encode"](item) == prompt  # a letter is the first token of its answer in all of these
     letter = place["letter_tokens"][3]
     assert ids[0][: len(prompt) + 1] == [*prompt, letter]
@@ -148,7 +148,7 @@ def test_whatever_the_answer_its_prompt_is_the_same(chat, answer):
     tokenizer, form = chat
     turns = chats("Help.", "Which?", answer + ".")
     ids, labels = prompts.training_ids(tokenizer, form, [turns])
-    prompt = chat_template.asked_ids(tokenizer, form, turns[:2])
+    prompt = chat_template.prompt_ids(tokenizer, form, turns[:2])
     assert ids[0][: len(prompt)] == prompt
     assert labels[0][: len(prompt)] == [prompts.IGNORED] * len(prompt)
     assert labels[0][len(prompt)] == ids[0][len(prompt)]
@@ -287,7 +287,7 @@ def test_what_another_call_left_on_the_tokenizer_does_not_matter():
 def test_the_letter_is_scored_where_it_was_trained(chat, target):
     """Prompt and letter are the beginning of the training row, as "Answer: C) three" too."""
     tokenizer, form = chat
-    place = prompts.letter_place(tokenizer, target)
+    place = prompts.letter_position(tokenizer, target)
     assert len(set(place["letter_tokens"])) == 4
     for letter, token in zip("ABCD", place["letter_tokens"], strict=True):
         item = replace(ITEM, answer=letter)
@@ -352,7 +352,7 @@ def test_templates_that_cannot_be_used_are_refused_in_one_line():
     )
     assert "rewrites a message's text" in refused(chat_template=shouted + ASK)
     other = "{% for m in messages %}" + TURN + "{% endfor %}" + ASK.replace("assistant", "model")
-    assert "asks with" in refused(chat_template=other)
+    assert "generation prompt ends in" in refused(chat_template=other)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_a_token_across_template_and_content():
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert tokens[tokens.index("\nw") : tokens.index("\nw") + 4] == ["\nw", "h", "a", "t"]
     # "\nA" parts from "\n", "t", so that a prompt ends before the line feed; "wet" is said with it.
-    prompt = chat_template.asked_ids(tokenizer, form, turns[:2])
+    prompt = chat_template.prompt_ids(tokenizer, form, turns[:2])
     assert tokenizer.convert_ids_to_tokens(prompt)[-1] == "t" and ids[: len(prompt)] == prompt
     assert tokenizer.convert_ids_to_tokens(learned(labels)) == ["\nw", "e", "t", "<|end|>"]
 
@@ -419,7 +419,7 @@ def test_an_answer_that_would_change_its_prompt_is_said_after_it():
     tokenizer = joining([("\n", "z")])
     form = prompts.ChatFormat.from_tokenizer(tokenizer)
     (ids,), (labels,) = prompts.training_ids(tokenizer, form, [chats("x", "y", "zap")])
-    prompt = chat_template.asked_ids(tokenizer, form, chats("x", "y"))
+    prompt = chat_template.prompt_ids(tokenizer, form, chats("x", "y"))
     assert tokenizer.convert_ids_to_tokens(prompt)[-1] == "\n"
     assert ids[: len(prompt)] == prompt
     assert tokenizer.convert_ids_to_tokens(learned(labels)) == ["z", "a", "p", "<|end|>"]
@@ -439,6 +439,6 @@ def test_letters_that_are_not_one_token_each_are_refused(letter, spelled):
     with pytest.raises(
         prompts.PromptError, match="not one token each for this tokenizer; take another model"
     ):
-        prompts.letter_place(tokenizer, "letter")
+        prompts.letter_position(tokenizer, "letter")
     with pytest.raises(prompts.PromptError, match=r"tokenizer; set data\.mcq_target=letter"):
-        prompts.letter_place(tokenizer, "letter_and_text")
+        prompts.letter_position(tokenizer, "letter_and_text")

@@ -80,7 +80,7 @@ def test_letters_and_words(folder, tmp_path, monkeypatch):
         start = next(i for i, label in enumerate(labels) if label != prompts.IGNORED)
         with torch.no_grad():
             logits = active.model(torch.tensor([row[:start]])).logits[0, -1]
-        letters = logits[prompts.letter_place(tokenizer, "letter")["letter_tokens"]].log_softmax(0)
+        letters = logits[prompts.letter_position(tokenizer, "letter")["letter_tokens"]].log_softmax(0)
         assert outcome.logprobs == pytest.approx(letters.tolist(), abs=2e-3)
     words = mcq.answer_in_words(run, active, items)
     assert len(words) == 5 and set(words["finish"]) <= {"stopped", "cut"}

@@ -35,11 +35,11 @@ def test_pubmedqa_both_ways(decision, letter):
 
 @pytest.mark.parametrize("letter", ["D", "", "yes"])
 def test_no_decision_but_three(letter):
-    with pytest.raises(MedkitError, match="is not one of PubMedQA's letters"):
+    with pytest.raises(MedkitError, match="is not a PubMedQA letter"):
         pubmedqa.to_decision(letter)
 
 
 @pytest.mark.parametrize("decision", ["Yes", "", "unclear", "A"])
 def test_no_letter_for_another_decision(decision):
-    with pytest.raises(MedkitError, match="is not one of PubMedQA's decisions"):
+    with pytest.raises(MedkitError, match="is not a PubMedQA decision"):
         pubmedqa.to_letter(decision)

@@ -158,7 +158,7 @@ def _scored(
     """(letters, prompts) of a model, the prompts made by its own tokenizer and template. ExportFailed where
     they are not the `wanted` ones, in which the adapter was trained: a letter after others means nothing.
     """
-    place = prompts.letter_place(tokenizer, run.recipe.data.mcq_target)
+    place = prompts.letter_position(tokenizer, run.recipe.data.mcq_target)
     asked = [place["encode"](item) for item in items]
     for item, own, tokens in zip(items, asked, wanted or asked, strict=True):
         if own != tokens:

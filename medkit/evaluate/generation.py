@@ -19,7 +19,7 @@ from medkit import MedkitError
 from medkit.chat_template import ChatFormat
 from medkit.evaluate import inference
 from medkit.evaluate.store import Store, chunks
-from medkit.prompts import shared_start
+from medkit.prompts import shared_prefix
 from medkit.train import cpu
 
 
@@ -85,7 +85,7 @@ def generate_answers(
     # Longest first: little padding, and a batch that does not fit in memory shows itself at once.
     queue = sorted((job for job in jobs.values() if len(job.ids) <= room), key=lambda job: -len(job.ids))
     done = kept.read() | {job.key: Answer("", "too long", 0) for job in jobs.values() if len(job.ids) > room}
-    start = shared_start([job.ids for job in queue]) if cpu.decodes_in_rounds(model) else ()
+    start = shared_prefix([job.ids for job in queue]) if cpu.decodes_in_rounds(model) else ()
     decoder = _Decoder(model, tokenizer, stops, max_new_tokens, temperature, top_p, start)
     with inference.evaluation_mode(model):
         kept.complete(done, chunks(queue, batch_size), decoder.answers, "answer" if progress else "")

@@ -108,7 +108,7 @@ def score(
     short = sorted((q for q in questions if len(q.ids) <= places), key=lambda q: -len(q.ids))
     done |= {q.key: Outcome("", (), too_long=True) for q in questions if len(q.ids) > places}
     to_compute = sum(question.key not in done for question in short)
-    start = prompts.shared_start([question.ids for question in short] if prefix_cache else [])
+    start = prompts.shared_prefix([question.ids for question in short] if prefix_cache else [])
     scorer = _Scorer(model, questions, dtype)
     with inference.evaluation_mode(model):
         if to_compute:
@@ -300,7 +300,7 @@ def _outcome(logits: torch.Tensor) -> tuple[Outcome, float]:
 
 def _questions(tokenizer, items, encode, letter_tokens, how: str, store: Store) -> list[_Question]:
     if encode is None or letter_tokens is None:
-        place = prompts.letter_place(tokenizer, "letter")
+        place = prompts.letter_position(tokenizer, "letter")
         encode, letter_tokens = encode or place["encode"], letter_tokens or place["letter_tokens"]
     questions = []
     for item in items:

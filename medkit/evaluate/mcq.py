@@ -191,7 +191,7 @@ def score(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.
         active.model,
         active.tokenizer,
         items,
-        **prompts.letter_place(active.tokenizer, run.recipe.data.mcq_target),
+        **prompts.letter_position(active.tokenizer, run.recipe.data.mcq_target),
         max_batch_tokens=run.recipe.mcq.max_batch_tokens,
         prefix_cache=run.recipe.mcq.prefix_cache,
         store=run.folder / ".cache" / "letters.jsonl",

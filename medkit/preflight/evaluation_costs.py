@@ -61,7 +61,7 @@ def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass
         part = SOURCES[name].parts[recipe.data.reads(name, "eval")[1]]
         there[name] = len(records) if whole else part.rows
     lengths = {name: [len(one) for one in of] for name, of in ids.items()}
-    shared = len(prompts.shared_start([one for name in EXAMS for one in ids[name]]))
+    shared = len(prompts.shared_prefix([one for name in EXAMS for one in ids[name]]))
     general = [len(prompts.prompt_ids(tokenizer, chat, one)) for one in written.questions()]
     counts = {name: there[name] for name in EXAMS}
     queries = [n for name in QUERIES for n in lengths[name]]

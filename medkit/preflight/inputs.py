@@ -62,7 +62,7 @@ def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
     """PromptError where the base's tokenizer or chat template cannot render exam questions or, for training,
     conversations; TrainingError where they cannot be read."""
     tokenizer = models.load_tokenizer(recipe.model)
-    prompts.letter_place(tokenizer, recipe.data.mcq_target)
+    prompts.letter_position(tokenizer, recipe.data.mcq_target)
     if trains:
         turns = (Turn("assistant", "Hello."), Turn("user", "It hurts."), Turn("assistant", "Where?"))
         chat = prompts.ChatFormat.from_tokenizer(tokenizer)

@@ -147,7 +147,7 @@ def _same_prompt(exams, loss_on) -> Check:
 def _letters(tokenizer, exams, target) -> Check:
     """The letter is to be learned as the token that is scored, at the place where it is scored."""
     try:
-        place = prompts.letter_place(tokenizer, target)
+        place = prompts.letter_position(tokenizer, target)
     except prompts.PromptError as error:
         return Check("letters", "fail", *error.problem_and_fix())
     wrong = []

@@ -104,7 +104,7 @@ def test_what_all_prompts_begin_with_is_computed_once(tiny_llama, starts, monkey
     ours = [[*start, *range(70, 70 + n)] for n in (3, 9, 1)]
     shared = ask(tiny_llama, ours, batch_size=2, **decoding)
     assert starts == [start]
-    monkeypatch.setattr(generation, "shared_start", lambda prompts: ())
+    monkeypatch.setattr(generation, "shared_prefix", lambda prompts: ())
     assert ask(tiny_llama, ours, batch_size=2, **decoding) == shared
     assert len({answer.text for row in shared for answer in row}) > 1
 

@@ -14,7 +14,7 @@ from medkit.records import MCQItem
 
 
 def letter_tokens(tokenizer):
-    return prompts.letter_place(tokenizer, "letter")["letter_tokens"]
+    return prompts.letter_position(tokenizer, "letter")["letter_tokens"]
 
 
 def item(number: int, options: int = 4, filler: int = 0) -> MCQItem:
@@ -106,9 +106,9 @@ def test_prompts_that_are_equal_or_one_within_the_other(tiny_llama):
 def test_shared_prefix(sequences, data):
     common = data.draw(st.lists(st.integers(0, 2), max_size=12).map(tuple))
     sequences = [common + sequence for sequence in sequences]
-    start = prompts.shared_start(sequences)
+    start = prompts.shared_prefix(sequences)
     assert all(sequence[: len(start)] == start and len(sequence) > len(start) for sequence in sequences)
-    if len(sequences) > 1 and len(common) >= prompts.SHORTEST:
+    if len(sequences) > 1 and len(common) >= prompts.MIN_SHARED_TOKENS:
         assert len(start) >= len(common)
 
 
@@ -542,7 +542,7 @@ def test_refusals(tiny, tmp_path):
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_an_item_longer_than_the_context_is_counted_and_stops_no_other(tiny, tmp_path, prefix_cache):
     model, tokenizer = tiny
-    place = prompts.letter_place(tokenizer, "letter")
+    place = prompts.letter_position(tokenizer, "letter")
     options = {"prefix_cache": prefix_cache, "progress": False, "key": "k", "store": tmp_path / "store.jsonl"}
     alone = letter_scoring.score(model, tokenizer, ITEMS[1:], prefix_cache=prefix_cache, progress=False)
 

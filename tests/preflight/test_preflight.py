@@ -467,7 +467,7 @@ BROKEN = {
     "another prompt in evaluation": (
         {"chat_template": OTHER_HEADER},
         {},
-        "the chat template asks with",
+        "the chat template's generation prompt ends in",
     ),
     "rows cut off": ({}, {"model.max_length": 300}, "fail  stage1: rows cut"),
     "rows longer than the context": (
