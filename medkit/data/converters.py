@@ -232,16 +232,16 @@ def healthcaremagic(row: dict, id: str, notes: Counter) -> ConsumerQuery:
         )
     query, reference = text(row, "input"), text(row, "output")
     record = _consumer("healthcaremagic", id, query, reference, notes)
-    if references.words_replaced(query, reference):
+    if references.is_autocorrected(query, reference):
         raise RecordError("words replaced by a spelling corrector", id)
     return record
 
 
 def _consumer(source: str, id: str, query: str, reference: str, notes: Counter) -> ConsumerQuery:
-    if why := references.names_site(query, reference):
+    if why := references.site_name_problem(query, reference):
         raise RecordError(why, id)
     without, cut = references.without_advertising(reference)
-    if reference and references.says_nothing(without):
+    if reference and references.lacks_substance(without):
         raise RecordError("answer without substance", id)
     record = ConsumerQuery(id, source, query, without)
     notes["references with an advertisement cut"] += cut

@@ -1,30 +1,31 @@
-"""What is wrong with a physician's answer in the consumer data sets, where its text shows it."""
+"""Detects damaged physician answers in the consumer data sets."""
 
 import re
 from difflib import SequenceMatcher
 
-# The site's name, put by the upstream over other text: "the anti-tubercular ChatDoctor.", "cougChatDoctores".
+# The site's name, which upstream substituted for other text: "the anti-tubercular ChatDoctor.",
+# "cougChatDoctores".
 SITE = re.compile(r"(?i)chat ?doctor")
-# What it is a greeting or a signature after; anywhere else it replaces words.
+# Text before the name that makes it a greeting or a signature. Elsewhere the name replaces words.
 GREETED = re.compile(
     r"(?i)(wel+come|hank|cellophane|\b(asking|using|choosing|contact\w*|consulting|posting|writing|trusting|visiting|"
     r"query|question|am)\b)[^.!?]{0,45}$|(^|[.!?,:;*)-])\s*$|\b(regards|wishes|sincerely|truly|healthy?|luck|care)\W*$"
 )
-GLUED = re.compile(r"[a-z]$"), re.compile(r"^[a-z]")  # the word's rest before and after the name
+WORD_BEFORE, WORD_AFTER = re.compile(r"[a-z]$"), re.compile(r"^[a-z]")  # a rest of a word touches the name
 
 
-def names_site(*texts: str) -> str:
-    """Why a row that names the site cannot be used: "" for one that does not."""
-    why = ""
+def site_name_problem(*texts: str) -> str:
+    """The reason to drop a row that contains the site's name; "" if it does not."""
+    reason = ""
     for text in texts:
-        for found in SITE.finditer(text):
-            before, after = text[: found.start()], text[found.end() :]
+        for match in SITE.finditer(text):
+            before, after = text[: match.start()], text[match.end() :]
             signed = re.search(r"health(y|\s)$", before, re.IGNORECASE) and not after.strip(" .,MD")
-            glued = GLUED[0].search(before) or GLUED[1].search(after)
-            if not signed and (glued or not GREETED.search(before)):
+            inside_word = WORD_BEFORE.search(before) or WORD_AFTER.search(after)
+            if not signed and (inside_word or not GREETED.search(before)):
                 return "words lost to the site's name"
-            why = "greets or signs in the site's name"
-    return why
+            reason = "greets or signs in the site's name"
+    return reason
 
 
 _ASK = (
@@ -48,9 +49,9 @@ ADVERTISING = re.compile(
 
 
 def without_advertising(reference: str) -> tuple[str, bool]:
-    """The answer without the sentences that sell the site's services, and whether there were any."""
-    left, cuts = ADVERTISING.subn("", reference)
-    return left.strip(), cuts > 0
+    """The answer without sentences that advertise the site's services, and whether there were any."""
+    cleaned, cuts = ADVERTISING.subn("", reference)
+    return cleaned.strip(), cuts > 0
 
 
 ATTACHMENT = re.compile(r"(?i)\(attachments? removed[^)]*\)")
@@ -69,7 +70,7 @@ FORMULA = re.compile(
     r"write back|(revert|get) back (if|for|in case))\b.*|is there anything else.*|"
     r"(i (am|will be|would be|['’]m) )?(happy|glad|available) (to help|for further).*|anytime"
 )
-# What begins like a formula may go on to say something.
+# These openings may be followed by advice in the same sentence: see SUBSTANCE.
 OPENING = re.compile(
     r"(?i)((hi|hello|dear)( \w+)?[\s,]+)?(many )?thank(s|ing)?( you)?\b[^,;:]{0,90}|"
     r"(i|we)?(['’]ve)?( have| had| can| could| do| fully| completely| carefully| just)*\s*(gone through|"
@@ -84,16 +85,16 @@ SUBSTANCE = re.compile(
 )
 
 
-def says_nothing(reference: str) -> bool:
-    """Whether the answer is nothing but greetings, thanks, good wishes and "I have read your query"."""
+def lacks_substance(reference: str) -> bool:
+    """Whether the answer has only greetings, thanks, wishes and phrases such as "I have read your query"."""
     sentences = SENTENCE_END.split(ATTACHMENT.sub("", reference))
-    said = filter(None, (sentence.strip(" \t.,;:!?-*~\"'") for sentence in sentences))
-    return all(FORMULA.fullmatch(s) or (OPENING.fullmatch(s) and not SUBSTANCE.search(s)) for s in said)
+    sentences = filter(None, (sentence.strip(" \t.,;:!?-*~\"'") for sentence in sentences))
+    return all(FORMULA.fullmatch(s) or (OPENING.fullmatch(s) and not SUBSTANCE.search(s)) for s in sentences)
 
 
-# Signs of the spelling corrector that went over HealthCareMagic: the site's opening words run together
-# ("Degree understand" was "Dear, I understand"), a word taken apart ("ch elation"), a dose after a verb ("Tab
-# For can 150 mg" was Forcan).
+# Traces of the spelling corrector that was run over HealthCareMagic: merged opening words ("Degree
+# understand" was "Dear, I understand"), a split word ("ch elation"), a dose after a verb ("Tab For can
+# 150 mg" was Forcan).
 _OPENS = r"hi|hello|dear|yes|ok|i|we|and|can|do|fully|completely|well|really|totally|truly"
 CORRECTED = re.compile(
     rf"(?i)^\W*(?!({_OPENS})\b)[A-Za-z]+ understand your|(?-i:T) hank|^\W*\w*phane you\b|"
@@ -101,30 +102,32 @@ CORRECTED = re.compile(
     r"\b(can|could|may|might|will|would|shall|he|she|they|we)\s\d+([.,]\d+)?\s?(mg|mcg|ml|g|gm|units?)\b"
 )
 WORD = re.compile(r"[A-Za-z]{6,}")
-PAIR = re.compile(r"(?=\b([A-Za-z]{6,})\s+([A-Za-z]{3,}))")  # a word and the one after it
-ALIKE = 0.7  # of SequenceMatcher: noriday and holiday have 0.71
+PAIR = re.compile(r"(?=\b([A-Za-z]{6,})\s+([A-Za-z]{3,}))")  # a word and the next word
+SIMILAR = 0.7  # minimum ratio of SequenceMatcher; noriday and holiday have 0.71
 
 
-def words_replaced(query: str, reference: str) -> bool:
-    """Whether the answer shows that a spelling corrector has put other words over its own.
+def is_autocorrected(query: str, reference: str) -> bool:
+    """Whether a spelling corrector has replaced words of the answer.
 
-    Besides its signs: a word of the patient's has become a similar one in the answer, in the same place
-    (before the same word) or with a capital inside a sentence, as a medicine's name that became a country's.
+    Its traces are those in CORRECTED, and a word of the query that appears in the answer as a similar word,
+    either before the same next word or capitalized inside a sentence (a medicine turned into a country).
     """
     if CORRECTED.search(reference):
         return True
-    asked = {word.lower() for word in WORD.findall(query)}
-    said = {word.lower() for word in WORD.findall(reference)}
-    pairs = {(word.lower(), after.lower()) for word, after in PAIR.findall(query)}
-    for found in WORD.finditer(reference):
-        word = found[0].lower()
-        if word in asked:
+    query_words = {word.lower() for word in WORD.findall(query)}
+    reference_words = {word.lower() for word in WORD.findall(reference)}
+    query_pairs = {(word.lower(), next_word.lower()) for word, next_word in PAIR.findall(query)}
+    for match in WORD.finditer(reference):
+        word = match[0].lower()
+        if word in query_words:
             continue
-        after = re.match(r"\s+([A-Za-z]{3,})", reference[found.end() :])
-        inside = re.search(r"[a-z,] +$", reference[: found.start()]) and re.fullmatch("[A-Z][a-z]+", found[0])
-        for other in asked - said:
-            in_place = inside or (after and (other, after[1].lower()) in pairs)
-            # Words that begin alike are two forms of one word.
-            if in_place and word[:4] != other[:4] and SequenceMatcher(None, word, other).ratio() >= ALIKE:
+        following = re.match(r"\s+([A-Za-z]{3,})", reference[match.end() :])
+        preceding = re.search(r"[a-z,] +$", reference[: match.start()])
+        capitalized = preceding and re.fullmatch("[A-Z][a-z]+", match[0])
+        for original in query_words - reference_words:
+            same_place = capitalized or (following and (original, following[1].lower()) in query_pairs)
+            # Words with the same beginning are taken as two forms of one word.
+            different = word[:4] != original[:4]
+            if same_place and different and SequenceMatcher(None, word, original).ratio() >= SIMILAR:
                 return True
     return False

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medkit.data.references import names_site, says_nothing, without_advertising, words_replaced
+from medkit.data.references import is_autocorrected, lacks_substance, site_name_problem, without_advertising
 
 LOST, GREETS = "words lost to the site's name", "greets or signs in the site's name"
 
@@ -29,8 +29,8 @@ LOST, GREETS = "words lost to the site's name", "greets or signs in the site's n
     ],
 )
 def test_what_the_sites_name_was_put_over(answer, why):
-    assert names_site("It hurts.", answer) == why
-    assert names_site(answer, "Rest.") == why
+    assert site_name_problem("It hurts.", answer) == why
+    assert site_name_problem(answer, "Rest.") == why
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_advice_is_not_cut(answer):
     ],
 )
 def test_an_answer_of_formulas_says_nothing(answer):
-    assert says_nothing(answer)
+    assert lacks_substance(answer)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_answer_of_formulas_says_nothing(answer):
     ],
 )
 def test_an_answer_that_says_something_is_kept(answer):
-    assert not says_nothing(answer)
+    assert not lacks_substance(answer)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_answer_that_says_something_is_kept(answer):
     ],
 )
 def test_signs_of_a_spelling_corrector(query, answer):
-    assert words_replaced(query, answer)
+    assert is_autocorrected(query, answer)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_signs_of_a_spelling_corrector(query, answer):
     ],
 )
 def test_ordinary_answers_show_none(query, answer):
-    assert not words_replaced(query, answer)
+    assert not is_autocorrected(query, answer)
 
 
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_any_text_is_judged(query, answer):
     left, cut = without_advertising(answer)
     assert cut or left == answer.strip()
-    assert isinstance(says_nothing(answer), bool) and isinstance(words_replaced(query, answer), bool)
-    assert names_site(query, answer) in ("", LOST, GREETS)
+    assert isinstance(lacks_substance(answer), bool) and isinstance(is_autocorrected(query, answer), bool)
+    assert site_name_problem(query, answer) in ("", LOST, GREETS)
