@@ -1,13 +1,14 @@
-"""The command line: what `medkit --help` lists.
+"""The command line (see `medkit --help`).
 
-Exit codes: 0 complete; 2 refused before starting, with one line naming the thing and the fix; 1 failed
-on the way, with the notebook and cell.
+Exit codes: 0 complete; 2 refused before starting, with the problem and the fix in one line; 1 failed while
+running, with the notebook and cell.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from medkit import MedkitError
@@ -17,19 +18,19 @@ from medkit.runs import machine, storage
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
-    def work():
-        machine.working_folder()  # of every library here some look where they stand
+    def command():
+        machine.working_folder()  # some libraries read the working directory on import
         return options.command(options)
 
-    return _finish(work)
+    return _finish(command)
 
 
-def _finish(work) -> int:
-    """Do it, and turn how it ended into an exit code and at most one line."""
+def _finish(command: Callable) -> int:
+    """Run `command` and return the exit code: the one it returns, if any. Errors are printed as one line."""
     from medkit.pipeline.runner import RunFailed
 
     try:
-        code = work()
+        code = command()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except MedkitError as error:
@@ -39,7 +40,7 @@ def _finish(work) -> int:
         print(f"medkit: failed: {error}", file=sys.stderr)
     except BrokenPipeError:  # `medkit recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a folder or file of this machine; once notebooks run it is a RunFailed
+    except OSError as error:  # errors while a notebook runs are RunFailed
         print(f"medkit: {error.filename or 'the machine'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -50,19 +51,18 @@ def _finish(work) -> int:
 def _run(options) -> None:
     from medkit.pipeline import runner
 
-    only = tuple(filter(None, options.only.split(",")))
-    place = runner.run(
+    folder = runner.run(
         options.recipe,
         name=options.run,
         data_dir=options.data_dir,
         settings=options.set,
-        only=only,
+        only=tuple(filter(None, options.only.split(","))),
         resume=options.resume,
         fresh=options.fresh,
     )
     from medkit.report import tables
 
-    print(tables.terminal(place))
+    print(tables.terminal(folder))
 
 
 def _check(options) -> int:
@@ -73,10 +73,12 @@ def _check(options) -> int:
     inputs.check_data_dir(options.data_dir)
     from medkit.preflight import checks, findings
 
-    found = checks.check(recipe, options.data_dir)
-    shown = {"recipe": recipe.name, **findings.as_dict(found)}
-    print(json.dumps(shown, indent=1) if options.json else findings.text(found))
-    return 2 if findings.failed(found) else 0
+    results = checks.check(recipe, options.data_dir)
+    if options.json:
+        print(json.dumps({"recipe": recipe.name, **findings.as_dict(results)}, indent=1))
+    else:
+        print(findings.text(results))
+    return 2 if findings.failed(results) else 0
 
 
 def _recipes(options) -> None:
@@ -86,8 +88,7 @@ def _recipes(options) -> None:
         print(f"{name}: {recipe.about}")
         for field, value in recipes.flat(recipe).items():
             if "." in field:
-                shown = ",".join(value) if isinstance(value, (list, tuple)) else value
-                print(f"  {field}={shown}")
+                print(f"  {field}={','.join(value) if isinstance(value, (list, tuple)) else value}")
 
 
 def _audit(options) -> None:
@@ -99,18 +100,17 @@ def _audit(options) -> None:
 def _mcq(options) -> None:
     from medkit.pipeline import runner
 
-    model = options.model
-    name = "-".join(Path(part).name for part in (model, options.adapter) if part)
-    place = runner.run(
+    name = "-".join(Path(path).name for path in (options.model, options.adapter) if path)
+    folder = runner.run(
         "recommended",
         name=options.run or storage.slug(f"mcq-{name}"),
         data_dir=options.data_dir,
-        settings=[f"model.base={model}", *options.set],
-        steps=[runner.model_alone(model, options.adapter)],
+        settings=[f"model.base={options.model}", *options.set],
+        steps=[runner.model_alone(options.model, options.adapter)],
         resume=options.resume,
         fresh=options.fresh,
     )
-    print((place / "mcq" / "summary.json").read_text(encoding="utf-8"))
+    print((folder / "mcq" / "summary.json").read_text(encoding="utf-8"))
 
 
 def _sweep(options) -> int:
@@ -126,16 +126,16 @@ def _compare(options) -> None:
     from medkit.report import compare
 
     comparison = compare.compare(compare.read(options.first), compare.read(options.second))
-    place = compare.write(comparison)
+    folder = compare.write(comparison)
     print(compare.terminal(comparison))
-    print(f"\n{storage.relpath(place)}: compare.md, compare.html, compare.json")
+    print(f"\n{storage.relpath(folder)}: compare.md, compare.html, compare.json")
 
 
 def _card(options) -> None:
     from medkit.report import card
 
-    hub = card.write(options.run)
-    print(f"{storage.relpath(hub)}: README.md, .eval_results and the adapter, to be uploaded as they are")
+    folder = card.write(options.run)
+    print(f"{storage.relpath(folder)}: README.md, .eval_results and the adapter, ready to upload")
 
 
 def _export(options) -> int:
@@ -147,7 +147,7 @@ def _export(options) -> int:
         print(f"medkit: failed: {error}", file=sys.stderr)
         return 1
     print((folder / "export.json").read_text(encoding="utf-8"))
-    print(f"{storage.relpath(folder)}: the export answers as the adapter does")
+    print(f"{storage.relpath(folder)}: the export gives the same answers as the adapter")
     return 0
 
 
@@ -159,26 +159,26 @@ def _chat(options) -> None:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        """One line, as for every other refusal; argparse would print the usage before it."""
+        """Print one line, as for all other errors, without argparse's usage text."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _again(sub) -> None:
+def _resume_or_fresh(sub) -> None:
     group = sub.add_mutually_exclusive_group()
-    group.add_argument("--resume", action="store_true", help="go on after the last finished notebook")
-    group.add_argument("--fresh", action="store_true", help="replace the run of that name")
+    group.add_argument("--resume", action="store_true", help="continue after the last finished notebook")
+    group.add_argument("--fresh", action="store_true", help="replace an existing run of this name")
 
 
 def _data_dir(sub) -> None:
     sub.add_argument(
-        "--data-dir", default="", metavar="DIR", help="a folder per source; else the recipe's origin"
+        "--data-dir", default="", metavar="DIR", help="one folder per source; default: the recipe's origin"
     )
 
 
 def _data_and_settings(sub) -> None:
     _data_dir(sub)
     sub.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe's field"
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a recipe field"
     )
 
 
@@ -193,53 +193,59 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("run", _run, "run the notebooks into results/NAME")
     sub.add_argument("recipe", help="cpu, paper, as_released or recommended")
-    sub.add_argument("--run", default="", metavar="NAME", help="its name; else the recipe's; cpu's is demo")
+    sub.add_argument("--run", default="", metavar="NAME", help="default: the recipe's name; demo for cpu")
     _data_and_settings(sub)
-    sub.add_argument("--only", default="", metavar="03,04", help="these notebooks only")
-    _again(sub)
+    sub.add_argument("--only", default="", metavar="03,04", help="run only these notebooks")
+    _resume_or_fresh(sub)
 
-    sub = command("check", _check, "what can be checked before a GPU hour is spent")
+    sub = command("check", _check, "check the recipe, data and machine before training")
     sub.add_argument("recipe")
     _data_and_settings(sub)
     sub.add_argument("--json", action="store_true")
 
     command("recipes", _recipes, "list the recipes with every field")
-    sub = command("audit", _audit, "which published numbers can be true")
-    sub.add_argument("--markdown", action="store_true", help="the whole table, with sources and intervals")
+    sub = command("audit", _audit, "which published accuracies are possible")
+    sub.add_argument(
+        "--markdown", action="store_true", help="print the full table, with sources and intervals"
+    )
 
-    sub = command("mcq", _mcq, "a model on the benchmarks, in 4 bit unless --set model.load_in_4bit=false")
+    sub = command(
+        "mcq", _mcq, "evaluate a model on the benchmarks, in 4 bit unless --set model.load_in_4bit=false"
+    )
     sub.add_argument("model", help="hub id, folder, or smollm2")
     sub.add_argument("--adapter", default="", metavar="DIR")
-    sub.add_argument("--run", default="", metavar="NAME", help="the run's name; else mcq-MODEL[-ADAPTER]")
+    sub.add_argument("--run", default="", metavar="NAME", help="default: mcq-MODEL[-ADAPTER]")
     _data_and_settings(sub)
-    _again(sub)
+    _resume_or_fresh(sub)
 
     sub = command("sweep", _sweep, "run the trials of a file: arms, fields and seeds (docs/sweeps.md)")
     sub.add_argument("file", metavar="SWEEP.toml")
-    sub.add_argument("--resume", action="store_true", help="do only the trials that are missing")
+    sub.add_argument("--resume", action="store_true", help="run only the missing trials")
     sub.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: several GPUs or nodes")
     sub.add_argument("--dry-run", action="store_true", help="list trials, hours and disk; run nothing")
     _data_dir(sub)
 
-    sub = command("compare", _compare, "two runs, or lm-evaluation-harness samples, question by question")
+    sub = command(
+        "compare", _compare, "compare two runs, or lm-evaluation-harness samples, question by question"
+    )
     sub.add_argument("first", metavar="A", help="a run, or samples_*.jsonl (a file or a folder of them)")
-    sub.add_argument("second", metavar="B", help="the same; differences are B minus A")
+    sub.add_argument("second", metavar="B", help="like A; differences are B minus A")
 
-    sub = command("card", _card, "Med-Nirvana's adapter with a model card, as the hub has them, in RUN/hub")
+    sub = command("card", _card, "write Med-Nirvana's adapter and a model card for the hub into RUN/hub")
     sub.add_argument("run", metavar="RUN")
 
     sub = command(
-        "export", _export, "a run's model as 16-bit weights, GGUF or for Ollama, held to the adapter"
+        "export", _export, "export a run's model as 16-bit weights, GGUF or for Ollama, and verify it"
     )
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--to", required=True, metavar="TARGET", help="merged, gguf or ollama")
-    sub.add_argument("--quantization", default="q8_0", help="of a GGUF: q8_0, f16 or q4_k_m")
-    sub.add_argument("--model", default="med-nirvana", help="which of the run's models")
-    sub.add_argument("--data-dir", default="", metavar="DIR", help="the rows' folder, where the run read one")
+    sub.add_argument("--quantization", default="q8_0", help="for GGUF: q8_0, f16 or q4_k_m")
+    sub.add_argument("--model", default="med-nirvana", help="one of the run's models")
+    sub.add_argument("--data-dir", default="", metavar="DIR", help="the data folder, if the run used one")
 
     sub = command("chat", _chat, "ask a run's base, Med-Mix and Med-Nirvana side by side")
     sub.add_argument("run", metavar="RUN")
-    sub.add_argument("question", nargs="?", default="", help="else every line that is typed")
+    sub.add_argument("question", nargs="?", default="", help="default: read questions line by line")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""A run's folder: run.json, files written whole, the machine."""
+"""A run's folder: run.json, atomic file writes, the machine."""
 
 from medkit import lazy_exports
 
-_HOMES = {
+_EXPORTS = {
     "begin": "run_json",
     "read": "run_json",
     "may_show": "run_json",
@@ -10,4 +10,4 @@ _HOMES = {
     "title": "arms",
 }
 
-__getattr__ = lazy_exports(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _EXPORTS)

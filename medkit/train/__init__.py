@@ -2,8 +2,8 @@
 
 from medkit import lazy_exports
 
-# What notebooks call, by the module that has it; loaded on first use, so that importing this loads no torch.
-_OFFERED = {
+# The functions that the notebooks call. Loaded on first use, so that importing the package imports no torch.
+_EXPORTS = {
     "read_records": "stages",
     "load_base": "stages",
     "begin_adapter": "stages",
@@ -13,6 +13,6 @@ _OFFERED = {
     "relearn": "stages",
     "finish": "stages",
 }
-__all__ = list(_OFFERED)
+__all__ = list(_EXPORTS)
 
-__getattr__ = lazy_exports(__name__, _OFFERED)
+__getattr__ = lazy_exports(__name__, _EXPORTS)
