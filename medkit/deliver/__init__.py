@@ -1,1 +1,1 @@
-"""What is done with a finished run: its models asked side by side, and taken elsewhere."""
+"""Using a finished run: chat with its models, and export them."""

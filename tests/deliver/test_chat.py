@@ -126,7 +126,7 @@ def test_an_answer_keeps_the_spaces_that_its_lines_begin_with(monkeypatch):
         streamer.end()
         return torch.cat([input_ids, torch.tensor([ids])], dim=1)
 
-    monkeypatch.setattr(chat.generation, "stop_ids", lambda model, tokenizer: [2])
+    monkeypatch.setattr(generation, "stop_ids", lambda model, tokenizer: [2])
     model = types.SimpleNamespace(device="cpu", generate=generate)
     active = types.SimpleNamespace(model=model, tokenizer=tokenizer)
     assert chat._generate(active, [1], 50, lambda text: None) == said

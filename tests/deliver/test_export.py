@@ -80,7 +80,7 @@ def outcome(letter: str, *logprobs: float) -> Outcome:
 def test_what_the_gate_judges_by_arithmetic():
     wanted = [outcome("B", -1.0, -0.5, -2.0, -3.0), outcome("A", -0.1, -3.0, -4.0, -5.0)]
     got = [outcome("B", -1.0, -0.6, -2.0, -3.4), outcome("B", -0.9, -0.8, -4.0, -5.0)]
-    found = export.compare([ITEM, ITEM], wanted, got, near=0.25)
+    found = export.compare([ITEM, ITEM], wanted, got, tie_margin=0.25)
     # moves: 0, 0.1, 0, 0.4 and 0.8, 2.2, 0, 0: their median is 0.05, the largest 2.2
     assert found["agreement"] == found["agreement_but_ties"] == 0.5 and found["n"] == 2
     assert (found["adapter_accuracy"], found["export_accuracy"]) == (0.5, 1.0)
@@ -90,19 +90,19 @@ def test_what_the_gate_judges_by_arithmetic():
 
 def test_a_near_tie_that_rounding_turned_is_no_disagreement():
     wanted, got = outcome("B", -1.1, -1.0, -2.0, -2.0), outcome("A", -1.0, -1.1, -2.0, -2.0)
-    assert export.compare([ITEM], [wanted], [got], near=0.25)["agreement"] == 0
+    assert export.compare([ITEM], [wanted], [got], tie_margin=0.25)["agreement"] == 0
     # the adapter holds A within 1.1 - 1.0 = 0.1 nats of B
-    assert export.compare([ITEM], [wanted], [got], near=0.25)["agreement_but_ties"] == 1
-    assert export.compare([ITEM], [wanted], [got], near=0.05)["agreement_but_ties"] == 0
+    assert export.compare([ITEM], [wanted], [got], tie_margin=0.25)["agreement_but_ties"] == 1
+    assert export.compare([ITEM], [wanted], [got], tie_margin=0.05)["agreement_but_ties"] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "onnx"], "--to onnx is none of merged, gguf, ollama"),
-        (["--to", "gguf", "--quantization", "q2"], "--quantization q2 is none of"),
-        (["--to", "gguf"], "llama.cpp's converter"),
-        (["--to", "merged", "--model", "base"], "is the base as it is"),
+        (["--to", "onnx"], "--to is onnx; it must be one of merged, gguf, ollama"),
+        (["--to", "gguf", "--quantization", "q2"], "--quantization is q2; it must be one of"),
+        (["--to", "gguf"], "pip install '.[export]'"),
+        (["--to", "merged", "--model", "base"], "is the base model"),
         (["--to", "merged", "--model", "gpt"], "gpt"),
         (["--to", "merged", "--model", "control"], "is missing"),
     ],
@@ -203,7 +203,7 @@ def test_logits_that_are_not_finite_on_one_side_end_the_export():
     sides = [Outcome("", ())], [Outcome("B", (-1.0, -0.5, -2.0, -3.0))]
     for wanted, got in (sides, sides[::-1]):
         with pytest.raises(export.ExportFailed, match="1 of 1 questions have finite logits on one side only"):
-            export.compare([item], wanted, got, near=0.25)
+            export.compare([item], wanted, got, tie_margin=0.25)
 
 
 @pytest.fixture(scope="module")
