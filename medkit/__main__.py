@@ -205,13 +205,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command("recipes", _recipes, "list the recipes with every field")
     sub = command("audit", _audit, "which published accuracies are possible")
-    sub.add_argument(
-        "--markdown", action="store_true", help="print the full table, with sources and intervals"
-    )
+    sub.add_argument("--markdown", action="store_true", help="the full table, with sources and intervals")
 
-    sub = command(
-        "mcq", _mcq, "evaluate a model on the benchmarks, in 4 bit unless --set model.load_in_4bit=false"
-    )
+    sub = command("mcq", _mcq, "run the benchmarks on a model, in 4 bit unless model.load_in_4bit=false")
     sub.add_argument("model", help="hub id, folder, or smollm2")
     sub.add_argument("--adapter", default="", metavar="DIR")
     sub.add_argument("--run", default="", metavar="NAME", help="default: mcq-MODEL[-ADAPTER]")
@@ -225,18 +221,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="list trials, hours and disk; run nothing")
     _data_dir(sub)
 
-    sub = command(
-        "compare", _compare, "compare two runs, or lm-evaluation-harness samples, question by question"
-    )
+    sub = command("compare", _compare, "compare two runs, or samples of lm-evaluation-harness, by question")
     sub.add_argument("first", metavar="A", help="a run, or samples_*.jsonl (a file or a folder of them)")
     sub.add_argument("second", metavar="B", help="like A; differences are B minus A")
 
     sub = command("card", _card, "write Med-Nirvana's adapter and a model card for the hub into RUN/hub")
     sub.add_argument("run", metavar="RUN")
 
-    sub = command(
-        "export", _export, "export a run's model as 16-bit weights, GGUF or for Ollama, and verify it"
-    )
+    sub = command("export", _export, "export and verify a run's model: 16-bit weights, GGUF or Ollama")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--to", required=True, metavar="TARGET", help="merged, gguf or ollama")
     sub.add_argument("--quantization", default="q8_0", help="for GGUF: q8_0, f16 or q4_k_m")

@@ -61,9 +61,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
 
 def main() -> int:
     parser = Parser(prog="python -m medkit.distributed", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "run", help="the run's name"
-    )  # positional: torchrun would take --run as its own option
+    parser.add_argument("run", help="the run's name")  # not --run, which torchrun would parse itself
     parser.add_argument("arm", choices=STEPS)
     parser.add_argument("--recipe", default="recommended")
     parser.add_argument("--data-dir", default="", metavar="DIR")
