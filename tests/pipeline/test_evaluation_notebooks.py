@@ -49,10 +49,8 @@ def test_exams_of_two_of_the_runs_models(run):
         "control": 12,
     }  # 4 questions of each of 3
     shown = displayed(executed)
-    assert shown.startswith(
-        "Percent of right answers on MedQA (n = 4), MedMCQA (n = 4) and PubMedQA (n = 4): "
-    )
-    assert "What stage 2 changed, in points: stage 2 without replay" in shown
+    assert shown.startswith("Accuracy in percent on MedQA (n = 4), MedMCQA (n = 4) and PubMedQA (n = 4): ")
+    assert "Change after stage 2, in points: stage 2 without replay" in shown
     for summary in ("Settings: ", "Three protocols: ", "MedMCQA by subject: "):
         assert f"<details><summary>{summary}" in shown
     assert set(run_json.read(run.folder)["notebooks"]["03_mcq_eval"]["models"]) == {"med-mix", "control"}

@@ -112,7 +112,7 @@ def test_the_whole_study(recipe, settings, rows_from_a_folder, environment, tmp_
     assert len((run / "mcq" / "answers.jsonl").read_bytes().splitlines()) == 2 * 3 * 4
     page = (run / "report.html").read_text()
     assert str(tmp_path) not in page and "<script" not in page and len(page) < 2_000_000
-    assert "What stage 2 changed, in points" in page and page.count('src="data:image/png;base64,') >= 4
+    assert "Change after stage 2, in points" in page and page.count('src="data:image/png;base64,') >= 4
     for path in (run / "notebooks").glob("*.ipynb"):
         text = path.read_text()
         assert str(tmp_path) not in text, f"{path.name} names a path of this machine"

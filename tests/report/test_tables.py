@@ -17,7 +17,7 @@ from medkit.evaluate import accuracy
 from medkit.report import markdown, published, tables
 from medkit.report.table3 import (
     calibration,
-    general,
+    general_ability,
     headline,
     near_ties,
     option_order,
@@ -339,12 +339,10 @@ def test_table3_text(run_dir):
 def test_the_headline_is_three_sentences(run_dir):
     """Only PubMedQA differs: 50 questions, of which Med-Nirvana has two wrong and the control every other."""
     first, second, third = headline(storage.load(run_dir, "mcq/summary.json", ())).split("\n\n")
-    assert first.startswith(
-        "Percent of right answers on MedQA (n = 40), MedMCQA (n = 30) and PubMedQA (n = 50):"
-    )
+    assert first.startswith("Accuracy in percent on MedQA (n = 40), MedMCQA (n = 30) and PubMedQA (n = 50):")
     assert first.count("100.0") == 1 and " and 96.0; control (no replay) " in first
     assert second == (
-        "What stage 2 changed, in points: stage 2 with replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -4.0; "
+        "Change after stage 2, in points: stage 2 with replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -4.0; "
         "stage 2 without replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -50.0."
     )
     assert third.startswith(
@@ -356,7 +354,7 @@ def test_the_headline_is_three_sentences(run_dir):
 
 def test_the_headline_of_one_model_compares_nothing():
     said = headline(summary_of(("base",)))
-    assert said.startswith("Percent of right answers on MedQA") and "\n" not in said
+    assert said.startswith("Accuracy in percent on MedQA") and "\n" not in said
     two = headline(summary_of(("base", "control")))
     assert two.count("\n\n") == 0  # the two are not a pair that shows anything
     guessed = mcq_items(models=("base", "med-mix")).query("dataset == 'medqa'")
@@ -489,15 +487,15 @@ def test_table1_says_how_many_evaluation_rows_are_scored(run_dir, rows):
 
 
 def test_answers_that_are_one_letter_are_named():
-    from medkit.report.table3 import one_letter
+    from medkit.report.table3 import constant_answers
 
     items = mcq_items(models=("base", "med-mix"))
     base = (items["model"] == "base") & (items["dataset"] == "medqa")
     items.loc[base, "predicted"] = "A"
     items["correct"] = items["gold"] == items["predicted"]
-    said = one_letter(accuracy.mcq_summary(items))
-    assert said == "Nearly always one letter, and its share of the answers. MedQA: base (A, 100%)."
-    assert one_letter(summary_of(("med-mix",))) == ""
+    said = constant_answers(accuracy.mcq_summary(items))
+    assert said == "Nearly all answers are one letter (its share in brackets). MedQA: base (A, 100%)."
+    assert constant_answers(summary_of(("med-mix",))) == ""
 
 
 @pytest.mark.parametrize(
@@ -514,7 +512,7 @@ def test_table3_says_that_a_difference_to_the_base_contains_the_template(tmp_pat
     storage.write_json(tmp_path / "mcq/summary.json", summary_of(models))
     storage.write_json(tmp_path / "run.json", run_json.describe(recipe))
     text = table3(tmp_path).text
-    assert ("minus base is the effect of the template and of the training together" in text) == said
+    assert ("minus base combines the effects of the template and of the training" in text) == said
     assert "ties" not in text  # a summary of an earlier version, which did not count them
 
 
@@ -529,14 +527,14 @@ def test_confidence_order_and_general_ability_are_a_line_each():
     own = {"n": 20, "consistency": 0.5, "low": 0.3, "high": 0.7}
     said = option_order({"option_order": {"all": {"base": own, "med-mix": own | {"consistency": 0.65}}}})
     assert said.startswith(
-        "Percent of 20 questions that get the same option under every order: base 50.0 [30.0, "
+        "Percent of 20 questions answered with the same option under every order: base 50.0 [30.0, "
     )
     assert "Med-Mix 65.0 [" in said
     assert option_order({"option_order": {}}).startswith("No question was asked")
     one = {"n": 128, "accuracy": 0.5, "low": 0.4, "high": 0.6, "perplexity": 20, "perplexity_low": 18}
-    said = general({"general": {"models": {"base": one | {"perplexity_high": 22}}}})
+    said = general_ability({"general": {"models": {"base": one | {"perplexity_high": 22}}}})
     assert "base 50.0 [40.0, 60.0] percent of 128 questions right, perplexity 20.0 [18.0, 22.0]." in said
-    assert general({"general": {}}).startswith("General ability was not measured")
+    assert general_ability({"general": {}}).startswith("General ability was not measured")
 
 
 def test_near_ties_are_summed_over_the_models():
@@ -544,9 +542,9 @@ def test_near_ties_are_summed_over_the_models():
     other = {"rescored": 1_000, "flips": 0, "invalid": 2, "largest_move": 0.001, "tolerance": 0.03}
     said = near_ties({"scoring": {"base": own, "med-mix": other}})
     assert said.startswith(
-        "1,003 answers were near-ties (within 0.03 nats) and were scored again on their own: 1"
+        "1,003 answers were near-ties (within 0.03 nats) and were scored again on their own: 1 changed"
     )
-    assert "by more than 0.01 nats; 2 were no finite number" in said
+    assert "moved by at most 0.01 nats. 2 answers were not finite" in said
 
 
 def test_exams_leave_table_3_and_the_protocols_where_there_are_any(tmp_path):
@@ -563,10 +561,10 @@ def test_table3_counts_ties(tmp_path):
     summary["scoring"] = {name: {"ties": n, "head_note": note} for name, (n, note) in counts.items()}
     storage.write_json(tmp_path / "mcq/summary.json", summary)
     text = table3(tmp_path).text
-    assert "which go to the first of them: base 2; Med-Nirvana 1; the letters' logits" in text
-    assert "Not in float32, but as the model rounds them: Med-Nirvana." in text
+    assert "won by the first of them: base 2; Med-Nirvana 1. The letters' logits" in text
+    assert "in float32, except for Med-Nirvana, where the model rounds them." in text
     summary["scoring"] = {"base": {"ties": 0, "head_note": ""}}
     storage.write_json(tmp_path / "mcq/summary.json", summary)
     text = table3(tmp_path).text
-    assert "the first of them: none; the letters' logits are computed in float32." in text
-    assert "Not in float32" not in text
+    assert "the first of them: none. The letters' logits are computed in float32." in text
+    assert "except for" not in text
