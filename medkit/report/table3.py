@@ -174,7 +174,7 @@ def template_effect(summary: dict, info: dict | None) -> str:
     if "base" not in summary["models"] or not trained:
         return ""
     return (
-        "All models are prompted in ChatML, a template that the base was not instructed in: "
+        "All models are prompted in ChatML, a template that the base was not tuned on: "
         f"{' or '.join(trained)} minus base combines the effects of the template and of the training."
     )
 
