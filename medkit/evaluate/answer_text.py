@@ -1,11 +1,11 @@
-"""An answer's text as it is read: without thought and markup, up to the next question."""
+"""Cleans the text of a model's answer: normalization, reasoning and markup removed."""
 
 import re
 import unicodedata
 
-# What thinking models write first: various tags, HuatuoGPT's headings, gpt-oss' channels.
+# Delimiters of reasoning: tags of various models, HuatuoGPT's headings, gpt-oss channels.
 _TAG = r"(?:think|thinking|thoughts?|reasoning|scratchpad|seed:think)"
-_OPENS_OR_CLOSES = re.compile(
+_REASONING_TAG = re.compile(
     rf"(?P<opens><\|?(?:begin_of_)?{_TAG}\|?>|\[think\]|◁think▷|<unused94>|<\|channel\|>analysis(?:<\|message\|>)?"
     r"|\A\s*#+ *thinking *\n|\A(?-i:analysis(?=[A-Z])))"
     rf"|(?P<closes></{_TAG}>|<\|end_of_{_TAG}\|>|\[/think\]|◁/think▷|<unused95>|(?-i:assistantfinal)"
@@ -17,7 +17,8 @@ _ROLE = re.compile(
     re.IGNORECASE,
 )
 
-# `question`: a heading that asks; `token`: the end of a turn. The rest may also belong to an explanation.
+# Where a model may start to invent the next question. `question`: a heading such as "Question 2:". `token`:
+# the end of a turn. The other matches may also occur in an explanation.
 NEXT_QUESTION = re.compile(
     r"(?P<question>^[^\w\n<\[]{0,8}(?:(?:next|new|another|follow-?up|similar|practice) )?"
     r"(?:questions?|q|instructions?|input|human|user|exercise)\b[ \t]*(?:no\.?|number|\#)?[ \t]*\d{0,4}"
@@ -51,39 +52,39 @@ _MARKUP = [
 ]
 
 
-def plain(text: str) -> str:
-    """Full-width forms to ASCII (NFKC), line ends to \\n; letters of other scripts stay what they are."""
+def normalize(text: str) -> str:
+    """NFKC-normalized text without zero-width characters, with \\n line endings and no surrounding space."""
     text = re.sub("[\u00ad\u200b-\u200d\u2060\ufeff]", "", unicodedata.normalize("NFKC", text))
     return re.sub(r"\r\n?", "\n", text).strip()
 
 
-def without_thought(text: str) -> str:
-    """The text outside of thought: closed, never closed, or opened in the prompt and only closed here."""
-    kept, thinking, end = [], False, 0
-    for tag in _OPENS_OR_CLOSES.finditer(text):
-        if not thinking:
+def strip_reasoning(text: str) -> str:
+    """Remove reasoning, whether closed, unclosed, or opened in the prompt and only closed in the answer."""
+    kept, in_reasoning, end = [], False, 0
+    for tag in _REASONING_TAG.finditer(text):
+        if not in_reasoning:
             kept.append(text[end : tag.start()])
-        if tag["closes"] and not thinking:
+        if tag["closes"] and not in_reasoning:
             kept = []
-        thinking, end = tag["opens"] is not None, tag.end()
-    answer = "".join(kept if thinking else [*kept, text[end:]]).strip()
-    return answer[end_of(_ROLE, answer) :]
+        in_reasoning, end = tag["opens"] is not None, tag.end()
+    answer = "".join(kept if in_reasoning else [*kept, text[end:]]).strip()
+    return answer[match_end(_ROLE, answer) :]
 
 
-def end_of(pattern: re.Pattern[str], text: str, at: int = 0) -> int:
-    """Where the pattern's match at `at` ends; `at` itself where it does not match."""
-    match = pattern.match(text, at)
-    return match.end() if match else at
-
-
-def unmarked(text: str) -> str:
-    """The text without Markdown, LaTeX and HTML; \\boxed{X} and <answer>X</answer> become "answer: X"."""
+def strip_markup(text: str) -> str:
+    """Remove Markdown, LaTeX and HTML; \\boxed{X} and <answer>X</answer> become "answer: X"."""
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return text.strip()
 
 
-def key(text: str) -> str:
-    """Text as it is compared: NFKC, case folded, blanks single, no marks around it."""
+def comparison_key(text: str) -> str:
+    """The text for comparison: NFKC, case-folded, single spaces, no surrounding punctuation or markup."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"\s+", " ", folded).strip(" \n\t*_#\"'“”‘’`$()[]{}.,:;!?")
+
+
+def match_end(pattern: re.Pattern[str], text: str, start: int = 0) -> int:
+    """Where the pattern's match at `start` ends; `start` if it does not match."""
+    match = pattern.match(text, start)
+    return match.end() if match else start

@@ -1,6 +1,6 @@
-"""How answers word a claim, and how they deny, doubt or take it back: the patterns of answer_claims.
+"""Regular expressions for answer_claims: how answers word, negate, hedge or withdraw a claim.
 
-Repetitions are bounded, so the time is linear in the length of the answer.
+Repetitions are bounded, so matching takes time linear in the length of the answer.
 """
 
 import re
@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from medkit import pubmedqa
-from medkit.evaluate.answer_text import plain, unmarked
+from medkit.evaluate.answer_text import normalize, strip_markup
 from medkit.records import LETTERS
 
 
@@ -16,7 +16,7 @@ def _any_case(pattern: str) -> re.Pattern:
     return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
 
-# What follows a letter or an option and takes it back. "C, the others are wrong" takes nothing back.
+# After a letter or an option: the claim is withdrawn. "C, the others are wrong" withdraws nothing.
 _NEGATION = r"not|incorrect|wrong|false|unlikely|inappropriate|contraindicated|harmful|dangerous"
 _OF_IT = (
     r"(?:(?:but|however|although|though),? )?"
@@ -32,7 +32,7 @@ WRONG = _any_case(
     rf"(?:wrong|incorrect|false|not {_RIGHT})|(?:is|was)n['’]t {_RIGHT}"
     r"|(?:cannot|can['’]t|can not) be (?:correct|right))\b"
 )
-# An option that only opens the answer is rejected by any negation: "Heparin isn't given here"
+# An option at the start of an answer is rejected by any negation: "Heparin isn't given here"
 REJECTED = _any_case(
     rf"[^\w.\n]{{0,8}}{_OF_IT}(?:"
     rf"(?:is|are|was|were|seems|looks|as|(?:would|could|can|may|should) be)\b(?: \w+)? (?:{_NEGATION})\b"
@@ -40,26 +40,26 @@ REJECTED = _any_case(
     r"|(?:can|could|would|should) not be\b|(?:does|do|did) not (?:apply|fit|work|help|match)\b)"
 )
 REJECTS = _any_case(rf"\b(?:{_NEGATION}|less|cannot|never|rather|rules? out)\b|n['’]t\b")
-# The same in a word: "C) No.", "C. Incorrect.", "Yes. Actually no"
+# Withdrawn in one word: "C) No.", "C. Incorrect.", "Yes. Actually no"
 NO = re.compile(
     r"[\W_]{0,8}(?:actually\b|(?:wait|no|incorrect|wrong|false)\s*(?:[.,;!?)—–-]|$))", re.IGNORECASE
 )
-ASKED = _any_case(r"[^.;:!?\n]{0,200}\?|[^.;!?\n]{1,200}: no\b(?=\W*$)")  # "Aspirin?", "Heparin: no"
+QUESTIONED = _any_case(r"[^.;:!?\n]{0,200}\?|[^.;!?\n]{1,200}: no\b(?=\W*$)")  # "Aspirin?", "Heparin: no"
 NO_ANSWER = _any_case(
     r"\b(?:cannot|can not|can['’]t|unable to|not able to|won['’]t|will not)\s+"
     r"(?:\w+ly )?(?:answer|say|tell|determine|decide|choose|provide|give)\b"
 )
-# Anywhere after the last claim: a change of mind without another claim
+# Anywhere after the last claim: the model reconsiders without another claim
 RECONSIDERED = _any_case(
     r"\b(?:wait\b[,.!—–-]|wait no\b|hmm\b|hold on\b|on second thought|let me (?:re|double)|my mistake"
     r"|scratch that|correction:)"
 )
-# How a thought without tags begins (the prompt opened it)
+# Start of reasoning without an opening tag (the prompt contains the tag)
 DELIBERATION = _any_case(r"\W*(?:okay|ok|alright|all right|hmm|let me|i need to|we need to)\b")
 
-# Before a claim that is denied, doubted, asked for, or a first thought: "I don't think the answer", "each
-# answer", "Is the answer", "if ..., then the answer", "at first the answer"
-DENIED = re.compile(
+# Before a claim that is negated, hedged, asked as a question, or a first guess: "I don't think the answer",
+# "each answer", "Is the answer", "if ..., then the answer", "at first the answer"
+DISCOUNTED = re.compile(
     r"(?:\b(?:incorrect|wrong|worst|not|never|no|if|unless|each|every|any|other|another|alternative|possible"
     r"|plausible|tempting|which|what|whose|than|one|first|second|next|previous)|n['’]t)(?: an?| the)?\s*$"
     r"|(?:\b(?:not|never|cannot|doubt|deny|unsure|whether|if|unless|false|unlikely|incorrect)|n['’]t)\b"
@@ -70,23 +70,23 @@ DENIED = re.compile(
     r"[^.;!?\n]{0,60}$",
     re.IGNORECASE,
 )
-JOINED = re.compile(r"(?:\b(?:or|nor|and)|\b[A-Z]\)?,)\s*$")  # "A, B or" C is correct
-# Within a phrase that leads to no claim: "the answer could be", "answer explanation:"
+JOINED_BEFORE = re.compile(r"(?:\b(?:or|nor|and)|\b[A-Z]\)?,)\s*$")  # "A, B or" C is correct
+# Within a phrase that makes no claim: "the answer could be", "answer explanation:"
 HEDGED = _any_case(
     r"\b(?:neither|nor|either|between|if|or|cannot|choices|options|answers|could|might|may|unless"
     r"|explanations?|explained|rationales?|analysis|discussion)\b"
 )
 NEGATED = _any_case(r"\b(?:not|never|wrong|incorrect|except|unlikely|least)\b|n['’]t\b")
-BUT = re.compile(r"\bnot \(?[A-Z]\)?,? but")  # "not C but D" is no hedge
+BUT = re.compile(r"\bnot \(?[A-Z]\)?,? but")  # "not C but D" is not negated
 NEGATIVE_QUESTION = _any_case(
     rf"\b(?:{_NEGATION}|except\w*|least|untrue|avoid\w*|never|exclu\w+|exception|contraindication)\b|n['’]t\b"
 )
-# "The most common virus is C": no claim of C
+# "The most common virus is C" does not claim option C
 NAMED_BY_LETTER = _any_case(
     r"\b(?:hepatitis|influenza|vitamin|type|group|grade|class|stage|factor|subtype|virus|strain|category)\b"
 )
 
-# A letter at the beginning of a line, in a list on one line, and alone
+# A letter on its own line, at the start of a line (LETTERED), within a line (INLINE)
 BARE = _any_case(r"[\s\"'“‘(\[{<]*(?:(?:option|choice|letter)\s+)?[\s\"'(\[{]*([A-Za-z])[\s\"'”’)\]}.,:;!]*")
 LETTERED = _any_case(
     r"^[ \t\"'“‘(\[]*(?:(?P<option>option|choice|answer choice)\s+[(\[]?)?(?P<letter>[A-Za-z])(?![\w'’])"
@@ -100,53 +100,53 @@ EXPLAINED = _any_case(
 INLINE = re.compile(
     r"(?<![\w(])(?:\(?(?P<letter>[A-Z])\)(?!\w)|(?i:option|choice) \(?(?P<named>[A-Z])(?!\w))"
 )
-ASIDE = re.compile(r"\b(?:not|than|unlike|versus|vs\.?|over|while|whereas|options?)\s*$", re.IGNORECASE)
-JUDGED = re.compile(
+CONTRAST = re.compile(r"\b(?:not|than|unlike|versus|vs\.?|over|while|whereas|options?)\s*$", re.IGNORECASE)
+MARKED_CORRECT = re.compile(
     r"(?:^|[.:–—-]\s*|\()\s*(?:this is |it is |that is )?(?:the )?"
     r"(?:(?P<answer>(?:correct|right|best|most likely|most appropriate) (?:answer|choice|option))"
     r"|correct|right)"
     r"\s*(?:[.,;:!)]|$)|[✓✅✔]",
     re.IGNORECASE,
 )
-FIELD = _any_case(
+JSON_FIELD = _any_case(
     r"[\"'](?:\w{1,20}_)?(?:answer|choice|option|letter|prediction|decision)(?:_\w{1,20})?[\"']\s*:\s*[\"'\[]*(?=[\w(])"
 )
-CONCLUDES = re.compile(
+CONCLUSION = re.compile(
     r"(?i:\b(?:which is|corresponds? to|corresponding to|match(?:es|ing)|points? to|supports?|favou?rs?"
     r"|indicates?|described by|therefore|thus|hence|so),? "
     r"(?:the )?(?:answer )?(?:option|choice) \(?)([A-Z])(?!\w)"
 )
-# "A patient": an article, no letter; "A is wrong": a letter
+# A standalone letter: "A is wrong", but not the article in "A patient"
 ALONE = re.compile(r"(?<![\w'’-])(?!A (?!(?:is|was|and|or|because) )[a-z])([A-Z])(?![\w'’-])")
 
 OPENERS = re.compile(r"[ \t\"'“‘’(\[{]*")
-# What may follow a letter that is an answer: not "A patient", "C-reactive", "D's", "B12"
-AFTER = re.compile(
+# What may follow an answer letter: excludes "A patient", "C-reactive", "D's", "B12"
+AFTER_LETTER = re.compile(
     r"\s*$|</|\s*[()\]},:;!?\"”|]|\s*\.(?!\w)|'(?!\w)|’(?!\w)|\s+[-–—]\s|\s*\n"
     r"|\s+(?:because|since|as|which|based|due|given|i\.e|explanation|rationale|reason)\b",
     re.IGNORECASE,
 )
-LOWERCASE_AFTER = re.compile(r"[)'’\"”]|[^\w\n]*(?:\n|$)")
-# ... and an option's text: not "Aspirin, heparin" or "2.5" where "Aspirin" or "2" is an option
+AFTER_LOWERCASE = re.compile(r"[)'’\"”]|[^\w\n]*(?:\n|$)")
+# What may follow an option's text: if "Aspirin" or "2" is an option, excludes "Aspirin, heparin" and "2.5"
 AFTER_TEXT = re.compile(
     r"[\"'”’)\]}]*(?:\s*$|\s*\n|</|\s*[.:](?!\w)|\s*[;!?()\[\]}]|\s[-–—]\s"
     r"|\s+(?:because|since|as|which|based|due|given|in this|for this)\b|(?P<comma>,)\s)",
     re.IGNORECASE,
 )
-LETTER_TOO = re.compile(  # "Heparin (C)"
+LETTER_AFTER_TEXT = re.compile(  # "Heparin (C)"
     r"[\"'”’]*\s*,?\s*(?:[(\[](?:option |choice |answer )?([A-Z])[)\]]|\(?(?:option|choice) \(?([A-Z])\b)"
 )
-AND_ANOTHER = re.compile(
+JOINED_LETTER = re.compile(
     r"[\s)\".]{0,4}(?:,|;|/|&|\+|\band\b|\bor\b|(?=[(]))(?:\s|and\b|or\b)*[(\"]{0,3}([A-Z])(?!\w)"
 )
 NUMBERING = re.compile(r"[.):]\s*\w")  # "1. The patient", where "1" is an option
 GENUS = re.compile(r"\.\s+(?=[a-z])")  # "C. difficile"
 HEADING = re.compile(r"\s*[:–—]|\s+-\s")  # "Age: 45 years", where "Age" is an option
-LINE_ENDS = re.compile(r"[^\w\n]*(?:\n|$)")
-BLANKS = re.compile(r"[\s)\].:,(-]*")
-MARKS = re.compile(r"[^\w\n?]*")
+LINE_END = re.compile(r"[^\w\n]*(?:\n|$)")
+SEPARATORS = re.compile(r"[\s)\].:,(-]*")
+PUNCTUATION = re.compile(r"[^\w\n?]*")
 SENTENCE = re.compile(r"[^.;\n]*")
-OF_STATEMENTS = re.compile(r"\b[A-D] (?:and|&|or|only)\b")  # "A and C", as an option
+COMBINATION = re.compile(r"\b[A-D] (?:and|&|or|only)\b")  # an option such as "A and C"
 
 _QUALITY = (
     r"(?:correct|right|best|better|final|only|true|actual|selected|chosen|predicted|(?:most|more) \w+"
@@ -201,38 +201,38 @@ UNFINISHED = re.compile(
 )
 
 
-class Patterns(NamedTuple):
-    """What depends on an item's options."""
+class OptionPatterns(NamedTuple):
+    """The patterns that depend on an item's options."""
 
-    listing: re.Pattern  # all letters one after the other, as an instruction gives them: "(A, B, C, or D)"
-    texts: dict[str, re.Pattern]  # letter -> its option's text
+    listing: re.Pattern  # all letters in sequence, as in an instruction: "(A, B, C, or D)"
+    texts: dict[str, re.Pattern]  # option text by letter
     phrase: re.Pattern  # "the answer is", before a letter or an option's text
     verdict: re.Pattern  # "C (heparin) is the correct answer"
 
 
 @lru_cache(maxsize=256)
-def patterns(options: tuple[str, ...]) -> Patterns:
+def option_patterns(options: tuple[str, ...]) -> OptionPatterns:
     letters = LETTERS[: len(options)]
-    between = r"[ ,/|()\"']+(?:(?:or|and)\b[ ,/|()\"']*)?"
-    listing = rf"[(\[]?\b{between.join(letters)}\b[)\]]?|\bA ?(?:-|–|through|to) ?{letters[-1]}\b"
+    separator = r"[ ,/|()\"']+(?:(?:or|and)\b[ ,/|()\"']*)?"
+    listing = rf"[(\[]?\b{separator.join(letters)}\b[)\]]?|\bA ?(?:-|–|through|to) ?{letters[-1]}\b"
     if options == pubmedqa.OPTIONS:
         listing += r"|(?i:\byes\b[ ,/|]+no\b[ ,/|]+(?:or |and )?maybe\b)"
-    texts = dict(zip(letters, map(_spelled, options), strict=True))
-    long = {letter for letter, option in zip(letters, options, strict=True) if len(option) > 2}
+    texts = dict(zip(letters, map(_option_text, options), strict=True))
+    long_options = {letter for letter, option in zip(letters, options, strict=True) if len(option) > 2}
     target = rf"[\"'“‘(\[]*(?:(?-i:[A-Z](?!\w))|[a-z](?:[)'’\"”.:]|[^\w\n]*$)|{'|'.join(texts.values())})"
     phrase = (
         rf"(?<![\w-])(?:{'|'.join(_PHRASES)})(?:[ \t\"'“‘(\[:,-]*\b(?:{_FILLER})\b){{0,6}}[ \t:\"'“-]{{0,6}}"
         rf"(?:\s{{0,6}}\n\s{{0,6}}(?:option |choice )?)?(?={target})"
     )
-    alone = r"(?:^|[.;:,!?]\s+|\b(?:thus|so|hence|therefore|but|though|although|while|that|only)[\s,]+)"
+    before = r"(?:^|[.;:,!?]\s+|\b(?:thus|so|hence|therefore|but|though|although|while|that|only)[\s,]+)"
     named = "|".join(
         rf"(?P<{letter}>(?:\b(?:option|choice|answer|letter) [(\[]?(?-i:{letter})(?!\w)"
-        rf"|(?<!\w)[(\[]?(?-i:{letter})[)\]]|{alone}(?-i:{letter})(?![\w-]))[)\].:]{{0,2}}(?:[\s(:,–-]{{0,3}}{text})?)"
-        rf"|{alone}(?:the |an? )?(?P<{letter}_text>{text if letter in long else '(?!)'})"
+        rf"|(?<!\w)[(\[]?(?-i:{letter})[)\]]|{before}(?-i:{letter})(?![\w-]))[)\].:]{{0,2}}(?:[\s(:,–-]{{0,3}}{text})?)"
+        rf"|{before}(?:the |an? )?(?P<{letter}_text>{text if letter in long_options else '(?!)'})"
         rf"(?:,? \(?(?:option |choice )?(?-i:(?P<{letter}_too>[A-Z]))\))?"
         for letter, text in texts.items()
     )
-    return Patterns(
+    return OptionPatterns(
         re.compile(listing),
         {letter: re.compile(text, re.IGNORECASE) for letter, text in texts.items()},
         _any_case(phrase),
@@ -240,7 +240,7 @@ def patterns(options: tuple[str, ...]) -> Patterns:
     )
 
 
-def _spelled(option: str) -> str:
-    """A pattern for an option's text; one that never matches for a text without words."""
-    words = unmarked(plain(option)).strip(" .,:;!?\"'“”").split()
+def _option_text(option: str) -> str:
+    """A pattern for an option's text. It never matches if the text has no words."""
+    words = strip_markup(normalize(option)).strip(" .,:;!?\"'“”").split()
     return r"\s+".join(map(re.escape, words)) + r"(?!\w)" if words else "(?!)"
