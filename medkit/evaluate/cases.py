@@ -75,7 +75,7 @@ def write_queries(
     }
     scorer = Scorer(spec.scorer, spec.scorer_layers)
     summary, scores = consumer.evaluate(
-        cases, answers.by_model, scorer, decoding=decoding, passed_over=left_out, seed=spec.seed
+        cases, answers.by_model, scorer, decoding=decoding, skipped=left_out, seed=spec.seed
     )
     summary["answers_withheld"] = write_answers(run, cases, answers.by_model, show_text)
     storage.write_csv(run.folder / "consumer" / "scores.csv", scores)

@@ -1,7 +1,7 @@
-"""What an answer looks like, by regular expressions: marks of style, of caution and of declining.
+"""Style markers of answers by regular expressions: formatting, disclaimers, refusals and referrals.
 
-They count wording, at most once an answer, the same for models and physicians. Repetitions are bounded, so
-the time is linear in the length of the answer.
+A marker is present or absent in an answer; models and physicians are treated alike. Repetitions are bounded,
+so matching takes time linear in the length of the answer.
 """
 
 import re
@@ -27,7 +27,7 @@ def _any(*patterns: str) -> re.Pattern:
 
 _ITEM = r"^[ \t]*(?:[-*•–]|\d{1,2}[.)])[ \t]+\S"
 
-# name -> (what it means, pattern)
+# name -> (description, pattern)
 MARKERS: dict[str, tuple[str, re.Pattern]] = {
     "list": (
         "two or more lines that begin with a bullet or a number",
@@ -38,11 +38,11 @@ MARKERS: dict[str, tuple[str, re.Pattern]] = {
         _any(r"\*\*(?=[^\s*])[^*\n]{1,300}\*\*", r"(?<!\w)__(?=[^\s_])[^_\n]{1,300}__(?!\w)"),
     ),
     "heading": (
-        "a Markdown heading (# to ######), or a line of bold text alone",
+        "a Markdown heading (# to ######), or a line with only bold text",
         _any(r"^#{1,6}[ \t]+\S", r"^[ \t]*\*\*[^*\n]{1,200}\*\*:?[ \t]*$"),
     ),
     "disclaimer": (
-        "says that it is no physician, no medical advice, or general information only",
+        "states that it is not a physician, not medical advice, or only general information",
         _any(
             r"\bas an? (?:\w{1,12} )?(?:ai|artificial intelligence|language model|virtual assistant)\b",
             r"\bi(?:'m| am) (?:just |only )?an? (?:ai|artificial intelligence|language model|chatbot)\b",
@@ -59,7 +59,7 @@ MARKERS: dict[str, tuple[str, re.Pattern]] = {
         ),
     ),
     "refusal": (
-        "declines to answer, in whole or in part: cannot help, advise, diagnose, give an opinion, ...",
+        "declines all or part of the answer: cannot help, advise, diagnose, give an opinion, ...",
         _any(
             rf"\b(?:i|we)(?:'m| am|'re| are)? {_CANNOT}(?: \w{{1,12}}){{0,3}}? "
             r"(?:(?:provide|help|assist|answer|advise|discuss|comply|fulfil|diagnose|prescribe)\b"
@@ -82,17 +82,19 @@ MARKERS: dict[str, tuple[str, re.Pattern]] = {
 
 
 def markers(text: str) -> dict[str, bool]:
-    """Which of MARKERS the text shows."""
+    """Whether the text has each of MARKERS."""
     plain = text.replace("’", "'").replace("\r\n", "\n").replace("\r", "\n")
     return {name: bool(pattern.search(plain)) for name, (_, pattern) in MARKERS.items()}
 
 
-def words(text: str) -> int:
-    """Length in words: runs of characters between blanks."""
+def word_count(text: str) -> int:
+    """Number of words, separated by whitespace."""
     return len(text.split())
 
 
 def in_another_script(text: str) -> bool:
-    """Fewer than half of its letters are Latin: similarity to an English reference then means nothing."""
+    """Whether fewer than half of the letters are Latin; similarity to an English reference is then
+    meaningless."""
     letters = [character for character in text if character.isalpha()]
-    return sum("LATIN" in unicodedata.name(character, "") for character in letters) * 2 < len(letters)
+    latin = sum("LATIN" in unicodedata.name(letter, "") for letter in letters)
+    return 2 * latin < len(letters)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from medkit.evaluate.style import words
+from medkit.evaluate.style import word_count
 from medkit.records import ConsumerQuery
 from medkit.report.markdown import grid, origin_note
 from medkit.runs import arms, storage
@@ -120,10 +120,10 @@ def _texts(case: ConsumerQuery, answers: dict[str, "Answer"], f1: dict[str, floa
 
 
 def _numbers(case: ConsumerQuery, answers: dict[str, "Answer"], f1: dict[str, float]) -> str:
-    rows = [{"whose": "physician", "F1": "", "words": f"{words(case.reference):,}"}]
+    rows = [{"whose": "physician", "F1": "", "words": f"{word_count(case.reference):,}"}]
     for model, answer in answers.items():
         name = f"{_name(model)}{_cut(answer)}"
-        rows.append({"whose": name, "F1": f"{f1[model]:.4f}", "words": f"{words(answer.text):,}"})
+        rows.append({"whose": name, "F1": f"{f1[model]:.4f}", "words": f"{word_count(answer.text):,}"})
     return grid(pd.DataFrame(rows)) + "\n"
 
 

@@ -17,7 +17,7 @@ from medkit.evaluate import consumer
 from medkit.evaluate.consumer import derangement, draw, evaluate
 from medkit.evaluate.generation import Answer
 from medkit.evaluate.scorer import Scorer
-from medkit.evaluate.style import MARKERS, in_another_script, markers, words
+from medkit.evaluate.style import MARKERS, in_another_script, markers, word_count
 from medkit.records import ConsumerQuery
 from medkit.report.samples import choose, escape, samples
 from medkit.train import smollm2
@@ -177,7 +177,7 @@ def test_every_line_end_counts():
 
 
 def test_words_and_scripts():
-    assert words("  two\n words ") == 2 and words("") == 0
+    assert word_count("  two\n words ") == 2 and word_count("") == 0
     assert in_another_script("无法提供帮助 ok") and not in_another_script("fièvre à 39 °C")
     assert not in_another_script("Bạn nên đến bệnh viện")
     assert not in_another_script("") and not in_another_script("123")
@@ -363,7 +363,7 @@ def test_rescaling(scorer):
     """Baseline 0.8: 0.9 is half the way to 1, 0.8 is 0, 0.6 is one way below."""
     other = Scorer.__new__(Scorer)
     other.baseline = {"f1": 0.8}
-    assert [other.rescaled("f1", x) for x in (0.9, 0.8, 0.6)] == pytest.approx([0.5, 0, -1])
+    assert [other.rescale("f1", x) for x in (0.9, 0.8, 0.6)] == pytest.approx([0.5, 0, -1])
 
 
 def test_minilm_knows_what_is_alike():
@@ -419,7 +419,7 @@ def evaluated(scorer):
         ANSWERS,
         scorer,
         decoding={"max_new_tokens": 64},
-        passed_over={"damaged reference": 7},
+        skipped={"damaged reference": 7},
         seed=5,
     )
 
@@ -466,7 +466,7 @@ def test_differences_are_paired_and_have_a_direction(evaluated):
 
 
 def test_length_matched_cuts_both_to_the_shorter(scorer, evaluated):
-    assert consumer._cut_alike("one two  three", "four five") == ("one two", "four five")
+    assert consumer._cut_to_shorter("one two  three", "four five") == ("one two", "four five")
     matched = evaluated[0]["differences"]["tuned"]["length_matched"]
     assert matched["n"] == 3  # without the empty answer
     pairs = [
@@ -486,7 +486,7 @@ def test_a_longer_copy_gains_nothing_when_lengths_match(scorer):
     short = said(*(" ".join(case.reference.split()[:3]) for case in cases))
     whole = said(*(case.reference for case in cases))
     summary, _ = evaluate(
-        cases, {"short": alone(short), "whole": alone(whole)}, scorer, decoding={}, passed_over={}
+        cases, {"short": alone(short), "whole": alone(whole)}, scorer, decoding={}, skipped={}
     )
     assert summary["differences"]["whole"]["f1"]["mean"] > 0.01
     assert summary["differences"]["whole"]["length_matched"]["f1"]["mean"] == pytest.approx(0, abs=1e-6)
@@ -532,14 +532,14 @@ def test_summary_is_json_and_the_same_again(evaluated, scorer):
         ANSWERS,
         scorer,
         decoding={"max_new_tokens": 64},
-        passed_over={"damaged reference": 7},
+        skipped={"damaged reference": 7},
         seed=5,
     )
     assert json.dumps(again, allow_nan=False) == json.dumps(evaluated[0], allow_nan=False)
 
 
 def test_one_case_has_no_interval_and_no_control(scorer):
-    summary, _ = evaluate(CASES[:1], {"only": alone(BASE[:1])}, scorer, decoding={}, passed_over={})
+    summary, _ = evaluate(CASES[:1], {"only": alone(BASE[:1])}, scorer, decoding={}, skipped={})
     assert summary["models"]["only"]["f1"]["low"] is None and summary["control"] is None
     assert not math.isnan(summary["models"]["only"]["f1"]["mean"])
     assert summary["differences"] == {} and summary["sampling"] is None
@@ -548,7 +548,7 @@ def test_one_case_has_no_interval_and_no_control(scorer):
 
 def test_nothing_but_empty_answers(scorer):
     empty = said("", "", "", "")
-    summary, _ = evaluate(CASES, {"a": alone(empty), "b": alone(empty)}, scorer, decoding={}, passed_over={})
+    summary, _ = evaluate(CASES, {"a": alone(empty), "b": alone(empty)}, scorer, decoding={}, skipped={})
     assert summary["models"]["a"]["f1"] == {"mean": 0, "low": 0, "high": 0}
     assert summary["differences"]["b"]["length_matched"] == {
         "n": 0,
@@ -558,7 +558,7 @@ def test_nothing_but_empty_answers(scorer):
 
 def test_rescaled_means_where_a_baseline_exists(scorer, monkeypatch):
     monkeypatch.setattr(scorer, "baseline", {"precision": 0.5, "recall": 0.5, "f1": 0.5})
-    summary, _ = evaluate(CASES, {"tuned": alone(TUNED)}, scorer, decoding={}, passed_over={})
+    summary, _ = evaluate(CASES, {"tuned": alone(TUNED)}, scorer, decoding={}, skipped={})
     model = summary["models"]["tuned"]
     for bound in ("mean", "low", "high"):
         assert model["rescaled"]["f1"][bound] == pytest.approx(2 * model["f1"][bound] - 1)
