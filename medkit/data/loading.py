@@ -1,4 +1,4 @@
-"""Where a source's rows come from: a folder of files, or the hub at the pinned revision."""
+"""Finds the rows of a source in a folder of files, or on the hub at the pinned revision."""
 
 from __future__ import annotations
 
@@ -26,58 +26,58 @@ from medkit.data.formats import (
 if TYPE_CHECKING:
     from medkit.data.sources import Source
 
-ONLY_SPLIT = "*"  # the one split the repository has, whatever it is called
+ONLY_SPLIT = "*"  # the only split of the repository, under any name
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file, or a split of the hub, that serves a part."""
+    """A file or a hub split that belongs to a part."""
 
     name: str  # its path in the data folder, or the hub id
-    rows: Iterable[tuple[str, dict]]  # (place, row), read when iterated
-    fingerprint: str  # SHA-256, or the commit
+    rows: Iterable[tuple[str, dict]]  # (location, row), read during iteration
+    fingerprint: str  # SHA-256 of the file, or commit on the hub
 
 
 def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
-    """The files under data_dir/NAME that serve the part: the path's split name decides which those are.
+    """The files under data_dir/NAME whose paths name the part's split.
 
-    Raises SourceError where there is none, or where a path speaks for training and for evaluation.
+    Raises SourceError if there is none, or if a path matches both training and evaluation.
     """
     folder = _folder(source, data_dir)
-    wanted = source.parts[part]
-    others = [other for other in source.parts.values() if other.named != wanted.named]
+    wanted_part = source.parts[part]
+    other_parts = [other for other in source.parts.values() if other.named != wanted_part.named]
     paths = {printable(path.relative_to(data_dir).as_posix()): path for path in data_files(folder)}
-    # A folder of the hub's cache may hold several revisions of the same rows.
-    revisions = sorted({found[1] for name in paths if (found := re.search("/snapshots/([^/]+)/", name))})
+    # A folder of the hub's cache may contain several revisions of the same rows.
+    matches = (re.search("/snapshots/([^/]+)/", name) for name in paths)
+    revisions = sorted({match[1] for match in matches if match})
     if len(revisions) > 1:
+        listing = ", ".join(revision[:7] for revision in revisions)
         fix = f"link the one you mean (snapshots/REVISION) as {source.name}"
-        raise unexpected(
-            f"{source.name}/snapshots", "one revision", ", ".join(revision[:7] for revision in revisions), fix
-        )
+        raise unexpected(f"{source.name}/snapshots", "one revision", listing, fix)
     chosen = []
     for name, path in paths.items():
-        labels = _labels(source, path, folder)
-        if not wanted.takes(labels):
+        label = _split_label(source, path, folder)
+        if not wanted_part.includes(label):
             continue
-        if any(other.takes(labels) for other in others):
+        if any(other.includes(label) for other in other_parts):
             raise SourceError(f"{name}: cannot tell whether it is for training or evaluation; rename it")
         chosen.append(RawFile(name, read_rows(path, name), digest(path, name)))
     if not chosen:
         if paths:
-            instead = f"{shortened(', '.join(paths))}; rename the file or its folder"
+            problem = f"{shortened(', '.join(paths))}; rename the file or its folder"
         else:
             files = sorted(path.name for path in folder.rglob("[!.]*") if os.path.isfile(path))
-            but = f" but {shortened(', '.join(files))}" if files else ""
-            instead = f"no .jsonl, .json, .csv or .parquet file{but}; put the files there, unpacked"
+            others = f" but {shortened(', '.join(files))}" if files else ""
+            problem = f"no .jsonl, .json, .csv or .parquet file{others}; put the files there, unpacked"
         raise SourceError(
-            f"{source.name} {part}: expected a file of the {wanted.config or wanted.split} split, named so "
-            f"in its path ({wanted.why}), found {instead}"
+            f"{source.name} {part}: expected a file of the {wanted_part.config or wanted_part.split} split, "
+            f"judged by its path ({wanted_part.why}), found {problem}"
         )
     return chosen
 
 
 def _folder(source: Source, data_dir: Path) -> Path:
-    """The source's folder: its name itself, or as its authors spell it (MTS-Dialog for mts_dialog)."""
+    """The source's folder, under its name here or its authors' spelling (MTS-Dialog for mts_dialog)."""
     try:
         names = [name for name in os.listdir(data_dir) if name.lower().replace("-", "_") == source.name]
     except OSError as error:
@@ -89,42 +89,46 @@ def _folder(source: Source, data_dir: Path) -> Path:
     return data_dir / (source.name if source.name in names else min(names))
 
 
-def _labels(source: Source, path: Path, folder: Path) -> str:
-    """What decides the part, lower case: the path inside the source's folder; of a save_to_disk folder also
-    the configuration it was loaded with and, where its path names no split, the split."""
-    labels = path.relative_to(folder).as_posix().lower()
+def _split_label(source: Source, path: Path, folder: Path) -> str:
+    """The lower-case text that decides a file's part: its path inside the source's folder.
+
+    For a save_to_disk folder the configuration it was loaded with comes first, and the split it was loaded as
+    is added if the path names none.
+    """
+    label = path.relative_to(folder).as_posix().lower()
     if not is_saved_dataset(path):
-        return labels
-    config, split = _noted(path / "dataset_info.json", "config_name"), _noted(path / "state.json", "_split")
-    labels = f"{config}/{labels}"
-    return labels if any(part.takes(labels) for part in source.parts.values()) else f"{labels}/{split}"
+        return label
+    label = f"{_json_value(path / 'dataset_info.json', 'config_name')}/{label}"
+    if any(part.includes(label) for part in source.parts.values()):
+        return label
+    return f"{label}/{_json_value(path / 'state.json', '_split')}"
 
 
-def _noted(file: Path, key: str) -> str:
+def _json_value(file: Path, key: str) -> str:
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))[key] or "").lower()
-    except (OSError, ValueError, LookupError, TypeError):  # reading its rows will say what is wrong
+    except (OSError, ValueError, LookupError, TypeError):  # reading the rows will report the problem
         return ""
 
 
 def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     """The part's split on the hub at the pinned revision, and its number of rows.
 
-    A revision that is no commit is resolved to the commit that was read. Raises SourceError where the hub
-    does not have what is declared, HubError where it does not answer and the cache does not have it.
+    The fingerprint of an unpinned revision is the commit that was read. Raises SourceError if the hub lacks
+    what is declared, and HubError if it cannot be reached and the data is not in the cache.
     """
     import datasets
 
-    wanted = source.parts[part]
+    declared = source.parts[part]
     if not source.hub_id:
         raise SourceError(
             f"{source.name} is not read from the hub; get it from {source.home} and give --data-dir"
         )
-    split = None if wanted.split == ONLY_SPLIT else wanted.split
+    split = None if declared.split == ONLY_SPLIT else declared.split
     name = f"{source.hub_id}@{source.revision[:7]}"
     try:
-        data = datasets.load_dataset(source.hub_id, wanted.config, split=split, revision=source.revision)
-    except Exception as error:  # the libraries below raise dozens of kinds
+        data = datasets.load_dataset(source.hub_id, declared.config, split=split, revision=source.revision)
+    except Exception as error:  # the libraries raise dozens of types
         hub.refuse(name, error)
         reason = shortened(f"{type(error).__name__}: {error}", 200)
         raise SourceError(
@@ -134,9 +138,10 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
         if len(data) != 1:
             raise SourceError(f"{name}: expected one split, found {', '.join(sorted(data))}")
         data = next(iter(data.values()))
-    commits = {c for url in data.info.download_checksums or () for c in re.findall("@([0-9a-f]{40})/", url)}
-    commit = source.revision if source.pinned else " ".join(sorted(commits)) or source.revision
-    read = {column for form in source.forms for column in form.reads}
-    data = data.select_columns([column for column in data.column_names if column in read])
+    urls = data.info.download_checksums or ()
+    commits = sorted({commit for url in urls for commit in re.findall("@([0-9a-f]{40})/", url)})
+    commit = source.revision if source.pinned else " ".join(commits) or source.revision
+    columns = {column for form in source.forms for column in form.all_columns}
+    data = data.select_columns([column for column in data.column_names if column in columns])
     rows = ((f"row {number}", row) for number, row in enumerate(data, 1))
     return RawFile(source.hub_id, rows, commit), len(data)

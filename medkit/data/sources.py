@@ -1,4 +1,4 @@
-"""The data sets: which split is used and why, under which licence, and how its rows become records."""
+"""Declares the data sets (splits, licences, revisions, columns) and loads their rows as records."""
 
 import re
 from collections import Counter
@@ -21,37 +21,40 @@ from medkit.text_keys import content_key, text_of
 
 @dataclass(frozen=True)
 class Part:
-    """What serves training or evaluation."""
+    """The rows of a source used for one purpose, such as training or evaluation."""
 
-    split: str  # on the hub; ONLY_SPLIT where mirrors disagree on its name
-    rows: int  # as served at the revision
+    split: str  # on the hub; ONLY_SPLIT if mirrors disagree on its name
+    rows: int  # on the hub at the revision
     why: str
     config: str | None = None
-    named: str = ""  # regular expression over a file's path, lower case; "" takes every file
-    not_named: str = "(?!)"  # the same, for files left out
-    fold: bool | None = None  # PubMedQA: whether its rows are those of the official test fold; None: both
+    named: str = ""  # regular expression for the lower-case paths of its files; "" matches every path
+    not_named: str = "(?!)"  # the same, for excluded files
+    fold: bool | None = (
+        None  # PubMedQA: rows inside (True) or outside (False) the official test fold; None: both
+    )
 
-    def takes(self, path: str) -> bool:
-        """Whether a file of this path, lower case and relative to the source's folder, serves the part."""
+    def includes(self, path: str) -> bool:
+        """Whether a file belongs to the part; `path` is lower case and relative to the source's folder."""
         return bool(re.search(self.named, path)) and not re.search(self.not_named, path)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set. `card` is the path of its card in the repository."""
+    """One data set."""
 
     name: str
     title: str
-    kind: type  # of its records
-    licence: str  # SPDX identifier where there is one
-    parts: dict[str, Part]  # "train", "eval", and what DataSpec.reads may take in their place
+    kind: type  # class of its records
+    licence: str  # SPDX identifier if there is one
+    parts: dict[str, Part]  # "train", "eval", and those that DataSpec.reads may return instead
     forms: tuple[Form, ...]
-    hub_id: str = ""  # "" where its authors publish it elsewhere: `home`
-    revision: str = "main"  # commit of the hub repository; "main" where no commit could be found to pin
+    hub_id: str = ""  # "" if it is published only at `home`
+    revision: str = "main"  # commit of the hub repository; "main" if no commit could be determined
     home: str = ""
 
     @property
     def card(self) -> str:
+        """Path of its data card in the repository."""
         return f"data_cards/{self.name}.md"
 
     @property
@@ -75,12 +78,12 @@ MEDQA = Source(
         "eval": Part("test", 1_273, "the official test questions, labels public", named=TEST_FILE),
     },
     forms=(
-        Form(("question", "options", "answer_idx"), converters.medqa, also=("answer", "meta_info")),
+        Form(("question", "options", "answer_idx"), converters.medqa, optional=("answer", "meta_info")),
         Form(  # the -hf variant
             ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
             converters.medqa_hf,
-            own_id="id",
-            also=("ending4",),
+            id_column="id",
+            optional=("ending4",),
         ),
     ),
 )
@@ -100,9 +103,9 @@ MEDMCQA = Source(
     forms=(
         Form(
             ("question", "opa", "opb", "opc", "opd", "cop"),
-            converters.medmcqa,  # with the file's base of cop: see _converter
-            own_id="id",
-            also=("subject_name", "ope"),
+            converters.medmcqa,  # `base` is set for each file: see _converter
+            id_column="id",
+            optional=("subject_name", "ope"),
         ),
     ),
 )
@@ -126,7 +129,7 @@ PUBMEDQA = Source(
     hub_id="qiaojin/PubMedQA",
     revision="9001f2853fb87cab8d220904e0de81ac6973b318",
     licence="mit",
-    # Both configurations have one split called train: the configuration decides, not the split.
+    # Both configurations have a single split, called train.
     parts={
         "train": Part(
             "train",
@@ -137,13 +140,13 @@ PUBMEDQA = Source(
             not_named=OTHER_PQA,
         ),
         "eval": EXPERT,
-        # The two belong together: what trains on the first is evaluated on the second.
+        # Used together: training on the first, evaluation on the second.
         "labelled_outside_fold": replace(EXPERT, fold=False, why="expert-labelled, outside the test fold"),
         "official_fold": replace(EXPERT, fold=True, why="the official 500-row test fold"),
     },
     forms=(
-        Form(("question", "context", "final_decision"), converters.pubmedqa_item, own_id="pubid"),
-        Form(("QUESTION", "CONTEXTS", "final_decision"), converters.pubmedqa_item, own_id="key"),
+        Form(("question", "context", "final_decision"), converters.pubmedqa_item, id_column="pubid"),
+        Form(("QUESTION", "CONTEXTS", "final_decision"), converters.pubmedqa_item, id_column="key"),
     ),
 )
 
@@ -154,10 +157,10 @@ NOTECHAT = Source(
     hub_id="akemiH/NoteChat",
     licence="unknown",
     parts={"train": Part("train", 207_001, "the only split; validation rows are drawn from it")},
-    forms=(Form(("conversation",), converters.notechat, also=("data",)),),
+    forms=(Form(("conversation",), converters.notechat, optional=("data",)),),
 )
 
-OTHER_MTS = "augmented|summaries|scores"  # translated there and back; what models and judges wrote
+OTHER_MTS = "augmented|summaries|scores"  # back-translations, and the output of models and judges
 
 MTS_DIALOG = Source(
     name="mts_dialog",
@@ -198,40 +201,41 @@ SOURCES: dict[str, Source] = {
     source.name: source
     for source in (MEDQA, MEDMCQA, PUBMEDQA, NOTECHAT, MTS_DIALOG, ICLINIQ, HEALTHCAREMAGIC)
 }
-EXAMS = ("medqa", "medmcqa", "pubmedqa")  # stage 1 trains on them, notebook 03 evaluates on them
+EXAMS = ("medqa", "medmcqa", "pubmedqa")  # for training in stage 1 and evaluation in notebook 03
 
 
 @dataclass
 class Loaded:
-    """What was read of one part of a source."""
+    """The records of one part of a source, and how they were obtained."""
 
     records: list = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # of each record among the rows read, from 0
-    rows: int = 0  # rows read; with a limit, those read until it was reached
+    row_numbers: list[int] = field(default_factory=list)  # of each record among the rows read, from 0
+    rows: int = 0  # rows read, until the limit if there is one
     dropped: Counter = field(default_factory=Counter)  # reason -> rows
     first_dropped: dict[str, str] = field(default_factory=dict)  # reason -> file, row: detail
     origin: str = ""  # "files" or "hub"
     files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256, or hub id -> commit
-    notes: Counter = field(default_factory=Counter)  # what was changed or is odd in rows that were kept
-    example: tuple[dict, Any] | None = None  # the first row that was kept, as read and as a record
+    notes: Counter = field(default_factory=Counter)  # changes to rows that were kept, and irregularities
+    example: tuple[dict, Any] | None = None  # the first row that was kept, and its record
 
     def by_row(self) -> list:
-        """For each row read, in order, its record, or None where it was dropped."""
+        """The record of each row read, in order; None for a dropped row."""
         rows = [None] * self.rows
-        for place, record in zip(self.places, self.records, strict=True):
-            rows[place] = record
+        for number, record in zip(self.row_numbers, self.records, strict=True):
+            rows[number] = record
         return rows
 
 
 def load(
     name: str, part: str, data_dir: str | Path | None = None, limit: int = 0, progress: bool = True
 ) -> Loaded:
-    """Read one part ("train", "eval" or another of its `parts`) of a source and check every row.
+    """Read one of the source's `parts` and check every row.
 
-    `data_dir`: a folder with a folder `name` in it that holds a hub snapshot or the upstream's files (all
-    files of the part are read; the columns decide the format); None reads the hub at the pinned revision.
-    `limit`: stop after so many records (0: all). Ids are unique. Raises SourceError, one line, where the
-    source, or a file as a whole, cannot be used.
+    data_dir: a folder whose subfolder `name` contains a hub snapshot or the upstream's files; None reads the
+    hub at the pinned revision. All files of the part are read, and their columns determine the format.
+    limit: stop after this many records; 0 reads all.
+
+    Record ids are unique. Raises SourceError if the source, or a file as a whole, cannot be used.
     """
     if name not in SOURCES:
         raise SourceError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
@@ -240,19 +244,19 @@ def load(
         raise SourceError(f"{name} has no part {part!r}: expected {' or '.join(source.parts)}")
     loaded = Loaded(origin="hub" if data_dir is None else "files")
     if data_dir is None:
-        file, served = from_hub(source, part)
+        file, row_count = from_hub(source, part)
         files = [file]
-        if served != (declared := source.parts[part].rows):
-            loaded.notes[f"rows served, where {declared} are declared"] = served
+        if row_count != (declared := source.parts[part].rows):
+            loaded.notes[f"rows served, where {declared} are declared"] = row_count
     else:
         files = from_folder(source, part, Path(data_dir))
     loaded.files = {file.name: file.fingerprint for file in files}
     for record in _records(source, part, files, loaded, progress):
         loaded.records.append(record)
-        loaded.places.append(loaded.rows - 1)
+        loaded.row_numbers.append(loaded.rows - 1)
         if limit and len(loaded.records) >= limit:
             break
-    loaded.notes = +loaded.notes  # without the zeros
+    loaded.notes = +loaded.notes  # drops zero counts
     if not loaded.records:
         first = next(iter(loaded.first_dropped.values()), "the files").split(": ")[0]
         reasons = ", ".join(f"{reason} ({count})" for reason, count in loaded.dropped.items())
@@ -261,89 +265,95 @@ def load(
 
 
 def _records(source: Source, part: str, files: list[RawFile], loaded: Loaded, progress: bool) -> Iterator:
-    """The files' usable rows as records under unique ids, without those that an earlier file has; the other
-    rows are counted in `loaded`."""
-    # NoteChat's repeated files are the mixture's to count; elsewhere they are one set in several forms.
-    compare = len(files) > 1 and source.kind is not Dialogue
+    """Yield the usable rows as records with unique ids; count the others in `loaded`.
+
+    Rows that repeat one of an earlier file are dropped, since the files are then copies in several formats.
+    Repeated consultations are kept: removing them is up to the mixture.
+    """
+    compare_files = len(files) > 1 and source.kind is not Dialogue
     title, ids = f"{source.name} {part}", set()
-    earlier: dict[bytes, str] = {}  # content -> answer
+    earlier_answers: dict[bytes, str] = {}  # content -> answer
     for file in files:
         form, convert, rows = _converter(source, file)
-        here: dict[bytes, str] = {}
-        # without a length: Jupyter keeps a bar, in red, that a limit of rows ends before its total
-        for place, row in tqdm(iter(rows), desc=title, unit=" rows", disable=not progress, leave=False):
+        answers: dict[bytes, str] = {}
+        # No total: with a limit the bar would stop early, and Jupyter keeps unfinished bars, in red.
+        for location, row in tqdm(iter(rows), desc=title, unit=" rows", disable=not progress, leave=False):
             number = f"{loaded.rows:06d}"
             loaded.rows += 1
-            id = converters.identifier(row.get(form.own_id)) or f"{source.name}-{part}-{number}"
+            id = converters.identifier(row.get(form.id_column)) or f"{source.name}-{part}-{number}"
             try:
                 record = convert(row, id, loaded.notes)
                 _check_record(source.parts[part], record)
-                if compare:
+                if compare_files:
                     key, answer = content_key(record), getattr(record, "answer", "")
-                    if key in earlier:
-                        differs = "" if earlier[key] == answer else ", other answer"
-                        raise RecordError(f"repeated in another file{differs}", id)
-                    here[key] = answer
+                    if key in earlier_answers:
+                        suffix = "" if earlier_answers[key] == answer else ", other answer"
+                        raise RecordError(f"repeated in another file{suffix}", id)
+                    answers[key] = answer
             except RecordError as error:
                 loaded.dropped[error.reason] += 1
-                loaded.first_dropped.setdefault(error.reason, f"{file.name}, {place}: {error}")
+                loaded.first_dropped.setdefault(error.reason, f"{file.name}, {location}: {error}")
                 continue
             except ValueError as error:
-                raise SourceError(f"{file.name}, {place}: {error}") from None
+                raise SourceError(f"{file.name}, {location}: {error}") from None
             if record.id in ids:
                 loaded.notes["rows whose id repeats an earlier one's"] += 1
                 record = replace(record, id=f"{record.id}-{number}")
             ids.add(record.id)
             loaded.example = loaded.example or (row, record)
             yield record
-        earlier |= here
+        earlier_answers |= answers
 
 
 def _check_record(part: Part, record) -> None:
-    """RecordError for text that no file and no tokenizer takes, and for a row on the other side of PubMedQA's
-    official test fold than the part's; ValueError where the side is unknown: no row that evaluates may have
-    trained."""
+    """Raise RecordError for text that cannot be encoded, or a row on the wrong side of PubMedQA's test fold.
+
+    Raises ValueError if the side is unknown, so that no evaluation row can be used for training.
+    """
     try:
         f"{record.id}{text_of(record)}{getattr(record, 'group', '')}".encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+    except UnicodeEncodeError:  # JSON can contain half a surrogate pair
         raise RecordError("text is not valid Unicode", ascii(record.id)[1:-1]) from None
     if part.fold is None:
         return
     if not record.id.isdigit():
         raise ValueError(
-            "expected a PMID (pubid, or the row's key), without which nothing tells whether a row is in the "
-            f"official test fold, found {record.id!r:.40}"
+            "expected a PMID (pubid, or the row's key), which decides whether a row is in the official test "
+            f"fold, found {record.id!r:.40}"
         )
     if (record.group == "fold") != part.fold:
         raise RecordError("outside the official test fold" if part.fold else "in the official test fold")
 
 
 def _converter(source: Source, file: RawFile):
-    """The form of the file, judged by its first row; its converter; the rows, with the columns it reads."""
+    """The file's form, judged by its first row, its converter, and its rows with the columns of the form."""
     raw = iter(file.rows)
     if (first := next(raw, None)) is None:
         raise SourceError(f"{file.name}: expected rows, found none")
-    fitting = [form for form in source.forms if set(form.columns) <= set(first[1])]
-    # of a file that fits none, the nearest one's columns are named as missing
-    form = next(iter(fitting), max(source.forms, key=lambda form: len(set(form.columns) & set(first[1]))))
+    columns = set(first[1])
+    matching = [form for form in source.forms if set(form.columns) <= columns]
+    # If no form matches, the error names the columns of the closest one.
+    closest = max(source.forms, key=lambda form: len(set(form.columns) & columns))
+    form = next(iter(matching), closest)
     rows = _read_columns(source, form, file, chain([first], raw))
     if form.convert is not converters.medmcqa:
         return form, form.convert, rows
-    rows = list(rows)  # cop's convention is the whole file's, so the whole file is looked at first
+    rows = list(rows)  # the convention of cop can only be told from the whole file
     try:
-        base = converters.cop_base([(place, row["cop"]) for place, row in rows])
+        base = converters.cop_base([(location, row["cop"]) for location, row in rows])
     except ValueError as error:
         raise SourceError(f"{file.name}: {error}") from None
     return form, partial(converters.medmcqa, base=base), rows
 
 
 def _read_columns(source: Source, form: Form, file: RawFile, raw) -> Iterator[tuple[str, dict]]:
-    """The rows with the form's columns alone and null for NaN; SourceError where a row lacks one."""
-    for place, row in raw:
+    """The rows with only the form's columns and None for NaN. Raises SourceError if a row lacks a column."""
+    for location, row in raw:
         if not set(form.columns) <= row.keys():
             raise SourceError(
-                f"{file.name}, {place}: expected the columns {', '.join(sorted(form.columns))}, found "
+                f"{file.name}, {location}: expected the columns {', '.join(sorted(form.columns))}, found "
                 f"{shortened(', '.join(sorted(row)), 40) or 'none'}: not a {source.title} file; see "
                 f"{source.card}"
             )
-        yield place, {column: converters.without_nan(row[column]) for column in form.reads if column in row}
+        columns = [column for column in form.all_columns if column in row]
+        yield location, {column: converters.without_nan(row[column]) for column in columns}

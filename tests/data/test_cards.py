@@ -43,7 +43,7 @@ def test_body_names_every_column_read_and_the_defects(source):
     _, body = card(source)
     assert f"# {source.title}" in body and "## Known defects" in body
     for form in source.forms:
-        for column in (*form.columns, *form.also):
+        for column in (*form.columns, *form.optional):
             # Inside a range (opa to opd), or a column that is only refused.
             if column in ("opb", "opc", "ending1", "ending2", "ending4"):
                 continue

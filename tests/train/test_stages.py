@@ -279,7 +279,7 @@ def test_rows_are_drawn_as_released_and_dropped_afterwards(place, tmp_path):
     kept = {
         (name, place): record
         for name, one in loaded.items()
-        for place, record in zip(one.places, one.records, strict=True)
+        for place, record in zip(one.row_numbers, one.records, strict=True)
     }
     for part, theirs, replayed in (("train", "train", drawn.train), ("validation", "test", drawn.validation)):
         places = [whole[i] for i in parts[theirs]["row"][:]]
