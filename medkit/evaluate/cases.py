@@ -1,4 +1,4 @@
-"""The patients' queries of a run as notebook 04 takes them: cases in, answers and scores out."""
+"""The steps of notebook 04: draw patients' queries, answer them with each model, score the answers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,30 +18,31 @@ from medkit.runs.run_json import Run
 from medkit.text_keys import normalize
 from medkit.train import stages
 
-REPEATED = 8  # words in a row that an answer must share with a data set's row for its text to be withheld
+REPEATED = 8  # consecutive words; an answer that repeats as many from a data set has its text withheld
 
 
 @dataclass(frozen=True)
 class QueryAnswers:
-    """by_model: per model and case the greedy answer and, after it, the sampled ones. identities: per model
-    the hash of its weights."""
+    """by_model: per case the greedy answer, then the sampled answers. identities: hashes of the weights."""
 
     by_model: consumer.Answers
     identities: dict[str, str]
 
 
 def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvana") -> tuple[Run, Lineup]:
-    """Notebook 04's run, and the models that it compares; the first is the one the others are compared with.
-    Raises ResultsError where the run lacks one, ArmError for an unknown arm."""
+    """Open notebook 04's run and its models. The first model is the reference for comparisons.
+
+    Raises ResultsError if the run lacks a model, ArmError for an unknown arm.
+    """
     names = lineup.named(arms)
     if not names:
-        raise MedkitError("arms is empty; name the models to ask, e.g. arms=base,med-nirvana")
+        raise MedkitError("arms is empty; name the models to compare, e.g. arms=base,med-nirvana")
     run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=adapter_files(*names))
     return run, lineup.of_run(run, names)
 
 
 def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
-    """The recipe's draw of patients' queries, and how many rows were left out before it, by reason."""
+    """Draw the recipe's patients' queries. Also returns the number of rows left out before, by reason."""
     loaded = [stages.load_source(run, name, "eval") for name in ("icliniq", "healthcaremagic")]
     left_out = sum((rows.dropped for rows in loaded), Counter())
     queries = [query for rows in loaded for query in rows.records]
@@ -49,11 +50,13 @@ def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
 
 
 def answer_queries(run: Run, models: Lineup, cases: Sequence[ConsumerQuery]) -> QueryAnswers:
-    """Every model's answers to `cases`, kept as they come: a killed evaluation resumes where it stopped.
-    Frees the models at the end."""
+    """Answer `cases` with every model, then free the models.
+
+    Answers are saved after each batch, so that an interrupted evaluation can resume.
+    """
     by_model, identities = {}, {}
     for active in models:
-        by_model[active.name] = answer(run, active, cases)
+        by_model[active.name] = answer_cases(run, active, cases)
         identities[active.name] = active.identity
     models.close()
     return QueryAnswers(by_model, identities)
@@ -66,8 +69,10 @@ def write_queries(
     left_out: dict[str, int],
     show_text: bool = False,
 ) -> tuple[dict, pd.DataFrame]:
-    """consumer/answers.jsonl, scores.csv and summary.json; returns (summary, scores) as consumer.evaluate
-    does, with the number of "answers_withheld" in the summary."""
+    """Write consumer/answers.jsonl, scores.csv and summary.json.
+
+    Returns (summary, scores) of consumer.evaluate; the summary also has the number of "answers_withheld".
+    """
     spec = run.recipe.consumer
     decoding = {
         "greedy": {"max_new_tokens": spec.max_new_tokens},
@@ -83,8 +88,8 @@ def write_queries(
     return summary, scores
 
 
-def answer(run: Run, active: Active, cases: Sequence[ConsumerQuery]) -> list[list[Answer]]:
-    """Per case one model's greedy answer and, after it, the recipe's number of sampled ones."""
+def answer_cases(run: Run, active: Active, cases: Sequence[ConsumerQuery]) -> list[list[Answer]]:
+    """One model's answers: per case the greedy answer, then the recipe's number of sampled answers."""
     spec = run.recipe.consumer
     chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
     ids = [prompts.prompt_ids(active.tokenizer, chat, case) for case in cases]
@@ -94,27 +99,30 @@ def answer(run: Run, active: Active, cases: Sequence[ConsumerQuery]) -> list[lis
     if spec.samples:
         settings |= {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed}
         sampled = generation.generate_answers(active.model, active.tokenizer, ids, **settings)
-        answers = [[*greedy, *others] for greedy, others in zip(answers, sampled, strict=True)]
+        answers = [[*greedy, *rest] for greedy, rest in zip(answers, sampled, strict=True)]
     return answers
 
 
 def write_answers(run: Run, cases: Sequence[ConsumerQuery], answers: dict, show_text: bool) -> int:
-    """consumer/answers.jsonl; returns of how many answers the text was withheld: those that repeat REPEATED
-    words in a row of a data set's query or physician's answer."""
-    shown, rows = run_json.may_show(run, show_text), []
-    for model, given in answers.items():
-        for case, own in zip(cases, given, strict=True):
-            for sample, answer in enumerate(own):
+    """Write consumer/answers.jsonl; returns how many answers have their text withheld.
+
+    Unless all text may be shown, this is an answer that repeats REPEATED consecutive words of the case's
+    query or reference.
+    """
+    show_all, rows = run_json.may_show(run, show_text), []
+    for model, per_case in answers.items():
+        for case, case_answers in zip(cases, per_case, strict=True):
+            for sample, answer in enumerate(case_answers):
                 row = {"model": model, "source": case.source, "case": case.id, "sample": sample}
                 row |= storage.plain(answer)
-                if not shown and _sequences(answer.text) & _sequences(f"{case.query}\n{case.reference}"):
+                if not show_all and _ngrams(answer.text) & _ngrams(f"{case.query}\n{case.reference}"):
                     row["text"] = None
                 rows.append(row)
     storage.write_jsonl(run.folder / "consumer" / "answers.jsonl", rows)
     return sum(row["text"] is None for row in rows)
 
 
-def _sequences(text: str) -> set[tuple[str, ...]]:
-    """Every REPEATED words in a row."""
+def _ngrams(text: str) -> set[tuple[str, ...]]:
+    """All sequences of REPEATED consecutive words."""
     words = normalize(text).split()
     return {tuple(words[i : i + REPEATED]) for i in range(len(words) - REPEATED + 1)}

@@ -26,11 +26,11 @@ def test_a_greedy_answer_and_the_sampled_ones_a_case(monkeypatch, tmp_path, tiny
     run = opened(monkeypatch, tmp_path)
     drawn, passed_over = cases.draw_queries(run)
     assert len(drawn) == 3 and isinstance(passed_over, dict)
-    given = cases.answer(run, Active("base", *tiny_llama, "x"), drawn)
+    given = cases.answer_cases(run, Active("base", *tiny_llama, "x"), drawn)
     assert [len(own) for own in given] == [3, 3, 3]  # greedy, and two sampled
-    assert cases.answer(run, Active("base", *tiny_llama, "x"), drawn) == given
+    assert cases.answer_cases(run, Active("base", *tiny_llama, "x"), drawn) == given
     none = opened(monkeypatch, tmp_path / "none", settings="consumer.samples=0;consumer.max_new_tokens=4")
-    greedy = cases.answer(none, Active("base", *tiny_llama, "x"), drawn)
+    greedy = cases.answer_cases(none, Active("base", *tiny_llama, "x"), drawn)
     assert greedy == [own[:1] for own in given]
 
 
