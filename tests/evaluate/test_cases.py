@@ -24,8 +24,8 @@ def opened(monkeypatch, tmp_path, data_dir="", settings=SETTINGS):
 
 def test_a_greedy_answer_and_the_sampled_ones_a_case(monkeypatch, tmp_path, tiny_llama):
     run = opened(monkeypatch, tmp_path)
-    drawn, passed_over = cases.draw_queries(run)
-    assert len(drawn) == 3 and isinstance(passed_over, dict)
+    drawn, left_out = cases.draw_queries(run)
+    assert len(drawn) == 3 and isinstance(left_out, dict)
     given = cases.answer_cases(run, Active("base", *tiny_llama, "x"), drawn)
     assert [len(own) for own in given] == [3, 3, 3]  # greedy, and two sampled
     assert cases.answer_cases(run, Active("base", *tiny_llama, "x"), drawn) == given
