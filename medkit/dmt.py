@@ -1,4 +1,4 @@
-"""Which rows a stage trains on: the stage-1 mixture and its split, NoteChat's split, and the DMT replay."""
+"""Training rows of both stages: the stage-1 mixture, the NoteChat split, and the DMT replay."""
 
 import math
 from collections.abc import Sequence
@@ -13,53 +13,54 @@ from medkit.text_keys import content_key, note_key
 
 
 class MixtureError(MedkitError):
-    """Rows that cannot be mixed or split as the recipe asks."""
+    """There are too few rows for the mixture or split that the recipe specifies."""
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """The order `datasets.Dataset.shuffle(seed)` gives, which the released notebooks use throughout."""
+    """The permutation of `datasets.Dataset.shuffle(seed)`, which the released notebooks use throughout."""
     return np.random.default_rng(seed).permutation(count)
 
 
 @dataclass(frozen=True)
 class Stage1:
-    """The union of the exam sources, split for training and validation.
+    """The union of the exam sources, split into training and validation.
 
-    Rows are drawn before unusable ones are dropped, as in the released notebooks: dropping a row first would
-    change the whole permutation.
+    As in the released notebooks, rows are shuffled before unusable ones are dropped. Dropping them first
+    would change the permutation.
     """
 
-    records: Sequence  # the usable rows, source after source
-    train_drawn: np.ndarray  # indices into `records` in the order of the draw; -1 where the row was dropped
-    validation_drawn: np.ndarray
+    records: Sequence  # the usable rows of all sources, concatenated
+    train_order: np.ndarray  # indices into `records` in shuffled order; -1 for dropped rows
+    validation_order: np.ndarray
     seed: int
 
     @property
     def train(self) -> np.ndarray:
         """Indices into `records`."""
-        return self.train_drawn[self.train_drawn >= 0]
+        return self.train_order[self.train_order >= 0]
 
     @property
     def validation(self) -> np.ndarray:
         """Indices into `records`."""
-        return self.validation_drawn[self.validation_drawn >= 0]
+        return self.validation_order[self.validation_order >= 0]
 
     def part(self, name: str) -> list:
+        """The records of "train" or "validation"."""
         return [self.records[i] for i in getattr(self, name)]
 
 
 def mix_exams(sources: dict[str, Sequence], validation_share: float, seed: int) -> Stage1:
-    """Mix the sources and hold out `validation_share` of all rows, rounded up, by `seed`.
+    """Mix the sources and hold out `validation_share` of all rows (rounded up).
 
-    sources: the rows of each in their order, None for a dropped one (sources.Loaded.by_row). With the paper's
-    sizes (Table 1): 10,178 + 182,822 + 211,269 = 404,269 rows, of which 40,427 validate and 363,842 train.
-    Raises MixtureError where one of the two parts would be empty.
+    sources: the rows of each source in order, None for a dropped row (sources.Loaded.by_row). The paper's
+    sizes (Table 1) give 10,178 + 182,822 + 211,269 = 404,269 rows: 40,427 for validation and 363,842 for
+    training. Raises MixtureError if either would be empty.
     """
-    rows = [row for part in sources.values() for row in part]
+    rows = [row for source_rows in sources.values() for row in source_rows]
     usable = np.array([row is not None for row in rows], dtype=bool)
-    drawn = np.where(usable, np.cumsum(usable) - 1, -1)[shuffled(len(rows), seed)]
+    order = np.where(usable, np.cumsum(usable) - 1, -1)[shuffled(len(rows), seed)]
     held_out = math.ceil(round(validation_share * len(rows), 6))
-    split = Stage1([row for row in rows if row is not None], drawn[held_out:], drawn[:held_out], seed)
+    split = Stage1([row for row in rows if row is not None], order[held_out:], order[:held_out], seed)
     if not len(split.train) or not len(split.validation):
         raise MixtureError(
             f"{len(split.records)} rows cannot be split with validation_share={validation_share}"
@@ -69,18 +70,18 @@ def mix_exams(sources: dict[str, Sequence], validation_share: float, seed: int) 
 
 @dataclass(frozen=True)
 class Dialogues:
-    """NoteChat as stage 2 uses it; `asked` is larger than what there is where rows were short."""
+    """NoteChat split for stage 2, with counts of conversations."""
 
     train: list[Dialogue]
     validation: list[Dialogue]
-    further: list[Dialogue]  # those that a larger training draw would add, in order
-    rows: int  # conversations read
-    kept: int  # usable ones among them
-    distinct: int  # different conversations among those
-    with_note: int  # usable ones that have their clinical note
-    validation_verbatim_in_train: int  # validation conversations that are training conversations too
-    notes_on_both_sides: int  # clinical notes, as far as rows have them
-    asked: tuple[int, int]  # training and validation rows that the recipe names
+    further: list[Dialogue]  # unused conversations, in the order in which a larger training set adds them
+    rows: int  # read
+    kept: int  # usable
+    distinct: int  # usable and different
+    with_note: int  # usable with a clinical note
+    validation_verbatim_in_train: int  # validation conversations that also occur in training
+    notes_on_both_sides: int  # clinical notes that occur in both training and validation
+    requested: tuple[int, int]  # training and validation rows in the recipe; may exceed the rows available
 
 
 def split_notechat(
@@ -92,13 +93,15 @@ def split_notechat(
     by_note: bool,
     seed: int,
 ) -> Dialogues:
-    """Draw training and validation conversations by `seed`.
+    """Sample `train` and `validation` conversations.
 
-    rows: in their order, None for a dropped one (sources.Loaded.by_row). With neither `deduplicate` nor
-    `by_note` the dropped ones are drawn too and then left out, so that the rest are those that the released
-    notebooks draw: rows 1 to 100,000 of the shuffle train and the next 10,000 validate. `by_note`: all
-    conversations of one clinical note fall on the same side. Where there are fewer conversations than asked
-    for, all are used, in the asked proportion. Raises MixtureError where one side would be empty.
+    rows: in file order, None for a dropped row (sources.Loaded.by_row).
+    by_note: keep all conversations of a clinical note on the same side.
+
+    Without `deduplicate` and `by_note`, dropped rows are shuffled too and removed afterwards, which gives the
+    rows of the released notebooks: the first 100,000 of the shuffle train and the next 10,000 validate. If
+    there are too few conversations, all are used in the requested proportion. Raises MixtureError if a side
+    would be empty.
     """
     records = [row for row in rows if row is not None]
     by_text: dict[bytes, Dialogue] = {}
@@ -107,27 +110,27 @@ def split_notechat(
     distinct = list(by_text.values())
     pool = distinct if deduplicate else records if by_note else list(rows)
     scale = min(1.0, len(pool) / (train + validation))
-    to_train, to_validate = math.floor(train * scale), max(1, math.floor(validation * scale))
-    drawn = [pool[i] for i in shuffled(len(pool), seed)]
+    n_train, n_validation = math.floor(train * scale), max(1, math.floor(validation * scale))
+    order = [pool[i] for i in shuffled(len(pool), seed)]
     if by_note:
         notes: dict[bytes, list] = {}
-        for dialogue in drawn:
+        for dialogue in order:
             notes.setdefault(note_key(dialogue), []).append(dialogue)
         held_out, training = [], []
         for dialogues in notes.values():
-            (held_out if len(held_out) < to_validate else training).extend(dialogues)
+            (held_out if len(held_out) < n_validation else training).extend(dialogues)
     else:
-        held_out = drawn[to_train : to_train + to_validate]
-        training = drawn[:to_train] + drawn[to_train + to_validate :]
-    parts = held_out[:to_validate], training[:to_train], training[to_train:]
+        held_out = order[n_train : n_train + n_validation]
+        training = order[:n_train] + order[n_train + n_validation :]
+    parts = held_out[:n_validation], training[:n_train], training[n_train:]
     held_out, training, further = ([row for row in part if row is not None] for part in parts)
     if not training or not held_out:
         raise MixtureError(
             f"{len(records)} conversations give {len(training)} for training and {len(held_out)} for "
             "validation; NoteChat needs at least two notes"
         )
-    in_train = {content_key(dialogue) for dialogue in training}
-    with_note = [{note_key(dialogue) for dialogue in part if dialogue.note} for part in (training, held_out)]
+    training_keys = {content_key(dialogue) for dialogue in training}
+    side_notes = [{note_key(dialogue) for dialogue in side if dialogue.note} for side in (training, held_out)]
     return Dialogues(
         train=training,
         validation=held_out,
@@ -136,15 +139,15 @@ def split_notechat(
         kept=len(records),
         distinct=len(distinct),
         with_note=sum(bool(record.note) for record in records),
-        validation_verbatim_in_train=sum(content_key(dialogue) in in_train for dialogue in held_out),
-        notes_on_both_sides=len(with_note[0] & with_note[1]),
-        asked=(train, validation),
+        validation_verbatim_in_train=sum(content_key(dialogue) in training_keys for dialogue in held_out),
+        notes_on_both_sides=len(side_notes[0] & side_notes[1]),
+        requested=(train, validation),
     )
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Stage-1 rows that stage 2 trains and validates on again."""
+    """Stage-1 rows that stage 2 reuses for training and validation."""
 
     train: list
     validation: list
@@ -155,30 +158,33 @@ class Replay:
 
 
 def sample_replay(first: Stage1, share: float, train: int, validation: int) -> Replay:
-    """Draw `share` replayed rows per NoteChat row (paper: 1/3) from stage 1's own parts, never across.
+    """Sample `share` stage-1 rows per NoteChat row (paper: 1/3).
 
-    100,000 and 10,000 conversations at 1/3 give 33,333 and 3,333. The draw is the first rows of the
-    parts shuffled by stage 1's seed, without the dropped ones among them. Raises MixtureError where a part
-    has fewer rows than that.
+    `train` and `validation` are the numbers of NoteChat rows: 100,000 and 10,000 at 1/3 give 33,333 and
+    3,333. Training rows come from stage 1's training rows, validation rows from its validation rows. The
+    sample is the start of their permutation by stage 1's seed, without dropped rows. Raises MixtureError if
+    stage 1 has too few rows.
     """
 
-    def draw(name: str, drawn: np.ndarray, rows: int) -> list:
-        count, have = math.floor(round(share * rows, 6)), len(drawn)
-        if count > have:
-            raise MixtureError(f"dmt.replay_share asks for {count} of stage 1's {have} {name} rows; lower it")
-        return [first.records[i] for i in drawn[shuffled(have, first.seed)[:count]] if i >= 0]
+    def sample(name: str, order: np.ndarray, rows: int) -> list:
+        count, available = math.floor(round(share * rows, 6)), len(order)
+        if count > available:
+            raise MixtureError(
+                f"dmt.replay_share asks for {count} of stage 1's {available} {name} rows; lower it"
+            )
+        return [first.records[i] for i in order[shuffled(available, first.seed)[:count]] if i >= 0]
 
     return Replay(
-        draw("train", first.train_drawn, train), draw("validation", first.validation_drawn, validation)
+        sample("train", first.train_order, train), sample("validation", first.validation_order, validation)
     )
 
 
 @dataclass(frozen=True)
 class Stage2:
-    """What one arm of stage 2 trains and validates on: consultations first, exam rows after them."""
+    """Rows of a stage-2 arm: consultations first, then exam rows."""
 
     split: Dialogues
-    further: list[Dialogue]  # consultations instead of replayed rows (dmt.fill)
+    further: list[Dialogue]  # additional consultations in place of replayed rows (dmt.fill)
     replay: Replay
 
     @property
@@ -195,33 +201,33 @@ class Stage2:
 
 
 def mix_stage2(first: Stage1, split: Dialogues, spec: DmtSpec, with_replay: bool = True) -> Stage2:
-    """The consultations, and what the recipe adds to them: replayed rows; as many further consultations
-    (`fill`); or, in one stage for everything (`handover` joint), all of stage 1's training rows.
+    """The consultations and the rows that the recipe adds to them.
 
-    Without the replay nothing is added. All arms validate on the same rows, so that their loss curves can be
-    compared. Raises MixtureError where there are too few rows of either kind.
+    These are replayed rows, the same number of further consultations (`fill` dialogues), or all of stage 1's
+    training rows (`handover` joint). Without replay nothing is added. All arms validate on the same rows, so
+    their loss curves are comparable. Raises MixtureError if there are too few rows.
     """
-    drawn = sample_replay(first, spec.replay_share, len(split.train), len(split.validation))
+    replay = sample_replay(first, spec.replay_share, len(split.train), len(split.validation))
     if not with_replay:
-        return Stage2(split, [], replace(drawn, train=[]))
+        return Stage2(split, [], replace(replay, train=[]))
     if spec.handover == "joint":
-        return Stage2(split, [], replace(drawn, train=first.part("train")))
+        return Stage2(split, [], replace(replay, train=first.part("train")))
     if spec.fill == "stage1":
-        return Stage2(split, [], drawn)
-    count = len(drawn.train)
+        return Stage2(split, [], replay)
+    count = len(replay.train)
     if count > len(split.further):
         raise MixtureError(
             f"dmt.fill=dialogues asks for {count:,} further consultations of {len(split.further):,} left; "
             "lower dmt.notechat_train or dmt.replay_share"
         )
-    return Stage2(split, split.further[:count], replace(drawn, train=[]))
+    return Stage2(split, split.further[:count], replace(replay, train=[]))
 
 
 def replay_shares(first: Stage1, second: Stage2, rows) -> dict[str, float]:
-    """The replay's share of several things. `rows`: the tokenized training rows of `second.train`.
+    """The replay's share of rows and tokens. `rows` are the tokenized rows of `second.train`.
 
-    With the loss on answers a replayed exam row brings two supervised tokens and a consultation some
-    hundreds, so that a quarter of the rows can be a hundredth of what is learned from.
+    With the loss on answers, a replayed exam row has two supervised tokens and a consultation has hundreds. A
+    quarter of the rows can thus be a hundredth of the supervised tokens.
     """
     replayed, start = len(second.replay.train), len(second.dialogues)
     tokens, supervised = rows["length"], rows["supervised"]

@@ -1,8 +1,8 @@
-"""Recipes: every choice a run makes, as small frozen dataclasses, and the four presets.
+"""Recipes: all settings of a run, as small frozen dataclasses, and the four presets.
 
-`paper` is what the paper states, with the authors' released notebooks filling what it leaves out;
-`as_released` is those notebooks, field by field; `recommended` is what the evidence supports; `cpu` is
-`recommended` at the size of a laptop. report/ledger.py says, field by field, where they differ and why.
+`paper` follows the paper, and the authors' released notebooks where the paper is silent. `as_released`
+follows those notebooks field by field. `recommended` follows the evidence. `cpu` is `recommended` scaled down
+to a laptop. report/ledger.py lists where they differ and why.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from medkit import MedkitError
 
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# The released notebooks put `Answer:` behind the question and sample, unseeded, as the model's own
-# generation_config says, which for Llama 3.1 is this; here each answer has a seed, and Transformers' default
-# of looking at the fifty likeliest tokens alone is left out, as top_p keeps fewer at nearly every step.
+# The released notebooks append `Answer:` to the question and sample without a seed, with the model's
+# generation_config, which for Llama 3.1 is this. medkit seeds each answer and omits Transformers' default
+# top_k=50, since top_p keeps fewer tokens at nearly every step.
 RELEASED: dict = {"max_new_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 RULES = {
@@ -36,74 +36,74 @@ Share = Annotated[float, "lie in [0, 1)"]
 
 
 class RecipeError(MedkitError):
-    """An unknown recipe or field, a value of the wrong type, or fields that contradict each other."""
+    """An unknown recipe or field, an invalid value, or fields that contradict each other."""
 
 
 class Spec:
-    """A part of a recipe. A field's type says what it may hold: Literal the values, Annotated a rule."""
+    """A part of a recipe. Field types are validated: Literal lists the values, Annotated names a rule."""
 
-    part = ""  # what the fields' full names begin with; a stage may be either of two
+    prefix = ""  # of the fields' full names; empty for a stage's settings, which serve both stages
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             value, allowed = getattr(self, name), get_args(hint)
             if get_origin(hint) is Literal and value not in allowed:
-                raise RecipeError(f"{self.part}{name} is {value!r}; it must be one of {', '.join(allowed)}")
+                raise RecipeError(f"{self.prefix}{name} is {value!r}; it must be one of {', '.join(allowed)}")
             if get_origin(hint) is Annotated and not RULES[allowed[1]](value):
-                raise RecipeError(f"{self.part}{name} is {value}; it must {allowed[1]}")
+                raise RecipeError(f"{self.prefix}{name} is {value}; it must {allowed[1]}")
 
 
 @dataclass(frozen=True)
 class ModelSpec(Spec):
-    part = "model."
-    base: str = "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"  # hub id, a folder, or "smollm2" (from PyPI)
-    revision: str = "main"  # hub revision; its commit is written to run.json
+    prefix = "model."
+    base: str = "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"  # Hub id, folder, or "smollm2" (from PyPI)
+    revision: str = "main"  # Hub revision; run.json records its commit
     load_in_4bit: bool = True  # NF4 through bitsandbytes
-    # "own": the model's; "chatml": ChatML whose <|im_end|> stands for EOS
+    # "own": the model's; "chatml": ChatML with EOS instead of <|im_end|>
     chat_template: Literal["own", "chatml"] = "own"
-    # tokens of a training row; a longer row is cut there and counted
+    # tokens per training row; longer rows are truncated, and counted
     max_length: Annotated[int, "be at least 32"] = 2048
 
 
 @dataclass(frozen=True)
 class DataSpec(Spec):
-    part = "data."
-    origin: Literal["hub", "builtin"] = "hub"  # where rows come from without --data-dir
-    # of the built-in corpus, what evaluates; "tune": only for choosing settings
+    prefix = "data."
+    origin: Literal["hub", "builtin"] = "hub"  # source of the rows without --data-dir
+    # evaluation rows of the built-in corpus; "tune": only for choosing settings
     builtin_part: Literal["report", "tune"] = "report"
-    seed: Count = 42  # shuffles, splits and every draw of rows
-    # of the stage-1 mixture's rows
+    seed: Count = 42  # for shuffling, splitting and sampling rows
+    # fraction of the stage-1 mixture
     validation_share: Annotated[float, "lie between 0 and 1"] = 0.1
     rows_medqa: Count = 0  # training rows read; 0 = all
     rows_medmcqa: Count = 0
     rows_pubmedqa: Count = 0
     # "letter": `C`; "letter_and_text": `Answer: C) option text`
     mcq_target: Literal["letter", "letter_and_text"] = "letter"
-    deduplicate: bool = True  # drop NoteChat conversations that repeat an earlier one
-    # "note": no clinical note on both sides; "row": rows at random
+    deduplicate: bool = True  # drop repeated NoteChat conversations
+    # "note": conversations of a clinical note are all in training or all in validation; "row": random rows
     notechat_split: Literal["note", "row"] = "note"
-    dialogues: Literal["notechat", "mts_dialog"] = "notechat"  # stage 2's consultations
-    # "artificial": the machine-labelled rows; "labelled_outside_fold": the 500 expert-labelled rows that are
-    # not in the official test fold, and only that fold evaluates
+    dialogues: Literal["notechat", "mts_dialog"] = "notechat"  # stage-2 consultations
+    # "artificial": the machine-labelled rows; "labelled_outside_fold": the 500 expert-labelled rows outside
+    # the official test fold, with evaluation on that fold only
     pubmedqa_train: Literal["artificial", "labelled_outside_fold"] = "artificial"
 
-    def reads(self, name: str, part: str) -> tuple[str, str]:
-        """The source, and the part of it, that is read for `part` ("train" or "eval") of `name`: a source's
-        name, or "dialogues" for the source of stage 2's consultations."""
+    def source_part(self, name: str, part: str) -> tuple[str, str]:
+        """(source, part of it) to read for `part` ("train" or "eval") of `name`, which is a source or
+        "dialogues" (the stage-2 consultations)."""
         if name == "dialogues":
             return self.dialogues, part
         if name == "pubmedqa" and self.pubmedqa_train == "labelled_outside_fold":
             return name, {"train": "labelled_outside_fold", "eval": "official_fold"}[part]
         return name, part
 
-    def at_most(self, name: str, part: str) -> int:
-        """Rows of it that are read; 0 = all."""
+    def row_limit(self, name: str, part: str) -> int:
+        """Number of rows to read; 0 = all."""
         return getattr(self, f"rows_{name}", 0) if part == "train" else 0
 
 
 @dataclass(frozen=True)
 class LoraSpec(Spec):
-    part = "lora."
+    prefix = "lora."
     r: Size = 16
     alpha: Size = 16
     dropout: Share = 0.0
@@ -113,7 +113,7 @@ class LoraSpec(Spec):
 
 @dataclass(frozen=True)
 class TrainSpec(Spec):
-    """One stage's optimization. A "row" is a sample, or with packing a row of packed samples."""
+    """Optimization of one stage. With packing, a "row" is a row of packed samples."""
 
     learning_rate: Positive = 3e-4
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -122,26 +122,26 @@ class TrainSpec(Spec):
     optimizer: Literal["adamw_8bit", "paged_adamw_8bit", "adamw_torch", "adamw_torch_fused"] = "adamw_8bit"
     batch_size: Size = 4  # rows per device and batch
     accumulation: Size = 4  # batches per optimizer step
-    micro_batch_tokens: Count = 0  # of a CPU's forward pass, rows laid end to end; 0 = the whole batch
+    micro_batch_tokens: Count = 0  # per forward pass on a CPU, rows concatenated; 0 = the whole batch
     epochs: Positive = 1.0
-    max_steps: Count = 0  # optimizer steps; 0 = as many as the epochs take
-    # "answer": the assistant's turns; "text": the whole row, prompt included
+    max_steps: Count = 0  # optimizer steps; 0 = set by epochs
+    # "answer": assistant turns only; "text": the whole row including the prompt
     loss_on: Literal["answer", "text"] = "answer"
-    # "isolated": best fit, samples blind to each other; "wrapped": cut at length
+    # "isolated": best-fit packing without attention across samples; "wrapped": concatenated and cut at length
     packing: Literal["isolated", "wrapped", "off"] = "isolated"
-    group_by_length: bool = False  # where rows are not packed: rows of similar length share an optimizer step
+    group_by_length: bool = False  # without packing: an optimizer step takes rows of similar length
     gradient_checkpointing: bool = False
-    eval_rows: Count = 1000  # validation rows scored at each evaluation, drawn by seed; 0 = all
+    eval_rows: Count = 1000  # seeded sample of validation rows per evaluation; 0 = all
     eval_every: Size = 360  # optimizer steps
     save_every: Size = 360  # optimizer steps between checkpoints
-    seed: Count = 0  # LoRA's initial weights and the order of batches
-    # experiment tracker that gets the losses too, in the run's folder
+    seed: Count = 0  # for LoRA initialization and batch order
+    # experiment tracker that also logs the losses, in the run's folder
     report_to: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
 
     def __post_init__(self):
         super().__post_init__()
         if self.packing == "wrapped" and self.loss_on == "answer":
-            raise RecipeError("packing=wrapped cuts samples anywhere and goes with loss_on=text only")
+            raise RecipeError("packing=wrapped cuts samples anywhere, so it goes with loss_on=text only")
         if self.group_by_length and self.packing != "off":
             raise RecipeError(
                 "packed rows cannot be grouped by length; set packing=off, or group_by_length=false"
@@ -150,22 +150,22 @@ class TrainSpec(Spec):
 
 @dataclass(frozen=True)
 class DmtSpec(Spec):
-    """Dual-stage mixed fine-tuning: what stage 2 trains on besides, and from where it starts."""
+    """Dual-stage mixed fine-tuning: the training rows of stage 2 and its starting point."""
 
-    part = "dmt."
+    prefix = "dmt."
     notechat_train: Size = 100_000  # consultations
     notechat_validation: Size = 10_000
     replay_share: NotNegative = 1 / 3  # stage-1 rows per NoteChat row (the paper's 33,333 per 100,000)
-    # What stage 2 has beside the consultations asked for. "stage1": the replayed rows; "dialogues": as many
-    # further consultations, which is the same number of rows and steps without a replay
+    # Rows added to the consultations. "stage1": the replayed rows; "dialogues": the same number of further
+    # consultations, for a control without replay at equal rows and steps
     fill: Literal["stage1", "dialogues"] = "stage1"
-    # "continue": the same adapter; "merge": into 16 bit, quantized, new adapter; "joint": one stage, in which
-    # a fresh adapter on the base learns all of stage 1's training rows beside the consultations
+    # "continue": train the same adapter; "merge": merge it in 16 bit, quantize, train a new one; "joint": a
+    # single stage that trains a new adapter on all stage-1 rows and the consultations
     handover: Literal["continue", "merge", "joint"] = "continue"
-    relearn_steps: Count = 0  # optimizer steps on stage 1's rows after stage 2, as an arm of its own; 0: none
-    # "carried": stage 2 continues with the moments of stage 1's optimizer
+    relearn_steps: Count = 0  # optimizer steps on stage-1 rows after stage 2, as a separate arm; 0 = no arm
+    # "carried": stage 2 continues with stage 1's optimizer moments
     optimizer_state: Literal["fresh", "carried"] = "fresh"
-    # What replayed exam rows weigh of stage 2's supervised tokens; 0 = as many as there are, unweighted
+    # weight of the replayed rows among stage 2's supervised tokens; 0 = unweighted
     replay_token_share: Share = 0.0
 
     def __post_init__(self):
@@ -175,48 +175,48 @@ class DmtSpec(Spec):
         if self.optimizer_state == "carried" and self.handover != "continue":
             raise RecipeError(
                 "dmt.optimizer_state=carried belongs to stage 1's adapter, which "
-                f"dmt.handover={self.handover} does not go on with; set dmt.handover=continue"
+                f"dmt.handover={self.handover} does not continue; set dmt.handover=continue"
             )
 
 
 @dataclass(frozen=True)
 class McqSpec(Spec):
-    part = "mcq."
-    rows: Count = 0  # questions per benchmark, the first by file order; 0 = all
-    generated_rows: Count = 200  # questions per benchmark answered in words too, in two ways; 0 = none
-    permutations: Count = 0  # questions per benchmark asked in every cyclic order of their options; 0 = none
-    general: bool = False  # the built-in general questions and texts, too: what medicine did not train
-    lm_eval_tasks: str = ""  # lm-evaluation-harness's tasks by name, separated by commas; "" = none
+    prefix = "mcq."
+    rows: Count = 0  # questions per benchmark, first in file order; 0 = all
+    generated_rows: Count = 200  # questions per benchmark also answered in words, by two protocols; 0 = none
+    permutations: Count = 0  # questions per benchmark asked in all cyclic option orders; 0 = none
+    general: bool = False  # also evaluate the built-in general (non-medical) questions and texts
+    lm_eval_tasks: str = ""  # comma-separated lm-evaluation-harness tasks; "" = none
     max_new_tokens: Size = 32
     prefix_cache: bool = True  # compute the shared instruction once
     max_batch_tokens: Size = 8192
 
-    def answers_at_once(self, longest: int) -> int:
-        """Answers in words that are generated in one batch, to prompts of up to `longest` tokens.
+    def generation_batch_size(self, longest: int) -> int:
+        """Batch size for generating answers to prompts of up to `longest` tokens.
 
-        A step of decoding takes little longer for many answers than for one; a prompt's pass keeps nothing
-        for a backward one, and takes a fraction of training's memory.
+        A decoding step takes little longer for many answers than for one. A prompt's forward pass stores
+        nothing for a backward pass, so it needs a fraction of training's memory.
         """
         return max(1, min(32, 16 * self.max_batch_tokens // longest))
 
 
 @dataclass(frozen=True)
 class ConsumerSpec(Spec):
-    part = "consumer."
-    cases: Size = 50  # patients' queries, drawn from the undamaged rows of both sources
+    prefix = "consumer."
+    cases: Size = 50  # patient queries, sampled from the undamaged rows of both sources
     seed: int = 42
     max_new_tokens: Size = 512
     batch_size: Size = 8
-    samples: Count = 4  # sampled answers beside the greedy one; 0 = none
-    temperature: NotNegative = 0.7  # of the sampled answers
-    scorer: str = "roberta-large"  # BERTScore encoder: hub id, folder, or "minilm" (from PyPI)
+    samples: Count = 4  # sampled answers in addition to the greedy one; 0 = none
+    temperature: NotNegative = 0.7  # for the sampled answers
+    scorer: str = "roberta-large"  # BERTScore encoder: Hub id, folder, or "minilm" (from PyPI)
     scorer_layers: Size = 17  # hidden layer whose states are compared
 
     def __post_init__(self):
         super().__post_init__()
         if self.samples and not self.temperature:
             raise RecipeError(
-                "consumer.samples goes with a consumer.temperature above 0; greedy has one answer"
+                "consumer.samples needs a consumer.temperature above 0; greedy decoding has one answer"
             )
 
 
@@ -234,16 +234,19 @@ class Recipe:
     consumer: ConsumerSpec = field(default_factory=ConsumerSpec)
 
     def __post_init__(self):
-        # Only for what is trained here: an adapter from elsewhere may sit on other modules (LoraSpec).
+        # Not checked in LoraSpec: an external adapter may use other modules.
         modules = self.lora.target_modules
         if not modules or not set(modules) <= set(LINEAR_MODULES):
-            known = ", ".join(LINEAR_MODULES)
             raise RecipeError(
-                f"lora.target_modules={','.join(modules)}; name at least one linear module of {known}"
+                f"lora.target_modules={','.join(modules)}; name at least one linear module of "
+                f"{', '.join(LINEAR_MODULES)}"
             )
-        if self.dmt.optimizer_state == "carried" and self.stage1.optimizer != self.stage2.optimizer:
-            both = f"stage1.optimizer={self.stage1.optimizer} and stage2.optimizer={self.stage2.optimizer}"
-            raise RecipeError(f"dmt.optimizer_state=carried needs one optimizer for both stages, not {both}")
+        first, second = self.stage1.optimizer, self.stage2.optimizer
+        if self.dmt.optimizer_state == "carried" and first != second:
+            raise RecipeError(
+                "dmt.optimizer_state=carried needs the same optimizer in both stages, not "
+                f"stage1.optimizer={first} and stage2.optimizer={second}"
+            )
 
 
 RELEASED_STAGE = TrainSpec(loss_on="text", packing="wrapped", gradient_checkpointing=True, eval_rows=0)
@@ -254,7 +257,7 @@ CPU_STAGE = TrainSpec(
 RECOMMENDED = Recipe(
     "recommended",
     "what the evidence supports: answer-only loss, own template, packing, clean NoteChat",
-    # 200 in every order: a share of questions within 7 points, at a quarter more prompts
+    # 200 questions in every order: proportions within 7 points, for a quarter more prompts
     mcq=McqSpec(permutations=200, general=True),
 )
 AS_RELEASED = Recipe(
@@ -265,7 +268,7 @@ AS_RELEASED = Recipe(
     stage1=RELEASED_STAGE,
     stage2=RELEASED_STAGE,
     dmt=DmtSpec(handover="merge"),
-    # every question of every benchmark in words: the letter was not what they scored by
+    # all questions answered in words, because the notebooks did not score letters
     mcq=McqSpec(generated_rows=4183, max_new_tokens=128),
 )
 PAPER = replace(
@@ -296,15 +299,15 @@ PRESETS = {recipe.name: recipe for recipe in (CPU, PAPER, AS_RELEASED, RECOMMEND
 
 
 def get(name: str, overrides: dict[str, str] | str = "") -> Recipe:
-    """The preset `name`, with `overrides` such as {"stage2.learning_rate": "1e-4"} applied; or the same as
-    text (parse_settings).
+    """The preset `name` with `overrides` applied, such as {"stage2.learning_rate": "1e-4"} or the same as
+    text (see parse_settings).
 
-    Raises RecipeError, in one line, for an unknown recipe or field and for a value of the wrong type.
+    Raises RecipeError for an unknown recipe or field, and for invalid values.
     """
     if name not in PRESETS:
         raise RecipeError(f"unknown recipe {name!r}; the recipes are {', '.join(PRESETS)}")
     settings = parse_settings(overrides) if isinstance(overrides, str) else overrides
-    # Fields of one part are set together: two that only go together may come in either order.
+    # The fields of a part are set at once, since some values are valid only together.
     recipe, parts = PRESETS[name], {}
     for path, text in settings.items():
         part, value = _parsed(recipe, path, text)
@@ -314,13 +317,14 @@ def get(name: str, overrides: dict[str, str] | str = "") -> Recipe:
         try:
             changed[part] = replace(getattr(recipe, part), **fields)
         except RecipeError as error:
-            asked = ", ".join(f"{part}.{field}={settings[f'{part}.{field}']}" for field in fields)
-            raise RecipeError(f"{asked}: {error}") from None
+            assignments = ", ".join(f"{part}.{field}={settings[f'{part}.{field}']}" for field in fields)
+            raise RecipeError(f"{assignments}: {error}") from None
     return replace(recipe, **changed)
 
 
 def from_dict(fields: dict) -> Recipe:
-    """The recipe that run.json holds, whatever its preset has become since. RecipeError where it is none."""
+    """The recipe stored in run.json, independent of the current presets. Raises RecipeError if it does not
+    match this version's fields."""
     hints = get_type_hints(Recipe)
     try:
         parts = {
@@ -335,12 +339,12 @@ def from_dict(fields: dict) -> Recipe:
 
 
 def parse_settings(text: str) -> dict[str, str]:
-    """`FIELD=VALUE` assignments, one a line or separated by ';', as a dict; RecipeError where one is not."""
+    """Parse `FIELD=VALUE` assignments, separated by newlines or ';', into a dict."""
     assignments = {}
-    for part in filter(None, (p.strip() for p in text.replace(";", "\n").splitlines())):
-        path, _, value = (piece.strip() for piece in part.partition("="))
+    for line in filter(None, (line.strip() for line in text.replace(";", "\n").splitlines())):
+        path, _, value = (side.strip() for side in line.partition("="))
         if not path or not value:
-            raise RecipeError(f"{part!r} is no setting; write FIELD=VALUE, e.g. stage2.learning_rate=1e-4")
+            raise RecipeError(f"{line!r} is not a setting; write FIELD=VALUE, e.g. stage2.learning_rate=1e-4")
         if path in assignments:
             raise RecipeError(f"{path} is set twice; give it once")
         assignments[path] = value
@@ -348,7 +352,7 @@ def parse_settings(text: str) -> dict[str, str]:
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
-    """Every resolved field by its dotted name, in the order of declaration."""
+    """All fields by dotted name, in order of declaration."""
     fields = {}
     for part, value in dataclasses.asdict(recipe).items():
         fields |= {f"{part}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {part: value}
@@ -356,19 +360,19 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 
 
 def _parsed(recipe: Recipe, path: str, text: str) -> tuple[str, Any]:
-    """(part of the recipe, value) of a setting."""
-    known = [name for name in flat(recipe) if "." in name]
-    if path not in known:
-        near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`medkit recipes` lists them"
+    """(part of the recipe, parsed value) of a setting."""
+    names = [name for name in flat(recipe) if "." in name]
+    if path not in names:
+        matches = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
+        hint = f"did you mean {matches[0]}?" if matches else "`medkit recipes` lists them"
         raise RecipeError(f"unknown field {path!r}; {hint}")
     part, name = path.split(".")
-    kind = get_type_hints(type(getattr(recipe, part)))[name]
-    says, parse = PARSERS.get(kind, PARSERS[str])  # choices are text
+    field_type = get_type_hints(type(getattr(recipe, part)))[name]
+    type_name, parse = PARSERS.get(field_type, PARSERS[str])  # Literal values are text
     try:
         return part, parse(text)
     except (ValueError, KeyError, ZeroDivisionError):
-        raise RecipeError(f"{path}={text}: a value of type {says} was expected") from None
+        raise RecipeError(f"{path}={text}: a value of type {type_name} was expected") from None
 
 
 def _number(text: str) -> float:
@@ -378,7 +382,7 @@ def _number(text: str) -> float:
     return value
 
 
-# Of a field's type: what a message calls it, and how its text is read.
+# Field type -> (name in error messages, parser)
 PARSERS: dict = {
     bool: ("true/false", lambda text: {"true": True, "false": False}[text.lower()]),
     int: ("whole number", lambda text: int(text.replace("_", "").replace(",", ""))),
@@ -386,6 +390,6 @@ PARSERS: dict = {
     str: ("text", str),
     tuple[str, ...]: (
         "a,b,c list",
-        lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+        lambda text: tuple(name.strip() for name in text.split(",") if name.strip()),
     ),
 }

@@ -234,7 +234,7 @@ def test_as_released_rows_are_the_first_of_the_shuffle():
 def test_where_conversations_are_short_the_proportion_stays():
     # 110 asked for, 55 there: half of each, 50 and 5.
     made = split([talk(i, note=f"n{i}") for i in range(55)], 100, 10)
-    assert (len(made.train), len(made.validation), made.asked) == (50, 5, (100, 10))
+    assert (len(made.train), len(made.validation), made.requested) == (50, 5, (100, 10))
     # 13 there: 100 * 13/110 = 11.8 and 10 * 13/110 = 1.2
     made = split([talk(i, note=f"n{i}") for i in range(13)], 100, 10)
     assert (len(made.train), len(made.validation)) == (11, 1)

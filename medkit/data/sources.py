@@ -46,7 +46,7 @@ class Source:
     title: str
     kind: type  # class of its records
     licence: str  # SPDX identifier if there is one
-    parts: dict[str, Part]  # "train", "eval", and those that DataSpec.reads may return instead
+    parts: dict[str, Part]  # "train", "eval", and those that DataSpec.source_part may return instead
     forms: tuple[Form, ...]
     hub_id: str = ""  # "" if it is published only at `home`
     revision: str = "main"  # commit of the hub repository; "main" if no commit could be determined

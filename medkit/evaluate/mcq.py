@@ -226,7 +226,7 @@ def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **d
         active.tokenizer,
         ids,
         **decoding,
-        batch_size=run.recipe.mcq.answers_at_once(max(map(len, ids), default=1)),
+        batch_size=run.recipe.mcq.generation_batch_size(max(map(len, ids), default=1)),
         store=run.folder / ".cache" / "words.jsonl",
         key=active.identity,
     )

@@ -36,7 +36,7 @@ class Step:
     takes: tuple[str, ...]  # which of the run's recipe, run_dir, data_dir and settings are its parameters
     fixed: dict = field(default_factory=dict)  # its other parameters
     needs: tuple[str, ...] = ()  # files in the run's folder
-    reads: tuple[str, ...] = ()  # as DataSpec.reads names them: "NAME train" or "NAME eval"
+    reads: tuple[str, ...] = ()  # as DataSpec.source_part names them: "NAME train" or "NAME eval"
     writes: tuple[str, ...] = ()  # in the run's folder: what later steps need
     suffix: str = ""  # of the executed copy
 

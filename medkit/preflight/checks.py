@@ -246,8 +246,8 @@ def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dic
     checks, loaded = [], {}
     parts = [(name, part) for name in sources.EXAMS for part in ("train", "eval")]
     for name, part in [*parts, ("dialogues", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
-        limit = recipe.data.at_most(name, part)
-        source, which = recipe.data.reads(name, part)
+        limit = recipe.data.row_limit(name, part)
+        source, which = recipe.data.source_part(name, part)
         title = f"data {source} {which}"
         try:
             read = sources.load(source, which, where, limit=limit if where else SAMPLE, progress=False)
@@ -277,8 +277,8 @@ def stage_samples(recipe, loaded: dict, data_dir: str):
     first = stages.mix_stage1(recipe, {name: loaded[name, "train"] for name in sources.EXAMS})
     some, share = first.part("train")[:SAMPLE], dmt.replay_share
     if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
-        sizes = {n: sources.SOURCES[n].parts[data.reads(n, "train")[1]].rows for n in sources.EXAMS}
-        total = sum(data.at_most(name, "train") or size for name, size in sizes.items())
+        sizes = {n: sources.SOURCES[n].parts[data.source_part(n, "train")[1]].rows for n in sources.EXAMS}
+        total = sum(data.row_limit(name, "train") or size for name, size in sizes.items())
         held_out = round(total * data.validation_share)
         yield "stage1", some, total - held_out, held_out
         asked = replace(recipe, dmt=replace(dmt, fill="stage1", replay_share=0.0))

@@ -58,7 +58,7 @@ def asked(recipe: Recipe, tokenizer, loaded: dict, whole) -> dict[str, list[Pass
     for name in (*EXAMS, *QUERIES):
         records = loaded[name, "eval"]
         ids[name] = [tuple(prompts.prompt_ids(tokenizer, chat, record)) for record in records[:SAMPLE]]
-        part = SOURCES[name].parts[recipe.data.reads(name, "eval")[1]]
+        part = SOURCES[name].parts[recipe.data.source_part(name, "eval")[1]]
         there[name] = len(records) if whole else part.rows
     lengths = {name: [len(one) for one in of] for name, of in ids.items()}
     shared = len(prompts.shared_prefix([one for name in EXAMS for one in ids[name]]))
@@ -87,7 +87,9 @@ def exam_passes(
 
     def one(name: str, questions: dict[str, int], of: Mapping = lengths, new_tokens: int = 0) -> Pass:
         longest = max(max(of[source]) for source in questions)
-        batch = spec.answers_at_once(longest) if new_tokens else max(1, spec.max_batch_tokens // longest)
+        batch = (
+            spec.generation_batch_size(longest) if new_tokens else max(1, spec.max_batch_tokens // longest)
+        )
         less = 0 if new_tokens else spared
         tokens = sum(n * (sum(of[source]) / len(of[source]) - less) for source, n in questions.items())
         return Pass(name, models, sum(questions.values()), tokens, longest, batch, new_tokens)

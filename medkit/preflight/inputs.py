@@ -42,9 +42,9 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
             )
         return
     for name, which in (part.split() for part in parts if part != SCORER):
-        limit = recipe.data.at_most(name, which)
+        limit = recipe.data.row_limit(name, which)
         # On the hub one row shows that the split exists; in a folder all rows are checked.
-        sources.load(*recipe.data.reads(name, which), data_dir or None, limit=limit if data_dir else 1)
+        sources.load(*recipe.data.source_part(name, which), data_dir or None, limit=limit if data_dir else 1)
 
 
 def check_model(base: str, revision: str = "main") -> None:

@@ -70,7 +70,7 @@ def benchmarks(run: Run, items: Sequence[MCQItem]) -> pd.DataFrame:
     for name in dict.fromkeys(item.source for item in items):
         gold = [item.answer for item in items if item.source == name]
         letter, share = accuracy.majority(gold)
-        part = SOURCES[name].parts[run.recipe.data.reads(name, "eval")[1]]
+        part = SOURCES[name].parts[run.recipe.data.source_part(name, "eval")[1]]
         row = {"split": f"{part.config or part.split}: {part.why}", "in the original": f"{part.rows:,}"}
         if run.info["data"]["origin"] == "builtin":
             row["split"] = "the built-in corpus, held-out questions"

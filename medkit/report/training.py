@@ -170,7 +170,7 @@ def consultations(run: Run, records) -> HTML:
     parts = [counts, *([duplicates(stage2["notechat"])] if stage2 else [])]
     line = (
         f"{split.rows:,} consultations read; {len(split.train):,} train and {len(split.validation):,} "
-        f"validate, where the recipe asks for {split.asked[0]:,} and {split.asked[1]:,}"
+        f"validate, where the recipe asks for {split.requested[0]:,} and {split.requested[1]:,}"
     )
     return details(line, *(part.to_frame() for part in parts))
 

@@ -115,7 +115,7 @@ def describe_stage2(records: Records, rows, matches: list, validation_matches: l
             "train": len(split.train),
             "further": len(second.further),
             "validation": len(split.validation),
-            "asked": list(split.asked),
+            "asked": list(split.requested),
             "validation_verbatim_in_train": split.validation_verbatim_in_train,
             "rows_with_a_note": split.with_note,
             "notes_on_both_sides": split.notes_on_both_sides if split.with_note else None,

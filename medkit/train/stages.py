@@ -29,8 +29,8 @@ def load_source(run: Run, name: str, part: str, progress: bool = True) -> source
     """
     data = run.recipe.data
     where = run.data_dir or (_builtin(data.builtin_part)[0] if data.origin == "builtin" else None)
-    limit = data.at_most(name, part)
-    source, which = data.reads(name, part)
+    limit = data.row_limit(name, part)
+    source, which = data.source_part(name, part)
     loaded = sources.load(source, which, where, limit=limit, progress=progress)
     run.use_data({f"{source}/{file}": digest for file, digest in loaded.files.items()})
     return loaded

@@ -360,7 +360,7 @@ def test_another_adapters_moments_are_refused(unbroken, base, tmp_path):
         ({"dmt.optimizer_state": "carried", "dmt.handover": "merge"}, "set dmt.handover=continue"),
         (
             {"dmt.optimizer_state": "carried", "stage2.optimizer": "adamw_8bit"},
-            "one optimizer for both stages, not stage1.optimizer=adamw_torch and stage2.optimizer=adamw",
+            "the same optimizer in both stages, not stage1.optimizer=adamw_torch and stage2.optimizer=adamw",
         ),
         ({"dmt.replay_token_share": "1"}, r"must lie in \[0, 1\)"),
         ({"dmt.replay_token_share": "-0.1"}, r"must lie in \[0, 1\)"),
