@@ -34,7 +34,7 @@ def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvan
 
     Raises ResultsError if the run lacks a model, ArmError for an unknown arm.
     """
-    names = lineup.named(arms)
+    names = lineup.arm_names(arms)
     if not names:
         raise MedkitError("arms is empty; name the models to compare, e.g. arms=base,med-nirvana")
     run = run_json.begin(run_dir, "04_consumer_eval", data_dir=data_dir, needs=adapter_files(*names))

@@ -117,11 +117,11 @@ class _Evaluation:
     seed: int
 
     def mean(self, values: ArrayLike) -> dict:
-        return statistics.bootstrap_mean(values, self.seed).named("mean")
+        return statistics.bootstrap_mean(values, self.seed).as_dict("mean")
 
     def difference(self, first: ArrayLike, second: ArrayLike) -> dict:
         """Second minus first, paired."""
-        return statistics.paired_difference(first, second, self.seed).named("mean")
+        return statistics.paired_difference(first, second, self.seed).as_dict("mean")
 
     def tested_difference(self, first: ArrayLike, second: ArrayLike) -> dict:
         return self.difference(first, second) | {"p": statistics.sign_flip_p(first, second, self.seed)}

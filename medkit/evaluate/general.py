@@ -98,7 +98,7 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> dict:
     models = {}
     for model, group in texts_by_model.items():
         loss = statistics.bootstrap((group["nll"], group["tokens"]), _per_token, seed)
-        perplexity = loss.named("perplexity", "perplexity_")
+        perplexity = loss.as_dict("perplexity", "perplexity_")
         models[model] = storage.plain(accuracy.accuracy(questions[questions["model"] == model]))
         models[model] |= {"texts": loss.n, "tokens": int(group["tokens"].sum())}
         models[model] |= {name: float(np.exp(value)) for name, value in perplexity.items()}
@@ -107,7 +107,7 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> dict:
         first, second = texts_by_model[row["first"]], texts_by_model[row["second"]]
         difference = second["nll"].loc[first.index] - first["nll"]
         loss = statistics.bootstrap((difference, first["tokens"]), _per_token, seed)
-        row |= loss.named("loss_difference", "loss_")
+        row |= loss.as_dict("loss_difference", "loss_")
     return storage.plain({"models": models, "comparisons": statistics.with_holm(comparisons)})
 
 

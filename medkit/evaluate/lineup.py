@@ -103,7 +103,7 @@ class Lineup:
         return self._model
 
 
-def named(arms: str) -> list[str]:
+def arm_names(arms: str) -> list[str]:
     """The names in "base, med-mix"."""
     storage.check_text("arms", arms)
     return [name.strip() for name in arms.split(",") if name.strip()]

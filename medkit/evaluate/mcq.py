@@ -59,7 +59,7 @@ def begin_exams(
 
     Raises ResultsError where the run lacks an arm, ArmError for an unknown arm.
     """
-    names = lineup.named(arms)
+    names = lineup.arm_names(arms)
     if model and names:
         raise ResultsError(f"model={model} is evaluated alone; leave arms={arms} out, or the model")
     run = begin(run_dir, data_dir, model, adapter, names)

@@ -1,6 +1,6 @@
-"""How sure a number is: intervals, paired tests, corrections for many tests.
+"""Intervals, paired tests and multiple-testing corrections.
 
-scipy and statsmodels calculate; this module decides the degenerate cases. Accuracies are fractions in [0, 1],
+A layer over scipy and statsmodels that defines the degenerate cases. Accuracies are fractions in [0, 1],
 differences are second minus first, intervals are 95%.
 """
 
@@ -24,10 +24,10 @@ BATCH = 200  # resamples held in memory at once: 200 x 4,183 doubles are 7 MB
 
 @dataclass(frozen=True, slots=True)
 class Proportion:
-    """`correct` of `n`, with Wilson's interval; for n = 0 the accuracy is NaN and the interval [0, 1]."""
+    """`correct` of `n` with Wilson's interval. For n = 0 the accuracy is NaN and the interval [0, 1]."""
 
     n: int
-    correct: float  # a whole number, except for a published percentage of n
+    correct: float  # whole number unless computed from a published percentage
     accuracy: float
     low: float
     high: float
@@ -35,16 +35,16 @@ class Proportion:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean, or another statistic, with its percentile bootstrap interval; NaN where it is undefined."""
+    """A mean or another statistic with its percentile bootstrap interval. Undefined values are NaN."""
 
     n: int
     mean: float
     low: float
     high: float
 
-    def named(self, name: str, ends: str = "") -> dict[str, float]:
-        """{name: mean, `ends`low: low, `ends`high: high}."""
-        return {name: self.mean, f"{ends}low": self.low, f"{ends}high": self.high}
+    def as_dict(self, name: str, prefix: str = "") -> dict[str, float]:
+        """{name: mean, prefix + "low": low, prefix + "high": high}."""
+        return {name: self.mean, f"{prefix}low": self.low, f"{prefix}high": self.high}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Comparison:
     """Two models on the same items: the difference of accuracies and McNemar's exact p."""
 
     n: int
-    first_only: int  # items that only the first model has right
+    first_only: int  # items that only the first model answered correctly
     second_only: int
     difference: float  # second - first
     low: float
@@ -61,9 +61,9 @@ class Comparison:
 
 
 def wilson(correct: float, n: int) -> Proportion:
-    """Wilson's 95% interval (Wilson 1927); raises MedkitError unless 0 <= correct <= n."""
+    """Wilson's 95% interval (Wilson 1927). Raises MedkitError unless 0 <= correct <= n."""
     if not 0 <= correct <= n:
-        raise MedkitError(f"{correct} right answers of {n}: the count must lie between 0 and n")
+        raise MedkitError(f"{correct} right answers of {n}; the count must be between 0 and n")
     if n == 0:
         return Proportion(0, 0, math.nan, 0.0, 1.0)
     low, high = proportion_confint(correct, n, alpha=0.05, method="wilson")
@@ -71,9 +71,9 @@ def wilson(correct: float, n: int) -> Proportion:
 
 
 def unpaired_difference(first: float, n_first: int, second: float, n_second: int) -> tuple[float, float]:
-    """Newcombe's 95% interval of second/n_second - first/n_first, for results known only as accuracies.
+    """Newcombe's 95% interval of second/n_second - first/n_first, for results without per-item outcomes.
 
-    It treats the two test runs as independent, so it is too wide where both saw the same questions.
+    It assumes independent samples, so it is too wide if both models answered the same questions.
     """
     if not n_first or not n_second:
         return -1.0, 1.0
@@ -84,9 +84,9 @@ def unpaired_difference(first: float, n_first: int, second: float, n_second: int
 def bootstrap(columns: Sequence[ArrayLike], statistic: Callable, seed: int = 0, paired: bool = True) -> Mean:
     """`statistic(*columns, axis)` with a seeded percentile bootstrap (scipy.stats.bootstrap).
 
-    paired: the columns hold values of the same items, which are resampled together; otherwise each column is
-    resampled on its own, and n counts the values of all. An empty column: all NaN. A single value: no
-    interval (NaN). Columns of equal values: an interval of width zero.
+    paired: resample the items that all columns share; otherwise each column is resampled independently, and n
+    is their total size. An empty column gives NaN everywhere, a single value a NaN interval, and constant
+    columns an interval of width zero.
     """
     arrays = tuple(np.asarray(column) for column in columns)
     sizes = [len(array) for array in arrays]
@@ -96,7 +96,7 @@ def bootstrap(columns: Sequence[ArrayLike], statistic: Callable, seed: int = 0, 
         return Mean(n, value, math.nan, math.nan)
     if all((array == array[0]).all() for array in arrays):  # scipy warns and returns NaN here
         return Mean(n, value, value, value)
-    ends = stats.bootstrap(
+    interval = stats.bootstrap(
         arrays,
         statistic,
         n_resamples=RESAMPLES,
@@ -106,21 +106,21 @@ def bootstrap(columns: Sequence[ArrayLike], statistic: Callable, seed: int = 0, 
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Mean(n, value, float(ends.low), float(ends.high))
+    return Mean(n, value, float(interval.low), float(interval.high))
 
 
 def bootstrap_mean(values: ArrayLike, seed: int = 0) -> Mean:
-    """The mean of `values`; raises MedkitError where one is not finite."""
+    """The mean of `values`. Raises MedkitError if one is not finite."""
     values = np.asarray(values, dtype=float)
-    if wrong := (~np.isfinite(values)).sum():
-        raise MedkitError(f"{wrong} of {len(values)} values are not finite numbers")
-    if len(values) > 1 and (values == values[0]).all():  # as it is, where a sum would round
+    if not_finite := (~np.isfinite(values)).sum():
+        raise MedkitError(f"{not_finite} of {len(values)} values are not finite numbers")
+    if len(values) > 1 and (values == values[0]).all():  # exact, whereas a sum would round
         return Mean(len(values), *[float(values[0])] * 3)
     return bootstrap([values], np.mean, seed)
 
 
 def mean_of_means(samples: Sequence[ArrayLike], seed: int = 0) -> Mean:
-    """Unweighted mean of several benchmarks' means, each resampled on its own."""
+    """Unweighted mean of several benchmarks' means. Each benchmark is resampled independently."""
 
     def statistic(*columns, axis):
         return np.mean([column.mean(axis=axis) for column in columns], axis=0)
@@ -129,19 +129,20 @@ def mean_of_means(samples: Sequence[ArrayLike], seed: int = 0) -> Mean:
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Mean:
-    """Mean of second - first over the same cases, with a bootstrap over the cases."""
+    """Mean of second - first, with a bootstrap over the cases."""
     first, second = _paired(first, second)
     return bootstrap_mean(second - first, seed)
 
 
 def sign_flip_p(first: ArrayLike, second: ArrayLike, seed: int = 0) -> float:
-    """Two-sided p of a paired mean difference: how often randomly flipped signs give a mean as large
-    (scipy.stats.permutation_test; exact up to 13 pairs, otherwise 9,999 seeded draws). NaN below 2 pairs.
+    """Two-sided p of a paired mean difference by a sign-flip permutation test (scipy.stats.permutation_test).
+
+    Exact up to 13 pairs, otherwise 9,999 seeded draws. NaN below 2 pairs.
     """
     first, second = _paired(first, second)
     if len(first) < 2:
         return math.nan
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (second, first),
         lambda a, b, axis: (a - b).mean(axis=axis),
         permutation_type="samples",
@@ -149,20 +150,20 @@ def sign_flip_p(first: ArrayLike, second: ArrayLike, seed: int = 0) -> float:
         n_resamples=9_999,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def compare(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Comparison:
     """Two models' outcomes on the same items: McNemar's exact test and the paired bootstrap.
 
-    Where every item shows the same difference (`same_everywhere`), the bootstrap would shrink to a point.
-    Without a discordant item p is 1.
+    If all items have the same difference, the bootstrap would shrink to a point, and
+    `constant_difference_interval` replaces it. Without discordant items p is 1.
     """
     first, second = _paired(np.asarray(first, dtype=bool), np.asarray(second, dtype=bool))
     n, first_only, second_only = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     difference = (second_only - first_only) / n if n else math.nan
     if max(first_only, second_only, n - first_only - second_only) == n:
-        low, high = same_everywhere(n, difference if n else 0.0)
+        low, high = constant_difference_interval(n, difference if n else 0.0)
     else:
         bootstrapped = paired_difference(first.astype(float), second.astype(float), seed)
         low, high = bootstrapped.low, bootstrapped.high
@@ -173,24 +174,25 @@ def compare(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Comparison:
     return Comparison(n, first_only, second_only, difference, low, high, p)
 
 
-def same_everywhere(n: int, difference: float) -> tuple[float, float]:
-    """The interval of a difference that all n items show: all concordant (0), or all discordant in one
-    direction (-1 or 1). It is what the upper Wilson limit u of "0 of n items are otherwise" allows: d -+ u
-    (1 + |d|), within [-1, 1]."""
+def constant_difference_interval(n: int, difference: float) -> tuple[float, float]:
+    """Interval of a difference d that all n items have: 0, or -1 or 1 if all are discordant in one direction.
+
+    It is d -+ u (1 + |d|), clipped to [-1, 1], with u the upper Wilson limit of "0 of n items differ".
+    """
     reach = wilson(0, n).high * (1 + abs(difference))
     return max(-1.0, difference - reach), min(1.0, difference + reach)
 
 
-def detectable_difference(n: int, discordant: int, power: float = 0.8) -> float:
-    """The smallest difference of accuracies that McNemar's test at 0.05 finds with `power`, for `n` paired
-    items of which `discordant` are right in one model only; NaN for n = 0 (Connor 1987, Biometrics 43: 207).
+def detectable_difference(n: int, discordant: int) -> float:
+    """The smallest difference of accuracies that McNemar's test at 0.05 detects with 80% power.
 
-    Where so few are discordant that even all of them on one side would not be enough, it is the difference at
-    which as many as needed are: z^2 / n.
+    Only one of the models is correct on `discordant` of the `n` paired items (Connor 1987, Biometrics 43:
+    207). If too few items are discordant for any significant result, it is z^2 / n, the difference at which
+    enough would be. NaN for n = 0.
     """
     if n == 0:
         return math.nan
-    alpha_z, power_z = stats.norm.ppf(0.975), stats.norm.ppf(power)
+    alpha_z, power_z = stats.norm.ppf(0.975), stats.norm.ppf(0.8)
     share = discordant / n
     if share * n <= alpha_z**2:
         return min(1.0, alpha_z**2 / n)
@@ -199,17 +201,17 @@ def detectable_difference(n: int, discordant: int, power: float = 0.8) -> float:
         reach = alpha_z * math.sqrt(share) + power_z * math.sqrt(share - difference**2)
         return reach**2 / difference**2 - n
 
-    # Beyond sqrt(share) no difference is possible; at share all discordant items are on one side.
+    # At difference = share all discordant items are on one side.
     return float(brentq(surplus, 1e-9, share)) if surplus(share) < 0 else share
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment over one table's p-values, in their order; [] for none."""
+    """Holm's step-down adjustment of a table's p-values, in the same order."""
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
 def with_holm(rows: Sequence[dict]) -> list[dict]:
-    """The rows of a table with `p_holm` beside their `p`."""
+    """Add `p_holm`, adjusted over all rows, to the rows of a table."""
     adjusted = holm([row["p"] for row in rows])
     return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
