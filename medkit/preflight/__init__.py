@@ -1,11 +1,11 @@
-"""What is checked before an hour is spent."""
+"""Checks to run before hours of computing: machine, data, model and cost."""
 
 from medkit import lazy_exports
 
 _HOMES = {
     "check": "checks",
     "machine": "checks",
-    "rows_of": "checks.rows",  # the package has a module of that name
+    "rows_of": "checks.rows",  # `rows` is the name of a module here
     "course": "checks",
     "base_runs": "checks",
     "show": "findings",

@@ -1,6 +1,6 @@
-"""Checks before a GPU hour is spent: the machine, the data, and a sample of the rows to train on.
+"""Checks of a recipe before training: the machine, the data, and a sample of the training rows.
 
-`machine` loads nothing, `base_runs` runs a small base; `check` does everything for a recipe.
+`machine` loads no model, `base_runs` runs a small base, and `check` does everything.
 """
 
 import json
@@ -26,75 +26,76 @@ from medkit.runs import storage
 from medkit.runs.inputs import connect, is_local
 from medkit.train import merging, models, stages
 
-LARGE = 1e9  # parameters from which a model is trained on a GPU only
-SAMPLE = 400  # rows of each stage tokenized by `check`
+LARGE = 1e9  # parameters; a model of this size or larger needs a GPU
+SAMPLE = 400  # rows of each stage that `check` tokenizes
 
 
 def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
-    """All checks of a recipe: reads the data, tokenizes a sample of the mixture, and runs a base that is
-    small and local. Writes only caches.
+    """Run all checks of a recipe. Writes nothing but caches.
 
-    Raises HubError where the hub is needed and does not answer, MachineError where results or caches cannot
-    be written.
+    Reads the data, tokenizes a sample of the mixture, and runs the base if it is small and local.
+    Raises HubError if the hub is needed and does not answer, and MachineError if results or caches cannot be
+    written.
     """
     connect(recipe, data_dir)
     this_machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     this_machine.check_writable(this_machine.cache_dir(), "MEDKIT_CACHE")
     with tempfile.TemporaryDirectory() as scratch:
-        found, loaded = read_sources(recipe, data_dir, Path(scratch))
+        data_checks, loaded = read_sources(recipe, data_dir, Path(scratch))
         shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
-        checks = machine(recipe, shape) + found
-        if failed([*(one for one in checks if one.name == "model"), *found]):
-            return [*checks, Check("rows", "warn", "not looked at", "see to the model and the data first")]
+        checks = machine(recipe, shape) + data_checks
+        if failed([*(check for check in checks if check.name == "model"), *data_checks]):
+            return [*checks, Check("rows", "warn", "not checked", "fix the model and the data first")]
         try:
             return checks + _rows_and_model(recipe, shape, loaded, data_dir, Path(scratch))
-        except MedkitError as error:  # a template that cannot be masked, sources too small to be split
+        except MedkitError as error:  # e.g. a template that cannot be masked, sources too small to split
             return [*checks, Check("rows", "fail", *error.problem_and_fix())]
 
 
 def _rows_and_model(recipe, shape, loaded: dict, data_dir: str, scratch: Path) -> list[Check]:
     tokenizer, prepared = models.load_tokenizer(recipe.model), None
-    asked = [record for name in sources.EXAMS for record in loaded[name, "eval"][:SAMPLE]]
-    checks = [_context(recipe, tokenizer, asked)]
-    for stage, records, total, validation in stage_samples(recipe, loaded, data_dir):
+    questions = [record for name in sources.EXAMS for record in loaded[name, "eval"][:SAMPLE]]
+    checks = [_context(recipe, tokenizer, questions)]
+    for stage, records, train_count, validation_count in stage_samples(recipe, loaded, data_dir):
         prepared = stages.tokenize(recipe, stage, tokenizer, records, cache=scratch, progress=False)
         checks += rows(recipe, tokenizer, records, prepared)
-        tokens = total * float(np.mean(prepared["length"]))
-        of_rows = (shape, total, tokens, validation, max(prepared["length"]))
-        checks += _course(recipe, stage, *of_rows)
+        tokens = train_count * float(np.mean(prepared["length"]))
+        sizes = (shape, train_count, tokens, validation_count, max(prepared["length"]))
+        checks += _course(recipe, stage, *sizes)
         if stage == "stage1" and recipe.dmt.relearn_steps:
-            probe = _course(replace(recipe, stage1=stages.relearning(recipe)), stage, *of_rows)[0]
+            probe = _course(replace(recipe, stage1=stages.relearning(recipe)), stage, *sizes)[0]
             checks.append(replace(probe, name="relearned: course"))
-    checks += _evaluation(recipe, tokenizer, shape, loaded, data_dir or recipe.data.origin == "builtin")
+    all_questions_loaded = bool(data_dir) or recipe.data.origin == "builtin"
+    checks += _evaluation(recipe, tokenizer, shape, loaded, all_questions_loaded)
     return checks + base_runs(recipe, tokenizer, prepared)
 
 
 def _context(recipe, tokenizer, questions: list) -> Check:
-    """Whether rows, and questions with answers in words, fit in the model's positions."""
-    places, most = models.context_length(recipe.model), recipe.model.max_length
-    if places and most > places:
-        message = f"rows of up to {most:,} tokens, and the model has {places:,} positions"
-        return Check("context", "fail", message, f"--set model.max_length={places}")
-    chat, new = prompts.ChatFormat.from_tokenizer(tokenizer), recipe.mcq.max_new_tokens
-    lengths = [len(prompts.prompt_ids(tokenizer, chat, one)) for one in questions]
-    message = f"the longest of {len(lengths)} questions has {max(lengths):,} tokens, its answer up to {new:,}"
-    message += f"; the model's context {f'{places:,} tokens' if places else 'is not stated'}"
-    longer = sum(length + new > (places or math.inf) for length in lengths)
-    if longer:
-        room = (places or 0) - max(lengths)
+    """Do rows, and questions with generated answers, fit into the model's context?"""
+    context, max_length = models.context_length(recipe.model), recipe.model.max_length
+    if context and max_length > context:
+        message = f"rows have up to {max_length:,} tokens, and the model has {context:,} positions"
+        return Check("context", "fail", message, f"--set model.max_length={context}")
+    chat, new_tokens = prompts.ChatFormat.from_tokenizer(tokenizer), recipe.mcq.max_new_tokens
+    lengths = [len(prompts.prompt_ids(tokenizer, chat, question)) for question in questions]
+    message = f"the longest of {len(lengths)} questions has {max(lengths):,} tokens, its answer up to "
+    message += f"{new_tokens:,}; the model's context {f'{context:,} tokens' if context else 'is unknown'}"
+    too_long = sum(length + new_tokens > (context or math.inf) for length in lengths)
+    if too_long:
+        room = (context or 0) - max(lengths)
         fix = f"--set mcq.max_new_tokens={room}" if room > 0 else "take a model with a longer context"
-        return Check("context", "warn", f"{message}; {longer} are too long and count as wrong", fix)
+        return Check("context", "warn", f"{message}; {too_long} are too long and count as wrong", fix)
     return Check("context", "pass", message)
 
 
 def machine(recipe: recipes.Recipe, shape: estimate.Shape | None = None) -> list[Check]:
-    """Whether the model can be read; device, driver, library versions; memory and disk against the estimate.
+    """Check the model, device, driver and library versions, and memory and disk against the estimate.
 
-    shape: the base's sizes; by default of its config.json where it is local, else of Llama 3.1 8B.
+    shape: the base's sizes. Defaults to its config.json if that is local, else to Llama 3.1 8B.
     """
     hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model.base) or estimate.LLAMA_8B
     return [
-        _model_there(recipe),
+        _model(recipe),
         *_handover(recipe),
         _device(recipe, shape, hardware),
         _versions(hardware),
@@ -104,71 +105,70 @@ def machine(recipe: recipes.Recipe, shape: estimate.Shape | None = None) -> list
 
 
 def base_shape(base: str) -> estimate.Shape | None:
-    """The sizes in the base's config.json; None where it is not on this machine."""
-    if base == "smollm2":  # a cache that cannot be written is refused here
+    """The sizes in the base's config.json; None if the base is not on this machine."""
+    if base == "smollm2":  # outside the try: an unwritable cache is an error
         models.base_folder(base)
     try:
         return estimate.Shape.read(Path(models.base_folder(base)) / "config.json")
-    except (OSError, KeyError, ValueError):  # a hub id, or no such folder: `check` says which
+    except (OSError, KeyError, ValueError):  # a hub id, or a missing folder, which `check_model` reports
         return None
 
 
 def _device(recipe, shape, hardware) -> Check:
     gpus = hardware["gpus"]
-    found = ", ".join(f"{g['name']}, {g['memory_gb'] or 'unknown'} GiB, driver {g['driver']}" for g in gpus)
-    found = found or f"no GPU; {hardware['cores']} cores, {hardware['memory_gb']} GiB"
-    wrong = [n for n in ("stage1", "stage2") if not gpus and "8bit" in getattr(recipe, n).optimizer]
+    device = ", ".join(f"{g['name']}, {g['memory_gb'] or 'unknown'} GiB, driver {g['driver']}" for g in gpus)
     if gpus:
         import torch
 
         if not torch.cuda.is_available():
             fix = "install a torch built for CUDA, or a newer driver"
-            return Check("device", "fail", f"{found}; torch {torch.__version__} cannot use it", fix)
-        return Check("device", "pass", found)
+            return Check("device", "fail", f"{device}; torch {torch.__version__} cannot use it", fix)
+        return Check("device", "pass", device)
+    device = f"no GPU; {hardware['cores']} cores, {hardware['memory_gb']} GiB"
     if shape.parameters >= LARGE:
         fix = "use a GPU, or the recipe cpu"
-        return Check("device", "fail", f"{found}; {shape.parameters / 1e9:.1f}e9 parameters need one", fix)
-    if wrong:
-        fix = f"--set {wrong[0]}.optimizer=adamw_torch"
-        return Check("device", "fail", f"{found}; 8-bit optimizers need a GPU", fix)
-    return Check("device", "pass", f"{found}; rows are not packed here")
+        return Check("device", "fail", f"{device}; {shape.parameters / 1e9:.1f}e9 parameters need one", fix)
+    for stage in ("stage1", "stage2"):
+        if "8bit" in getattr(recipe, stage).optimizer:
+            fix = f"--set {stage}.optimizer=adamw_torch"
+            return Check("device", "fail", f"{device}; 8-bit optimizers need a GPU", fix)
+    return Check("device", "pass", f"{device}; rows are not packed on a CPU")
 
 
 def _versions(hardware) -> Check:
-    """The installed libraries against the versions that pyproject.toml pins for such a machine."""
+    """Compare the installed libraries with the versions that pyproject.toml pins for this kind of machine."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((this_machine.CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    both = extras["cpu"] + extras["gpu"] if hardware["gpus"] else extras["gpu"] + extras["cpu"]
-    asked = {one.name: one.specifier for one in map(Requirement, project["dependencies"] + both)}
-    installed = {name: version or "" for name, version in this_machine.versions().items() if name in asked}
+    cpu, gpu = (project["optional-dependencies"][name] for name in ("cpu", "gpu"))
+    pinned = project["dependencies"] + (cpu + gpu if hardware["gpus"] else gpu + cpu)  # the last one counts
+    tested = {requirement.name: requirement.specifier for requirement in map(Requirement, pinned)}
+    installed = {name: version or "" for name, version in this_machine.versions().items() if name in tested}
     if missing := [name for name, version in installed.items() if not version]:
         message = f"not installed: {', '.join(missing)}"
         return Check("versions", "fail", message, "make setup, or environment.yml")
-    other = [
-        f"{name} {version} (tested: {asked[name]})"
+    untested = [
+        f"{name} {version} (tested: {tested[name]})"
         for name, version in installed.items()
-        if version.partition("+")[0] not in asked[name]
+        if version.partition("+")[0] not in tested[name]
     ]
-    if other:
+    if untested:
         fix = "install the tested versions, or expect other numbers"
-        return Check("versions", "warn", ", ".join(other), fix)
-    return Check("versions", "pass", "as tested together")
+        return Check("versions", "warn", ", ".join(untested), fix)
+    return Check("versions", "pass", "the tested versions")
 
 
-def _memory(recipe, name, shape, hardware, longest: int = 0) -> Check:
-    """longest: tokens of the longest row, which a CPU's memory depends on."""
-    parts = estimate.memory(shape, recipe, getattr(recipe, name), bool(hardware["gpus"]), longest)
-    free, where = _free_memory(hardware)
-    title = f"{name}: memory of rows up to {longest:,} tokens" if longest else f"memory {name}"
-    smaller = "model.max_length" if longest else f"{name}.batch_size"
-    fix = f"--set {name}.gradient_checkpointing=true or a smaller {smaller}"
-    return _against(title, parts, free, where, fix)
+def _memory(recipe, stage, shape, hardware, longest: int = 0) -> Check:
+    """longest: tokens of the longest row, which determines the memory on a CPU."""
+    parts = estimate.memory(shape, recipe, getattr(recipe, stage), bool(hardware["gpus"]), longest)
+    name = f"{stage}: memory of rows up to {longest:,} tokens" if longest else f"memory {stage}"
+    size = "model.max_length" if longest else f"{stage}.batch_size"
+    fix = f"--set {stage}.gradient_checkpointing=true or a smaller {size}"
+    return _compare(name, parts, *_free_memory(hardware), fix)
 
 
 def _free_memory(hardware) -> tuple[float, str]:
-    """(10^9 bytes, of what)."""
+    """(free memory in 10^9 bytes, its kind)."""
     if hardware["gpus"]:
         import torch
 
@@ -178,34 +178,36 @@ def _free_memory(hardware) -> tuple[float, str]:
 
 
 def _disk(recipe, shape) -> Check:
-    rows = (recipe.data.rows_medqa or 10_178) + (recipe.data.rows_medmcqa or 182_822)
-    rows += recipe.data.rows_pubmedqa or 211_269
-    tokens = rows * 320 + (recipe.dmt.notechat_train + recipe.dmt.notechat_validation) * 800
+    exams = (recipe.data.rows_medqa or 10_178) + (recipe.data.rows_medmcqa or 182_822)
+    exams += recipe.data.rows_pubmedqa or 211_269
+    tokens = exams * 320 + (recipe.dmt.notechat_train + recipe.dmt.notechat_validation) * 800
     parts = estimate.disk(shape, recipe, tokens)
-    places = {this_machine.cache_dir(), storage.root()}
+    folders = {this_machine.cache_dir(), storage.root()}
     if not is_local(recipe.model.base):
-        places.add(Path(constants.HF_HUB_CACHE))
-        small = recipe.model.base.endswith("bnb-4bit")
+        folders.add(Path(constants.HF_HUB_CACHE))
+        quantized = recipe.model.base.endswith("bnb-4bit")
         weights = estimate.memory(shape, recipe, recipe.stage1, gpu=True)["weights"]
-        parts["base model"] = weights if small else 2 * shape.parameters / 1e9
-    free = min(shutil.disk_usage(_existing(place)).free for place in places) / 1e9
+        parts["base model"] = weights if quantized else 2 * shape.parameters / 1e9
     fix = "make room, or set MEDKIT_CACHE, MEDKIT_RESULTS or HF_HOME to a larger disk"
-    return _against("disk", parts, free, "disk", fix)
+    return _compare("disk", parts, free_disk(*folders) / 1e9, "disk", fix)
 
 
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
+def free_disk(*folders: Path) -> int:
+    """Free bytes on the fullest of the folders' disks. A folder need not exist yet."""
+    existing = (next(p for p in (path, *path.absolute().parents) if p.exists()) for path in folders)
+    return min(shutil.disk_usage(path).free for path in existing)
 
 
-def _against(name, parts, free, where, fix) -> Check:
-    need, listed = sum(parts.values()), ", ".join(f"{n} {v:.2f}" for n, v in parts.items() if v)
-    message = f"{need:.1f} GB ({listed}) expected, {free:.1f} GB of {where} free"
-    if need > free:
+def _compare(name, parts: dict[str, float], free: float, kind: str, fix: str) -> Check:
+    """Compare the sum of the estimated parts with what is free, both in 10^9 bytes."""
+    needed, listed = sum(parts.values()), ", ".join(f"{n} {v:.2f}" for n, v in parts.items() if v)
+    message = f"{needed:.1f} GB ({listed}) expected, {free:.1f} GB of {kind} free"
+    if needed > free:
         return Check(name, "fail", message, fix)
-    return Check(name, "warn", message, fix) if need > 0.9 * free else Check(name, "pass", message)
+    return Check(name, "warn", message, fix) if needed > 0.9 * free else Check(name, "pass", message)
 
 
-def _model_there(recipe) -> Check:
+def _model(recipe) -> Check:
     base = recipe.model.base
     try:
         check_model(base, recipe.model.revision)
@@ -217,7 +219,7 @@ def _model_there(recipe) -> Check:
 
 
 def _handover(recipe) -> list[Check]:
-    """Whether stage 1's adapter can be merged, by the base's config.json (fetched by `_model_there`)."""
+    """Can stage 1's adapter be merged? Reads the base's config.json, which `_model` has fetched."""
     if recipe.dmt.handover != "merge":
         return []
     base = recipe.model.base
@@ -227,7 +229,7 @@ def _handover(recipe) -> list[Check]:
         if not folder.is_dir():
             file = Path(str(try_to_load_from_cache(base, "config.json", revision=recipe.model.revision)))
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, MedkitError):  # `_model_there` says what is wrong with it
+    except (OSError, ValueError, MedkitError):  # reported by `_model`
         return []
     if reason := merging.why_unmergeable(config):
         message = f"the adapter cannot be merged into {base}: {reason}"
@@ -236,103 +238,109 @@ def _handover(recipe) -> list[Check]:
 
 
 def read_sources(recipe, data_dir: str, scratch: Path) -> tuple[list[Check], dict]:
-    """(a check for each source, records by source and part). A folder is read whole; of the hub, the first
-    rows."""
-    where = data_dir or None
+    """(one check per source, records by source and part). Reads whole folders, but only the first SAMPLE rows
+    of a data set on the hub."""
+    folder = data_dir or None
     if not data_dir and recipe.data.origin == "builtin":
         from medkit.data import builtin
 
-        where = builtin.write(scratch / "corpus", part=recipe.data.builtin_part)
+        folder = builtin.write(scratch / "corpus", part=recipe.data.builtin_part)
     checks, loaded = [], {}
     parts = [(name, part) for name in sources.EXAMS for part in ("train", "eval")]
     for name, part in [*parts, ("dialogues", "train"), ("icliniq", "eval"), ("healthcaremagic", "eval")]:
         limit = recipe.data.row_limit(name, part)
-        source, which = recipe.data.source_part(name, part)
-        title = f"data {source} {which}"
+        source, source_part = recipe.data.source_part(name, part)
+        title = f"data {source} {source_part}"
         try:
-            read = sources.load(source, which, where, limit=limit if where else SAMPLE, progress=False)
-        except hub.HubError:  # one line for all that comes from there
+            result = sources.load(
+                source, source_part, folder, limit=limit if folder else SAMPLE, progress=False
+            )
+        except hub.HubError:  # one line for everything that comes from the hub
             raise
         except MedkitError as error:
             checks.append(Check(title, "fail", *error.problem_and_fix()))
             continue
-        dropped = ", ".join(f"{count} {reason}" for reason, count in read.dropped.items()) or "none"
-        message = f"{len(read.records):,} of {read.rows:,} rows read; dropped: {dropped}"
-        declared = sources.SOURCES[source].parts[which].rows
-        if data_dir and not limit and read.rows != declared:
-            message, fix = (
-                f"{message}; the data set has {declared:,}",
-                "fetch a whole file, if it should be one",
-            )
-            checks.append(Check(title, "warn", message, fix))
+        dropped = ", ".join(f"{count} {reason}" for reason, count in result.dropped.items()) or "none"
+        message = f"{len(result.records):,} of {result.rows:,} rows read; dropped: {dropped}"
+        declared = sources.SOURCES[source].parts[source_part].rows
+        if data_dir and not limit and result.rows != declared:
+            message += f"; the data set has {declared:,}"
+            checks.append(Check(title, "warn", message, "fetch the whole file, unless a part is intended"))
         else:
             checks.append(Check(title, "pass", message))
-        loaded[name, part] = read.records
+        loaded[name, part] = result.records
     return checks, loaded
 
 
 def stage_samples(recipe, loaded: dict, data_dir: str):
-    """(stage, sample of its training rows, number of training rows, of validation rows) of both stages."""
+    """Yield (stage, sample of its training rows, number of training rows, of validation rows) of both stages.
+
+    Stage 2's sample has the same share of exam rows as stage 2.
+    """
     data, dmt = recipe.data, recipe.dmt
     first = stages.mix_stage1(recipe, {name: loaded[name, "train"] for name in sources.EXAMS})
-    some, share = first.part("train")[:SAMPLE], dmt.replay_share
-    if not data_dir and data.origin == "hub":  # a sample was read; the sizes are those of the declarations
+    exams, share = first.part("train")[:SAMPLE], dmt.replay_share
+    if not data_dir and data.origin == "hub":  # only a sample was read: take the declared sizes
         sizes = {n: sources.SOURCES[n].parts[data.source_part(n, "train")[1]].rows for n in sources.EXAMS}
         total = sum(data.row_limit(name, "train") or size for name, size in sizes.items())
         held_out = round(total * data.validation_share)
-        yield "stage1", some, total - held_out, held_out
-        asked = replace(recipe, dmt=replace(dmt, fill="stage1", replay_share=0.0))
-        talks = stages.mix_stage2(asked, first, loaded["dialogues", "train"]).split.train[:SAMPLE]
-        beside = total - held_out if dmt.handover == "joint" else round(dmt.notechat_train * share)
-        train, validation = dmt.notechat_train + beside, round(dmt.notechat_validation * (1 + share))
+        yield "stage1", exams, total - held_out, held_out
+        without_replay = replace(recipe, dmt=replace(dmt, fill="stage1", replay_share=0.0))
+        dialogues = stages.mix_stage2(without_replay, first, loaded["dialogues", "train"]).split.train[
+            :SAMPLE
+        ]
+        added = total - held_out if dmt.handover == "joint" else round(dmt.notechat_train * share)
+        train, validation = dmt.notechat_train + added, round(dmt.notechat_validation * (1 + share))
     else:
-        yield "stage1", some, len(first.train), len(first.validation)
-        second = stages.mix_stage2(recipe, first, loaded["dialogues", "train"])  # refuses too large a share
-        talks, train, validation = second.dialogues[:SAMPLE], len(second.train), len(second.validation)
-        beside = len(second.replay.train)
-    replayed = 0 if dmt.fill == "dialogues" else beside
-    # The sample has the stage's own share of exam rows.
-    per_talk = replayed / (train - replayed)
-    if per_talk * len(talks) > len(some):
-        talks = talks[: max(1, round(len(some) / per_talk))]
-    yield "stage2", talks + some[: round(len(talks) * per_talk)], train, validation
+        yield "stage1", exams, len(first.train), len(first.validation)
+        second = stages.mix_stage2(recipe, first, loaded["dialogues", "train"])  # checks the replay share
+        dialogues, train, validation = second.dialogues[:SAMPLE], len(second.train), len(second.validation)
+        added = len(second.replay.train)
+    replayed = 0 if dmt.fill == "dialogues" else added
+    exams_per_dialogue = replayed / (train - replayed)
+    if exams_per_dialogue * len(dialogues) > len(exams):
+        dialogues = dialogues[: max(1, round(len(exams) / exams_per_dialogue))]
+    yield "stage2", dialogues + exams[: round(len(dialogues) * exams_per_dialogue)], train, validation
 
 
-def _course(recipe, stage, shape, total, tokens, validation, longest) -> list[Check]:
+def _course(recipe, stage, shape, train, tokens, validation, longest) -> list[Check]:
+    """train, validation: numbers of rows; tokens: of all training rows; longest: tokens of a row."""
     hardware = this_machine.hardware()
-    plan = estimate.plan(recipe, stage, shape, total, tokens, validation, hardware)
+    plan = estimate.plan(recipe, stage, shape, train, tokens, validation, hardware)
     hours = "hours unknown" if plan.hours is None else f"{plan.hours:.2g} h"
-    message = f"{total:,} rows, {plan.steps:,} steps, {plan.tokens / 1e6:.3g}M tokens, {hours} ({plan.basis})"
+    message = f"{train:,} rows, {plan.steps:,} steps, {plan.tokens / 1e6:.3g}M tokens, {hours} ({plan.basis})"
     checks = [Check(f"{stage}: course", "pass", message)]
     return checks if hardware["gpus"] else [*checks, _memory(recipe, stage, shape, hardware, longest)]
 
 
 def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]:
-    """Steps, tokens and hours of a stage's prepared rows; on a CPU their memory, too."""
+    """Steps, tokens and hours for a stage's prepared rows; on a CPU also the memory."""
     shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
     longest = max([*train["length"], *validation["length"]])
     return _course(recipe, stage, shape, len(train), sum(train["length"]), len(validation), longest)
 
 
-def _evaluation(recipe, tokenizer, shape, loaded: dict, whole) -> list[Check]:
+def _evaluation(recipe, tokenizer, shape, loaded: dict, all_loaded: bool) -> list[Check]:
     """Prompts, tokens, hours and memory of notebooks 03 and 04."""
     hardware, checks = this_machine.hardware(), []
-    for notebook, passes in evaluation_costs.asked(recipe, tokenizer, loaded, whole).items():
-        course = evaluation_costs.course(recipe, shape, passes, hardware)
-        checks.append(Check(f"{notebook}: course", "pass", course))
+    for notebook, passes in evaluation_costs.notebook_passes(recipe, tokenizer, loaded, all_loaded).items():
+        message = evaluation_costs.course(recipe, shape, passes, hardware)
+        checks.append(Check(f"{notebook}: course", "pass", message))
         parts = evaluation_costs.memory(recipe, shape, passes, bool(hardware["gpus"]))
-        fewer = "mcq.max_batch_tokens" if notebook == "03_mcq_eval" else "consumer.batch_size"
-        title, fix = f"{notebook}: memory", f"--set a smaller {fewer}"
-        checks.append(_against(title, parts, *_free_memory(hardware), fix))
+        field = "mcq.max_batch_tokens" if notebook == "03_mcq_eval" else "consumer.batch_size"
+        fix = f"--set a smaller {field}"
+        checks.append(_compare(f"{notebook}: memory", parts, *_free_memory(hardware), fix))
     return checks
 
 
 def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
-    """rows.model on the base itself, in float32, where it is small and local."""
+    """Run `rows.model` on the base in float32, if it is small and local."""
     shape, folder = base_shape(recipe.model.base), Path(models.base_folder(recipe.model.base))
     if shape is None or shape.parameters >= LARGE or not folder.is_dir():
-        message = f"not run: {recipe.model.base} is large or not here; training asserts that packing stays on"
-        return [Check("model run", "warn", message, "call preflight.model on the loaded model")]
+        message = (
+            f"not run: {recipe.model.base} is large or not local; training asserts that packing stays on"
+        )
+        return [Check("model run", "warn", message, "call medkit.preflight.rows.model on the loaded model")]
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""Estimates of a stage: memory and disk by their parts; steps, tokens and hours."""
+"""Estimates for a training stage: memory and disk by part; steps, tokens and hours."""
 
 import json
 import math
@@ -11,17 +11,17 @@ from medkit.train.cpu import UNPACKED_GB
 from medkit.train.metrics import data_sheet
 
 GB = 1e9
-GPU_MFU = 0.35  # share of the data sheet's FLOP/s a run is assumed to reach where none was measured
-CPU_FLOPS = 67e9  # a core: SmolLM2-135M in NF4 trains at about 250 tokens/s on two, 0.54 GFLOP a token
-# On a CPU a layer takes more than its backward pass needs: measured in float32 on SmolLM2-135M, between rows
-# of 700 and of 1,500 tokens, 2.57 MB a token, where the sum over layers is 1.01.
-CPU_KEPT = 2.6
-PACKED = 0.98  # of a packed row's positions hold tokens (best-fit packing of stage 1's rows)
+GPU_MFU = 0.35  # assumed share of the data sheet's FLOP/s, unless a speed was measured
+CPU_FLOPS = 67e9  # per core: SmolLM2-135M in NF4 trains at about 250 tokens/s on two, 0.54 GFLOP per token
+# On a CPU, training keeps more activations than the backward pass needs. Measured in float32 on SmolLM2-135M
+# between rows of 700 and 1,500 tokens: 2.57 MB per token, against 1.01 MB summed over the layers.
+CPU_ACTIVATIONS = 2.6
+PACKED = 0.98  # share of a packed row's positions that hold tokens (best-fit packing of stage 1's rows)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-like model's sizes, as its config.json names them."""
+    """The sizes of a Llama-like model, with the names of its config.json."""
 
     hidden_size: int
     intermediate_size: int
@@ -34,17 +34,17 @@ class Shape:
 
     @classmethod
     def read(cls, config: Path) -> "Shape":
-        """Raises KeyError where config.json lacks one of the sizes."""
-        found = json.loads(Path(config).read_text(encoding="utf-8"))
+        """Raises KeyError if config.json lacks one of the sizes."""
+        fields = json.loads(config.read_text(encoding="utf-8"))
         names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        sizes = {name: found[name] for name in names}
-        sizes["num_key_value_heads"] = found.get("num_key_value_heads", found["num_attention_heads"])
-        tied = found.get("tie_word_embeddings", False)
-        return cls(**sizes, tie_word_embeddings=tied, head_dim=found.get("head_dim"))
+        sizes = {name: fields[name] for name in names}
+        sizes["num_key_value_heads"] = fields.get("num_key_value_heads", fields["num_attention_heads"])
+        tied = fields.get("tie_word_embeddings", False)
+        return cls(**sizes, tie_word_embeddings=tied, head_dim=fields.get("head_dim"))
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of a layer's linear modules."""
+        """(inputs, outputs) of each linear module of a layer."""
         head = self.head_dim or self.hidden_size // self.num_attention_heads
         h, f = self.hidden_size, self.intermediate_size
         q, kv = head * self.num_attention_heads, head * self.num_key_value_heads
@@ -60,7 +60,7 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Weights of all linear modules: those kept in 4 bit."""
+        """Number of weights in all linear modules; these are quantized to 4 bits."""
         return self.num_hidden_layers * sum(a * b for a, b in self.linears.values())
 
     @property
@@ -72,49 +72,54 @@ class Shape:
         return self.body + self.embeddings
 
     def lora(self, r: int, modules) -> int:
-        """Trainable weights of rank `r` on `modules`: 41,943,040 for Llama 3.1 8B, 16 and all seven."""
-        pairs = [self.linears[name] for name in modules if name in self.linears]
-        return self.num_hidden_layers * r * sum(a + b for a, b in pairs)
+        """Number of LoRA weights: 41,943,040 for Llama 3.1 8B with r = 16 on all seven modules."""
+        sizes = [self.linears[name] for name in modules if name in self.linears]
+        return self.num_hidden_layers * r * sum(a + b for a, b in sizes)
 
     def flops_per_token(self, lora: int, checkpointing: bool) -> float:
-        """As metrics.flops_per_token; with gradient checkpointing the layers' forward pass is done twice, the
-        output layer's once."""
-        again = 2.0 * (self.body + lora) if checkpointing else 0.0
-        return 4.0 * (self.body + self.vocab_size * self.hidden_size) + 6.0 * lora + again
+        """As metrics.flops_per_token. Gradient checkpointing repeats the forward pass of the layers, but not
+        of the output layer."""
+        recomputed = 2.0 * (self.body + lora) if checkpointing else 0.0
+        return 4.0 * (self.body + self.vocab_size * self.hidden_size) + 6.0 * lora + recomputed
 
 
 LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)
 
 
 def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool, longest: int = 0) -> dict[str, float]:
-    """10^9 bytes at the largest batch, by part; upper estimates: full rows on a GPU, float32 on a CPU.
-    longest: tokens of the longest row, if known.
+    """10^9 bytes by part at the largest batch. Upper estimates: full rows on a GPU, float32 on a CPU.
+
+    longest: tokens of the longest row; 0 if unknown.
     """
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
     tokens = stage.batch_size * (recipe.model.max_length if gpu else longest or recipe.model.max_length)
     if stage.micro_batch_tokens and not gpu:
-        tokens = max(stage.micro_batch_tokens // 2, longest)  # cpu.tokens_per_pass; a longer row by itself
-    wide = 2 if gpu else 4  # bytes of an activation: bfloat16 on a GPU, float32 on a CPU
-    c, kv = shape, shape.linears["k_proj"][1]
-    layer = (6 * c.hidden_size + 2 * kv + 3 * c.intermediate_size) * wide  # what backward needs of a layer
-    kept = c.num_hidden_layers * (c.hidden_size * wide if stage.gradient_checkpointing else layer)
-    kept += layer * stage.gradient_checkpointing
-    unpacked = 0.0 if gpu or not recipe.model.load_in_4bit else c.body * wide
+        tokens = max(
+            stage.micro_batch_tokens // 2, longest
+        )  # cpu.tokens_per_pass; a longer row is a pass of its own
+    width = 2 if gpu else 4  # bytes per activation: bfloat16 on a GPU, float32 on a CPU
+    hidden, kv = shape.hidden_size, shape.linears["k_proj"][1]
+    layer = (6 * hidden + 2 * kv + 3 * shape.intermediate_size) * width  # bytes per token for backward
+    activations = shape.num_hidden_layers * (hidden * width if stage.gradient_checkpointing else layer)
+    activations += layer * stage.gradient_checkpointing
+    unpacked = 0.0 if gpu or not recipe.model.load_in_4bit else shape.body * width
+    # NF4 with double quantization: 4 bits plus 0.127 of constants per weight (arXiv 2305.14314, section 3)
+    body_bytes = shape.body * (4.127 / 8 if recipe.model.load_in_4bit else width)
     parts = {
-        # NF4 with double quantization: 4 bits and 0.127 of constants a weight (arXiv 2305.14314, section 3)
-        "weights": c.body * (4.127 / 8 if recipe.model.load_in_4bit else wide) + c.embeddings * wide,
+        "weights": body_bytes + shape.embeddings * width,
         "unpacked weights": unpacked if unpacked <= UNPACKED_GB * GB else 0.0,
         "LoRA and gradients": lora * 8,
         "optimizer": lora * (2 if "8bit" in stage.optimizer else 8),
-        "activations": tokens * kept * (1 if gpu else CPU_KEPT),
-        "logits": tokens * c.vocab_size * 2 if gpu else 0.0,  # fused; on a CPU of learnt tokens, in pieces
+        "activations": tokens * activations * (1 if gpu else CPU_ACTIVATIONS),
+        # Fused on a GPU. On a CPU only the supervised tokens' logits are computed, in chunks.
+        "logits": tokens * shape.vocab_size * 2 if gpu else 0.0,
         "libraries": 1e9,
     }
     return {name: size / GB for name, size in parts.items()}
 
 
 def disk(shape: Shape, recipe: Recipe, tokens: float) -> dict[str, float]:
-    """10^9 bytes by part, for `tokens` training and validation tokens of both stages."""
+    """10^9 bytes by part. tokens: of the training and validation rows of both stages."""
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
     state = lora * (4 + (2 if "8bit" in recipe.stage1.optimizer else 8))
     parts = {
@@ -129,22 +134,23 @@ def disk(shape: Shape, recipe: Recipe, tokens: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The expected course of a stage."""
+    """The expected length of a stage."""
 
     steps: int  # optimizer steps
     tokens: float  # training tokens
-    evaluated: float  # validation tokens, all evaluations together
-    hours: float | None  # None where the device's speed is not known
-    basis: str  # what the hours rest on
+    evaluated: float  # validation tokens, summed over all evaluations
+    hours: float | None  # None if the device's speed is unknown
+    basis: str  # where the speed comes from
 
 
 def plan(
     recipe: Recipe, name: str, shape: Shape, rows: int, tokens: float, validation: int, hardware: dict
 ) -> Plan:
-    """Steps, tokens and hours of stage `name` on `rows` rows of `tokens` tokens altogether.
+    """Steps, tokens and hours of stage `name`.
 
-    validation: rows held out. hardware: machine.hardware(). A speed measured on the same device with the
-    same recipe (results/benchmarks) is preferred to FLOPs / (peak x assumed share).
+    rows, tokens: of the training rows. validation: number of validation rows. hardware: machine.hardware().
+    A speed measured on the same device with the same recipe (results/benchmarks) takes precedence over
+    FLOPs / (peak x assumed share).
     """
     stage, gpu = getattr(recipe, name), bool(hardware["gpus"])
     units = tokens / (PACKED * recipe.model.max_length) if gpu and stage.packing != "off" else rows
@@ -152,9 +158,9 @@ def plan(
     share = 1.0
     if stage.max_steps and stage.max_steps < steps:
         share, steps = stage.max_steps / steps, stage.max_steps
-    trained, mean = tokens * stage.epochs * share, tokens / max(rows, 1)
-    evaluations = steps // stage.eval_every + 2  # and at the start, and after the last step
-    evaluated = evaluations * min(stage.eval_rows or validation, validation) * mean
+    trained, mean_length = tokens * stage.epochs * share, tokens / max(rows, 1)
+    evaluations = steps // stage.eval_every + 2  # plus one before the first step and one after the last
+    evaluated = evaluations * min(stage.eval_rows or validation, validation) * mean_length
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
     flops = shape.flops_per_token(lora, stage.gradient_checkpointing)
     forward = 2.0 * (shape.body + shape.vocab_size * shape.hidden_size)
@@ -164,15 +170,14 @@ def plan(
     return Plan(steps, trained, evaluated, hours, basis)
 
 
-def _speed(recipe: Recipe, name: str, flops: float, hardware: dict) -> tuple[float | None, str]:
-    """(tokens/s, where it is from)."""
+def _speed(recipe: Recipe, stage: str, flops: float, hardware: dict) -> tuple[float | None, str]:
+    """(training tokens/s or None, its source). flops: per token."""
     device = hardware["gpus"][0]["name"] if hardware["gpus"] else None
     for path in sorted((storage.root() / "benchmarks").glob("*.json")):
         try:
-            found = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
-            same = found["recipe"] == recipe.name and not found.get("set") and found["device"] == device
-            if same:
-                return found["stages"][name]["tokens_per_s"], f"measured ({path.name})"
+            result = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
+            if result["recipe"] == recipe.name and not result.get("set") and result["device"] == device:
+                return result["stages"][stage]["tokens_per_s"], f"measured ({path.name})"
         except (ValueError, KeyError, TypeError, IndexError):
             continue
     rate, basis = flop_rate(hardware)
@@ -180,7 +185,7 @@ def _speed(recipe: Recipe, name: str, flops: float, hardware: dict) -> tuple[flo
 
 
 def flop_rate(hardware: dict) -> tuple[float | None, str]:
-    """(assumed FLOP/s of the device, None where its data sheet is not known; the basis)."""
+    """(assumed FLOP/s of the device, its basis); None if the device's data sheet is unknown."""
     if not hardware["gpus"]:
         return CPU_FLOPS * hardware["cores"], f"assumed {CPU_FLOPS / 1e9:.0f} GFLOP/s a core"
     device = hardware["gpus"][0]["name"]

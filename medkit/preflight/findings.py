@@ -1,4 +1,4 @@
-"""The result of a preflight check, and how results are shown."""
+"""The result of a preflight check, and how to display a list of results."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from medkit import MedkitError
 
 
 class PreflightError(MedkitError):
-    """The checks that failed, with their fixes."""
+    """Lists the checks that failed, with their fixes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +27,19 @@ def as_dict(checks: Sequence[Check]) -> dict:
 
 
 def text(checks: Sequence[Check]) -> str:
-    """A line for each check: status, name, message and fix."""
-    wide = max((len(check.name) for check in checks), default=0)
+    """One line per check: status, name, message and fix."""
+    width = max((len(check.name) for check in checks), default=0)
     return "\n".join(
-        f"{c.status:4}  {c.name:{wide}}  {c.message}{f'; {c.fix}' if c.fix else ''}" for c in checks
+        f"{c.status:4}  {c.name:{width}}  {c.message}{f'; {c.fix}' if c.fix else ''}" for c in checks
     )
 
 
 def show(checks: Sequence[Check]) -> None:
-    """The checks as a table in a notebook; raises PreflightError, one line, where one failed."""
+    """Display the checks as a table in a notebook. Raises a one-line PreflightError if any failed."""
     import pandas as pd
     from IPython.display import display
 
     with pd.option_context("display.max_colwidth", None):
         display(pd.DataFrame([dataclasses.asdict(check) for check in checks]).set_index("name"))
-    if wrong := failed(checks):
-        raise PreflightError("; ".join(f"{c.name}: {c.message}; {c.fix}" for c in wrong))
+    if failures := failed(checks):
+        raise PreflightError("; ".join(f"{c.name}: {c.message}; {c.fix}" for c in failures))

@@ -1,4 +1,4 @@
-"""Checks before anything is written: everything a run reads exists and is whole."""
+"""Checks before anything is written: all inputs of a run exist and are complete."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,19 +12,19 @@ from medkit.runs import inputs, lm_eval_tasks, machine
 from medkit.runs.inputs import InputError
 from medkit.train import models, smollm2
 
-SCORER = "scorer"  # one of the parts that a run reads
+SCORER = "scorer"  # the part of a run's input that is BERTScore's encoder
 
 
 def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
-    """Refuse a model or a source that the run could not read.
+    """Raise unless the run can read its model and its sources.
 
-    parts: "NAME train" or "NAME eval", each read as the run will read it (from the hub, into its cache), and
-    SCORER for BERTScore's encoder. The built-in corpus, which is part of the package, is not read.
-    Raises InputError, the SourceError of the source, HarnessError for a task of mcq.lm_eval_tasks, or
-    HubError where the hub does not answer.
+    parts: "NAME train" or "NAME eval", each read in the same way as by the run (from the hub, into its
+    cache), and SCORER. The built-in corpus is part of the package and not checked.
+    Raises InputError, SourceError, HarnessError for a task in mcq.lm_eval_tasks, or HubError if the hub does
+    not answer.
     """
     inputs.connect(recipe, data_dir)
-    if any(part.endswith(" train") for part in parts):  # prepared rows are kept
+    if any(part.endswith(" train") for part in parts):  # prepared rows are cached
         machine.check_writable(machine.cache_dir(), "MEDKIT_CACHE")
         for stage in (recipe.stage1, recipe.stage2):
             inputs.check_tracker(stage.report_to)
@@ -41,15 +41,15 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
                 "--data-dir, or leave data.dialogues and data.pubmedqa_train as they are"
             )
         return
-    for name, which in (part.split() for part in parts if part != SCORER):
-        limit = recipe.data.row_limit(name, which)
-        # On the hub one row shows that the split exists; in a folder all rows are checked.
-        sources.load(*recipe.data.source_part(name, which), data_dir or None, limit=limit if data_dir else 1)
+    for name, part in (item.split() for item in parts if item != SCORER):
+        # In a folder all rows are checked. On the hub one row shows that the split exists.
+        limit = recipe.data.row_limit(name, part) if data_dir else 1
+        sources.load(*recipe.data.source_part(name, part), data_dir or None, limit=limit)
 
 
 def check_model(base: str, revision: str = "main") -> None:
-    """InputError where the base is neither a model folder, nor on the hub, nor the model from PyPI;
-    HubError where the hub does not answer."""
+    """Raise InputError unless the base is a model folder, on the hub, or the model from PyPI; HubError if the
+    hub does not answer."""
     if base == "smollm2":
         smollm2.gguf_file()
         if not smollm2.cached_folder().is_dir():  # it will be converted
@@ -59,8 +59,8 @@ def check_model(base: str, revision: str = "main") -> None:
 
 
 def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
-    """PromptError where the base's tokenizer or chat template cannot render exam questions or, for training,
-    conversations; TrainingError where they cannot be read."""
+    """Raise PromptError if the base's tokenizer or chat template cannot render exam questions or, for
+    training, conversations; TrainingError if they cannot be read."""
     tokenizer = models.load_tokenizer(recipe.model)
     prompts.letter_position(tokenizer, recipe.data.mcq_target)
     if trains:
@@ -70,7 +70,7 @@ def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
 
 
 def check_scorer(scorer: str, offline: bool) -> None:
-    """The same for BERTScore's encoder; a private run takes it from the hub's cache only."""
+    """Raise InputError unless BERTScore's encoder can be read; offline, the hub's cache must have it."""
     if scorer == "minilm":
         smollm2.minilm_folder()
     elif inputs.is_path(scorer):
@@ -79,6 +79,7 @@ def check_scorer(scorer: str, offline: bool) -> None:
         inputs.check_hub(scorer, "main", "--set consumer.scorer=DIR")
     elif not isinstance(try_to_load_from_cache(scorer, "config.json"), str):
         raise InputError(
-            f"BERTScore's encoder {scorer} is not in the hub's cache, and a run of local rows and model "
-            "stays offline; take --set consumer.scorer=minilm --set consumer.scorer_layers=6, or a folder"
+            f"BERTScore's encoder {scorer} is not in the hub's cache, and a run with local rows and a "
+            "local model stays offline; take --set consumer.scorer=minilm --set consumer.scorer_layers=6, or "
+            "a folder"
         )

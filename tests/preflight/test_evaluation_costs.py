@@ -132,9 +132,9 @@ def test_the_released_protocol_is_counted_as_it_is_asked(tiny_llama, monkeypatch
     }
     queries = {name: [ConsumerQuery("1", name, "It hurts.", "Rest.")] for name in evaluation_costs.QUERIES}
     loaded = {(name, "eval"): records for name, records in (items | queries).items()}
-    letters, words, released, orders, general = evaluation_costs.asked(recipe, tokenizer, loaded, True)[
-        "03_mcq_eval"
-    ]
+    letters, words, released, orders, general = evaluation_costs.notebook_passes(
+        recipe, tokenizer, loaded, True
+    )["03_mcq_eval"]
     # four questions of each benchmark in 3, 3 and 2 further orders; each as long as in its own
     assert orders.prompts == 4 * (3 + 3 + 2) and general.prompts == 128
     assert orders.prompt_tokens / orders.prompts == pytest.approx(letters.prompt_tokens / 12, rel=0.01)

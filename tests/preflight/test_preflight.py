@@ -167,7 +167,7 @@ def test_labels_that_are_other_tokens(tokenizer, tmp_path):
         ],
     )
     said = only_failure(look(records, tokenizer, rows), "supervised tokens")
-    assert said == "40 rows' labels are other tokens than theirs"
+    assert said == "40 rows have labels that differ from their tokens"
 
 
 def test_rows_cut_off(tokenizer, tmp_path):
@@ -473,7 +473,7 @@ BROKEN = {
     "rows longer than the context": (
         {},
         {"model.max_length": 4097},
-        "rows of up to 4,097 tokens, and the model",
+        "rows have up to 4,097 tokens, and the model",
     ),
     "more replay than there is": ({}, {"dmt.replay_share": 100}, "dmt.replay_share asks for 9600"),
 }
