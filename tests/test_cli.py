@@ -27,12 +27,12 @@ def empty_folder(tmp_path, monkeypatch):
         (["run", "cpu", "--set", "stage1.lerning_rate=1"], "did you mean stage1.learning_rate?"),
         (["run", "cpu", "--set", "stage1.batch_size=four"], "a value of type whole number was expected"),
         (["run", "cpu", "--set", "rows"], "write FIELD=VALUE"),
-        (["run", "cpu", "--run", "My Run"], "is no run name"),
-        (["run", "cpu", "--run", "../../out"], "lies outside"),
-        (["run", "cpu", "--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
+        (["run", "cpu", "--run", "My Run"], "is not a valid run name"),
+        (["run", "cpu", "--run", "../../out"], "is outside"),
+        (["run", "cpu", "--data-dir", "nowhere"], "--data-dir nowhere is not a folder"),
         (["run", "cpu", "--only", "3"], "--only 3 is no notebook; they are 01, 02, 03, 04, 05"),
         (["check", "laptop"], "unknown recipe"),
-        (["check", "cpu", "--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
+        (["check", "cpu", "--data-dir", "nowhere"], "--data-dir nowhere is not a folder"),
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_2(arguments, said, capsys, empty_folder):
@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(command, variable, capsys, 
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("medkit: ") and err.count("\n") == 1
-        assert f"file is not a folder; set {variable} to a folder that can be written to" in err
+        assert f"file is not a folder; set {variable} to a writable folder" in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -1,8 +1,8 @@
-"""Energy and CO2e of a notebook by codecarbon, where it is installed (extra `energy`); offline.
+"""Energy and CO2e of a notebook, measured offline by codecarbon if it is installed (extra `energy`).
 
-codecarbon measures the GPU through NVML and the processor through RAPL where the machine shows them, and
-estimates them from the processor's rated power where it does not: on a laptop or a virtual machine the figure
-is an estimate. CO2e needs the country whose grid the machine draws from: MEDKIT_COUNTRY, ISO 3166-1 alpha-3.
+codecarbon measures the GPU through NVML and the processor through RAPL. Without RAPL, as on many laptops and
+virtual machines, it estimates from the processor's rated power. CO2e requires the country of the power grid:
+MEDKIT_COUNTRY, ISO 3166-1 alpha-3.
 """
 
 import importlib.util
@@ -12,24 +12,24 @@ import re
 
 from medkit import MedkitError
 
-INTERVAL = 15  # seconds between two readings of the power
-SOME_COUNTRY = "USA"  # codecarbon wants one to begin; without MEDKIT_COUNTRY its CO2e is left out
+INTERVAL = 15  # seconds between two power readings
+PLACEHOLDER_COUNTRY = "USA"  # codecarbon requires one; without MEDKIT_COUNTRY its CO2e is discarded
 
 
 class EnergyError(MedkitError):
-    """A country that codecarbon does not know."""
+    """MEDKIT_COUNTRY is not a country code."""
 
 
 def country() -> str:
-    """MEDKIT_COUNTRY, "" where it is not set; EnergyError unless it is three letters."""
+    """MEDKIT_COUNTRY, or "" if it is not set; EnergyError unless it has three letters."""
     code = os.environ.get("MEDKIT_COUNTRY", "").upper()
     if code and not re.fullmatch("[A-Z]{3}", code):
-        raise EnergyError(f"MEDKIT_COUNTRY={code} is no country; give three letters (ISO 3166), e.g. FRA")
+        raise EnergyError(f"MEDKIT_COUNTRY={code} is not a country code; use three letters, e.g. FRA")
     return code
 
 
 class Meter:
-    """The energy of this process from construction to `stop`; nothing without codecarbon."""
+    """Measures the energy of this process until `stop`; does nothing without codecarbon."""
 
     def __init__(self):
         self._country, self._tracker = country(), None
@@ -39,7 +39,7 @@ class Meter:
 
         logging.getLogger("codecarbon").setLevel(logging.ERROR)
         self._tracker = OfflineEmissionsTracker(
-            country_iso_code=self._country or SOME_COUNTRY,
+            country_iso_code=self._country or PLACEHOLDER_COUNTRY,
             measure_power_secs=INTERVAL,
             tracking_mode="process",
             save_to_file=False,
@@ -49,13 +49,15 @@ class Meter:
         self._tracker.start()
 
     def stop(self) -> dict[str, float]:
-        """{"energy_kwh": ..., "co2e_kg": ...}, the latter if the country is known; {} if not measured."""
+        """{"energy_kwh": ..., "co2e_kg": ...}; no "co2e_kg" without a country, {} without codecarbon."""
         tracker, self._tracker = self._tracker, None
         if tracker is None:
             return {}
         tracker.stop()
-        used = getattr(tracker, "final_emissions_data", None)
-        if used is None:
+        data = getattr(tracker, "final_emissions_data", None)
+        if data is None:
             return {}
-        found = {"energy_kwh": float(f"{used.energy_consumed:.4g}")}
-        return found | ({"co2e_kg": float(f"{used.emissions:.4g}")} if self._country else {})
+        numbers = {"energy_kwh": data.energy_consumed}
+        if self._country:
+            numbers["co2e_kg"] = data.emissions
+        return {name: float(f"{value:.4g}") for name, value in numbers.items()}

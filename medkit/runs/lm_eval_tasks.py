@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name, checked before anything is written."""
+"""Checks the names of lm-evaluation-harness tasks before a run starts."""
 
 import difflib
 import importlib.util
@@ -12,10 +12,11 @@ class HarnessError(MedkitError):
 
 
 def check(tasks: str) -> None:
-    """HarnessError, in one line, unless every task of `tasks` ("hellaswag,piqa"; "" for none) and its data
-    can be loaded. A name that ends in .yaml is a task's file."""
-    wanted = names(tasks)
-    if not wanted:
+    """HarnessError unless every task in `tasks` and its data can be loaded.
+
+    tasks: "hellaswag,piqa", or "" for none. A name that ends in .yaml is a task file.
+    """
+    if not names(tasks):
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise HarnessError(
@@ -25,15 +26,15 @@ def check(tasks: str) -> None:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
-    for name in wanted:
+    for name in names(tasks):
         is_file = name.endswith(".yaml")
-        if Path(name).is_file() if is_file else name in manager.all_tasks:
-            _load(manager, name)
-            continue
-        near = difflib.get_close_matches(name, manager.all_tasks, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`lm-eval ls tasks` lists those there are"
-        kind = "file" if is_file else "task of lm-evaluation-harness"
-        raise HarnessError(f"mcq.lm_eval_tasks: there is no {kind} {name!r}; {hint}")
+        exists = Path(name).is_file() if is_file else name in manager.all_tasks
+        if not exists:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`lm-eval ls tasks` lists all tasks"
+            kind = "file" if is_file else "lm-evaluation-harness task"
+            raise HarnessError(f"mcq.lm_eval_tasks: there is no {kind} {name!r}; {hint}")
+        _load(manager, name)
 
 
 def names(tasks: str) -> list[str]:
@@ -43,7 +44,7 @@ def names(tasks: str) -> list[str]:
 def _load(manager, name: str) -> None:
     try:
         manager.load([name])
-    except Exception as error:  # whatever a task's own code, `datasets` or the hub raise
+    except Exception as error:  # raised by a task's code, `datasets` or the hub
         raise HarnessError(
             f"the task {name} of lm-evaluation-harness cannot be loaded ({first_line(error)}); leave it out"
         ) from error

@@ -1,4 +1,4 @@
-"""run.json: what a run is and how far it has come; runs that differ are not mixed."""
+"""run.json: a run's settings and progress. Results of runs with different settings are never mixed."""
 
 import contextlib
 import datetime
@@ -13,21 +13,23 @@ from medkit.runs import arms, energy, inputs, machine, storage
 from medkit.runs.storage import ResultsError, relpath
 
 SCHEMA = 1  # of run.json
-RETIRED = {"mcq": ("temperature", "top_p")}  # fields that earlier runs' recipes have
+RETIRED = {"mcq": ("temperature", "top_p")}  # recipe fields that only older runs have
 
 
 class Run:
-    """One run's folder with its run.json.
+    """A run's folder, its run.json and its recipe, as a notebook uses them.
 
-    folder: Path; recipe: recipes.Recipe; data_dir: "" for the recipe's origin; info: run.json's content.
+    info: the content of run.json. data_dir: "" for the recipe's origin.
     """
 
-    def __init__(self, place: Path, info: dict, recipe, data_dir: str = "", notebook: str = ""):
-        self.folder, self.info, self.recipe = place, info, recipe
+    def __init__(
+        self, folder: Path, info: dict, recipe: recipes.Recipe, data_dir: str = "", notebook: str = ""
+    ):
+        self.folder, self.info, self.recipe = folder, info, recipe
         self.data_dir, self.notebook = data_dir, notebook
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._energy: energy.Meter | None = None
-        self._held = contextlib.ExitStack()
+        self._lock = contextlib.ExitStack()
 
     def save(self) -> None:
         states = [entry["status"] for entry in self.info["notebooks"].values()]
@@ -37,37 +39,35 @@ class Run:
         storage.write_json(self.folder / "run.json", self.info)
 
     def note(self, notebook: str, **fields) -> None:
-        """Add fields to a notebook's entry and save, after reading run.json again: a kernel may write it."""
+        """Add fields to a notebook's entry in run.json, which a kernel may have changed meanwhile."""
         self.info = read(self.folder) or self.info
-        entry = self.info["notebooks"].setdefault(notebook, {})
-        entry.update(fields)
+        self.info["notebooks"].setdefault(notebook, {}).update(fields)
         self.save()
 
     def use_data(self, hashes: dict[str, str]) -> None:
-        """Record what was read: file -> sha256, or source -> revision; ResultsError where the run has read
-        something else under that name."""
+        """Record the data that was read: file -> sha256, or source -> revision. ResultsError if the run has
+        recorded another hash under the same name."""
         self.info = read(self.folder) or self.info
-        known = self.info["data"]["hashes"]
+        recorded = self.info["data"]["hashes"]
         for name, value in hashes.items():
-            if known.setdefault(name, value) != value:
+            if recorded.setdefault(name, value) != value:
                 raise ResultsError(
-                    f"{name} is not the file this run began with; restore it or take another run name"
+                    f"{name} has changed since this run started; restore it or choose another run name"
                 )
         self.save()
 
     def finish(self, **numbers) -> None:
-        """Note seconds, peak memory and what the notebook measured, and unlock the folder."""
-        used = self._energy.stop() if self._energy else {}
-        seconds = round(time.monotonic() - self._began, 1)
-        fields = {"seconds": seconds, **machine.peak_memory(), **used, **numbers}
-        # The runner notes itself that a notebook is complete, when its kernel has ended.
+        """Record the notebook's duration, peak memory, energy and `numbers`, and unlock the folder."""
+        fields = {"seconds": round(time.monotonic() - self._started, 1), **machine.peak_memory()}
+        fields |= (self._energy.stop() if self._energy else {}) | numbers
+        # The runner marks a notebook as complete itself, after the kernel has ended.
         if not under_runner():
             fields["status"] = "complete"
         self.note(self.notebook, **fields)
-        self._held.close()
+        self._lock.close()
 
 
-_HELD: dict[Path, Run] = {}  # by this process: a notebook that runs twice in a kernel has the lock already
+_OPEN: dict[Path, Run] = {}  # runs locked by this process, in case a notebook runs twice in one kernel
 
 
 def begin(
@@ -79,104 +79,104 @@ def begin(
     adapter: str = "",
     needs: Sequence[str] = (),
 ) -> Run:
-    """Open a run for a notebook, or begin one with `recipe` in a new folder.
+    """Open a run for a notebook; with a recipe, create the run if it does not exist.
 
     notebook: its name in run.json ("02_stage2_noreplay"). data_dir: None for a notebook that reads no data.
-    adapter: the folder of one that is evaluated alone. needs: files of the run that must exist. Raises
-    ResultsError, before anything is written, where the folder is another run's (naming the field that
-    differs), is being written or lacks one of `needs`, or where there is neither run nor recipe.
+    adapter: the folder of an adapter that is evaluated without a training run. needs: files of the run that
+    must exist.
+
+    Raises ResultsError, before writing anything, if the folder belongs to a run with other settings, is being
+    written or lacks one of `needs`, or if there is neither a run nor a recipe.
     """
     for name, value in (("recipe", recipe), ("settings", settings), ("data_dir", data_dir)):
         storage.check_text(name, "" if value is None else value)
-    place = storage.folder(run_dir)
-    storage.check_not_committed(place)
-    info = read(place)
+    folder = storage.folder(run_dir)
+    storage.check_not_committed(folder)
+    info = read(folder)
     if info is None:
         if not recipe:
-            raise ResultsError(f"{relpath(place)} holds no run; run notebook 01_stage1 first")
+            raise ResultsError(f"{relpath(folder)} is not a run; run notebook 01_stage1 first")
         info = describe(recipe, settings, data_dir or "", adapter)
     elif recipe:
-        check_same(place, info, describe(recipe, settings, data_dir or "", adapter))
+        check_same(folder, info, describe(recipe, settings, data_dir or "", adapter))
     elif data_dir is not None:
-        _check_origin(place, info, data_dir)
+        _check_origin(folder, info, data_dir)
     resolved = recipes.from_dict(info["recipe"])
-    storage.require(place, [*arms.prerequisites(notebook, resolved), *needs])
-    run = Run(place, info, resolved, data_dir or "", notebook)
+    storage.require(folder, [*arms.prerequisites(notebook, resolved), *needs])
+    run = Run(folder, info, resolved, data_dir or "", notebook)
     run._energy = energy.Meter()
     chat_template.use_date(info["date"])
     if data_dir is not None:
         inputs.connect(run.recipe, data_dir)
     if not under_runner():
-        if before := _HELD.pop(place, None):
-            before._held.close()
-        run._held.enter_context(storage.lock(place))
-        _HELD[place] = run
-        _continue(run)
+        if earlier := _OPEN.pop(folder, None):
+            earlier._lock.close()
+        run._lock.enter_context(storage.lock(folder))
+        _OPEN[folder] = run
+        _record_continuation(run)
         run.note(notebook, status="running", started=now())
     return run
 
 
 class ReadOnlyRun(Run):
-    """A run that this process only reads."""
+    """A run whose run.json this process does not write."""
 
     def save(self) -> None:
         pass
 
 
 def for_reading(run_dir: str, data_dir: str = "") -> Run:
-    """Open a run without a lock and without writing; ResultsError where there is none."""
-    place = storage.folder(run_dir)
-    info = read(place)
+    """Open an existing run without locking or writing it; ResultsError if there is none."""
+    folder = storage.folder(run_dir)
+    info = read(folder)
     if info is None:
-        raise ResultsError(f"{relpath(place)} holds no run; name one that was trained")
-    run = ReadOnlyRun(place, info, recipes.from_dict(info["recipe"]), data_dir)
+        raise ResultsError(f"{relpath(folder)} is not a run; name one that was trained")
+    run = ReadOnlyRun(folder, info, recipes.from_dict(info["recipe"]), data_dir)
     chat_template.use_date(info["date"])
-    # Only built-in rows are read here: only the model may be on the hub.
-    inputs.connect(run.recipe, data_dir or str(place))
+    # Readers need no data beyond the built-in rows, so only the model may be on the hub.
+    inputs.connect(run.recipe, data_dir or str(folder))
     return run
 
 
-def _continue(run: Run) -> None:
-    """Note where a run is continued with other code or libraries, or on another machine."""
-    here = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}
-    if any(latest(run.info)[key] != value for key, value in here.items()):
-        run.info.setdefault("continued", []).append({"started": now(), **here})
+def _record_continuation(run: Run) -> None:
+    """Record it if a run is continued with other code or libraries, or on another machine."""
+    current = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}
+    if any(latest(run.info)[key] != value for key, value in current.items()):
+        run.info.setdefault("continued", []).append({"started": now(), **current})
         run.save()
 
 
 def latest(info: dict) -> dict:
-    """Git, versions and hardware of the last part of the run."""
+    """The entry with git, versions and hardware of the run's last part."""
     return [info, *info.get("continued", [])][-1]
 
 
-def read(place: Path) -> dict | None:
-    """run.json's content; None where there is none; ResultsError where it is not one."""
-    path = place / "run.json"
+def read(folder: Path) -> dict | None:
+    """The content of run.json; None if there is none, ResultsError if it is invalid."""
+    path = folder / "run.json"
     if not path.exists():
         return None
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["schema"] != SCHEMA:
-            raise ResultsError(
-                f"{relpath(path)} has schema {info['schema']}, not {SCHEMA}; start a new run with --fresh"
-            )
-        for part in ("recipe", "data", "notebooks", "versions", "git", "hardware"):
-            if not isinstance(info[part], dict):
-                raise TypeError(part)
-        info.setdefault("date", info["started"][:10])  # of a run that is older than the field
-        for part, names in RETIRED.items():
+            raise ResultsError(f"{relpath(path)} has schema {info['schema']}, not {SCHEMA}; start a new run")
+        for section in ("recipe", "data", "notebooks", "versions", "git", "hardware"):
+            if not isinstance(info[section], dict):
+                raise TypeError(section)
+        info.setdefault("date", info["started"][:10])  # older runs lack the field
+        for section, names in RETIRED.items():
             for name in names:
-                info["recipe"].get(part, {}).pop(name, None)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        if isinstance(error, ResultsError):
-            raise
+                info["recipe"].get(section, {}).pop(name, None)
+    except ResultsError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError):
         raise ResultsError(f"{relpath(path)} is not a valid run.json; start a new run with --fresh") from None
     return info
 
 
 def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str = "") -> dict:
-    """A new run's run.json: every resolved field, and all else that the results depend on."""
-    energy.country()  # refuses a wrong one before anything starts
+    """The run.json of a new run: every recipe field and everything else that the results depend on."""
+    energy.country()  # raises for an invalid MEDKIT_COUNTRY before anything starts
     overrides = recipes.parse_settings(settings)
     resolved = recipes.get(recipe, overrides)
     seeds = {"data": resolved.data.seed, "stage1": resolved.stage1.seed, "stage2": resolved.stage2.seed}
@@ -192,63 +192,63 @@ def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str =
         "git": machine.git(),
         "hardware": machine.hardware(),
         "started": now(),
-        "date": datetime.date.today().isoformat(),  # that prompts show, where the template prints one
+        "date": datetime.date.today().isoformat(),  # for chat templates that print the date
         "notebooks": {},
     }
 
 
 def adapter_hash(folder: str) -> str:
-    """SHA-256 of an adapter folder's weights; "" for no folder."""
+    """SHA-256 of an adapter folder's weights; "" if `folder` is empty."""
     return storage.sha256(Path(folder).expanduser() / "adapter_model.safetensors") if folder else ""
 
 
-def check_same(place: Path, info: dict, other: dict) -> None:
-    """ResultsError naming the first field in which two descriptions of the run in `place` differ."""
-    ours, theirs = identity(info), identity(other)
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
+def check_same(folder: Path, info: dict, requested: dict) -> None:
+    """ResultsError naming the first field in which a requested run differs from the run in `folder`."""
+    existing_fields, requested_fields = identity(info), identity(requested)
+    for name in existing_fields | requested_fields:
+        existing, new = existing_fields.get(name), requested_fields.get(name)
+        if existing != new:
             raise ResultsError(
-                f"{relpath(place)} is a run with {name}={ours.get(name)}, not {theirs.get(name)}; "
-                "set it so, take another run name, or replace the run (medkit run --fresh)"
+                f"{relpath(folder)} is a run with {name}={existing}, not {new}; "
+                "use its value, choose another run name, or replace the run (medkit run --fresh)"
             )
 
 
 def identity(info: dict) -> dict:
-    """The fields that make two runs the same: the recipe's and the rows' origin (hashes: use_data)."""
+    """The fields in which two runs must agree to be the same run. File hashes are checked by `use_data`."""
     fields = {"recipe": info["recipe"]["name"], "data origin": info["data"]["origin"]}
     fields["adapter"] = info.get("adapter", "")[:16] or "none"
-    for part, value in info["recipe"].items():
-        if isinstance(value, dict):
-            fields.update({f"{part}.{name}": item for name, item in value.items()})
+    for section, values in info["recipe"].items():
+        if isinstance(values, dict):
+            fields.update({f"{section}.{name}": value for name, value in values.items()})
     return fields
 
 
-def _check_origin(place: Path, info: dict, data_dir: str) -> None:
-    from_folder = info["data"]["origin"] == "folder"
-    if from_folder and not data_dir:
-        raise ResultsError(f"{relpath(place)} read its rows from a folder; name it again in data_dir")
-    if data_dir and not from_folder:
-        raise ResultsError(
-            f"{relpath(place)} read its rows from the {info['data']['origin']}; leave data_dir empty"
-        )
+def _check_origin(folder: Path, info: dict, data_dir: str) -> None:
+    origin = info["data"]["origin"]
+    if origin == "folder" and not data_dir:
+        raise ResultsError(f"{relpath(folder)} read its rows from a folder; set data_dir to that folder")
+    if data_dir and origin != "folder":
+        raise ResultsError(f"{relpath(folder)} read its rows from the {origin}; leave data_dir empty")
 
 
 def may_show(run: Run, show_text: bool) -> bool:
-    """Whether rows may be printed: always those of the built-in corpus, a data set's on request."""
+    """Whether rows may be printed: always for the built-in corpus, otherwise only with `show_text`."""
     inputs.check_bool("show_text", show_text)
     return show_text or run.info["data"]["origin"] == "builtin"
 
 
 def stage2_arm(replay: bool) -> str:
-    """The folder of stage 2's arm with or without replay; InputError for anything but True and False."""
+    """The folder of stage 2's arm with or without replay; InputError unless `replay` is a bool."""
     inputs.check_bool("replay", replay)
     return "stage2" if replay else "stage2_noreplay"
 
 
 def under_runner() -> bool:
+    """Whether `medkit run` executes this notebook."""
     return "MEDKIT_RUNNER" in os.environ
 
 
 def now() -> str:
-    """UTC, to the second."""
+    """The current time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

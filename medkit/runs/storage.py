@@ -1,4 +1,4 @@
-"""A run's folder: its place, files that are written whole or not at all, and its lock."""
+"""A run's folder: its path, atomic file writes, and its lock."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from pathlib import Path
 from medkit import MedkitError
 from medkit.runs import machine
 
-# Committed in results/: README and the tests depend on them, and no run is written there.
+# Folders committed in results/. The README and the tests depend on them, so runs cannot overwrite them.
 COMMITTED = ("benchmarks", "cpu", "smollm2-real")
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-# Which notebook writes what, for the message that something is missing.
+# The notebook that writes each file or folder, for messages about missing files.
 WRITTEN_BY = {
     "data": "01_stage1",
     "stage1": "01_stage1",
@@ -35,53 +35,52 @@ WRITTEN_BY = {
 
 
 class ResultsError(MedkitError):
-    """A folder that is no run's, belongs to another run, is being written, or lacks a file."""
+    """A folder that is not a run, belongs to another run, is being written, or lacks a file."""
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write `content` so that `path` has either its old content or all of the new, whenever a kill comes.
+    """Write a file atomically: after a crash it has either its old or its new content.
 
-    Raises ResultsError, and keeps the old content, where the disk is full or the folder read-only.
+    Raises ResultsError, and keeps the old content, if the disk is full or the folder is read-only.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(aside, 0o644)
-            os.replace(aside, path)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
         except BaseException:
-            Path(aside).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise
         sync(path.parent)
     except OSError as error:
-        raise ResultsError(f"cannot write {path}: {error.strerror}; what it held before is kept") from error
+        raise ResultsError(f"cannot write {path}: {error.strerror}; its previous content is kept") from error
     return path
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """`write_bytes` of UTF-8; line ends are not changed."""
+    """Write UTF-8 atomically; line ends are not changed."""
     return write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, content) -> Path:
-    """Strict JSON: dataclasses become objects, numpy's numbers plain ones, not-a-number null."""
+    """Write strict JSON atomically, converted by `plain`."""
     return write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, frame) -> Path:
-    """A pandas frame without its index; floats as the shortest text that gives the same number."""
+    """Write a pandas frame without its index; floats get the shortest text that round-trips."""
     return write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def append_jsonl(path: str | Path, *rows) -> None:
-    """Append rows, one JSON text a line, in one write; drops a line that a kill cut short before."""
-    path = Path(path)
-    text = "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    """Append rows, one JSON object per line, in one write. Drops an incomplete last line, left by a crash."""
+    path, text = Path(path), _jsonl(rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
@@ -95,13 +94,16 @@ def append_jsonl(path: str | Path, *rows) -> None:
 
 
 def write_jsonl(path: str | Path, rows: Iterable) -> Path:
-    """`write_text` of rows, one JSON text a line."""
-    lines = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) for row in rows)
-    return write_text(path, "".join(f"{line}\n" for line in lines))
+    """Write rows atomically, one JSON object per line."""
+    return write_text(path, _jsonl(rows))
+
+
+def _jsonl(rows: Iterable) -> str:
+    return "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def read_jsonl(path: str | Path) -> list:
-    """The rows that were written whole; [] without a file."""
+    """The complete rows of a JSONL file; [] if there is no file."""
     path = Path(path)
     if not path.exists():
         return []
@@ -115,7 +117,7 @@ def sha256(path: str | Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file or a folder's entries to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -124,7 +126,7 @@ def sync(path: Path) -> None:
 
 
 def plain(value):
-    """The same value in JSON's types."""
+    """Convert a value to JSON types: dataclasses to objects, arrays and sets to lists, NaN to null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
@@ -133,7 +135,7 @@ def plain(value):
         return [plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers, torch's tensors
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, torch tensors
         return plain(value.tolist())
     if isinstance(value, float) and math.isnan(value):
         return None
@@ -141,72 +143,74 @@ def plain(value):
 
 
 def root() -> Path:
-    """MEDKIT_RESULTS; else results/ of the checkout when the working folder is in it, else of the latter."""
-    if set_by_user := os.environ.get("MEDKIT_RESULTS"):
-        path = Path(set_by_user)
+    """The folder of all runs: MEDKIT_RESULTS, or else results/ in the working folder or, inside the checkout,
+    in the checkout."""
+    if results := os.environ.get("MEDKIT_RESULTS"):
+        path = Path(results)
         return (path if path.is_absolute() else machine.working_folder() / path).resolve()
-    here = machine.working_folder().resolve()
-    return (machine.CHECKOUT if here.is_relative_to(machine.CHECKOUT) else here) / "results"
+    working = machine.working_folder().resolve()
+    return (machine.CHECKOUT if working.is_relative_to(machine.CHECKOUT) else working) / "results"
 
 
 def folder(run_dir: str | Path) -> Path:
-    """The absolute folder of `NAME`, `results/NAME` or a path to it; ResultsError for any other place."""
+    """The absolute folder of run NAME, results/NAME or a path to it; ResultsError for any other path."""
     check_text("run_dir", run_dir)
     path = Path(run_dir)
     if not RUN_NAME.fullmatch(path.name):
         raise ResultsError(
-            f"{str(run_dir)!r} is no run name; take lower-case letters, digits, '.', '_' and '-', "
-            "at most 64, a letter or digit first"
+            f"{str(run_dir)!r} is not a valid run name; use at most 64 lower-case letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit"
         )
     if str(path.parent) in (".", "results"):
         path = root() / path.name
     if path.resolve() != root().resolve() / path.name:
         raise ResultsError(
-            f"{run_dir} lies outside {relpath(root())}; name the run alone, or set MEDKIT_RESULTS"
+            f"{run_dir} is outside {relpath(root())}; give only the run's name, or set MEDKIT_RESULTS"
         )
     return path.resolve()
 
 
 def check_text(name: str, value) -> None:
-    """ResultsError unless a notebook's parameter is text: papermill's -p reads 2026 as a number."""
+    """ResultsError unless a notebook's parameter is text: papermill's -p parses 2026 as a number."""
     if not isinstance(value, str | os.PathLike):
         raise ResultsError(
-            f"{name}={value!r} is {type(value).__name__}, not text; quote it, or give it to papermill with -r"
+            f"{name}={value!r} is {type(value).__name__}, not text; quote it, or pass it to papermill with -r"
         )
 
 
-def check_not_committed(place: Path) -> None:
-    """ResultsError where a run's folder is a committed one, which is only read."""
-    if place.name in COMMITTED and place.parent == machine.CHECKOUT / "results" and place.exists():
-        raise ResultsError(f"{relpath(place)} is part of the repository and stays as it is; name another run")
+def check_not_committed(run_folder: Path) -> None:
+    """ResultsError if a run's folder is one of the committed ones, which are read-only."""
+    is_committed = run_folder.name in COMMITTED and run_folder.parent == machine.CHECKOUT / "results"
+    if is_committed and run_folder.exists():
+        raise ResultsError(f"{relpath(run_folder)} is part of the repository; choose another run name")
 
 
 def slug(text: str) -> str:
-    """A run name from any text."""
+    """A run name made from any text."""
     return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:64]
 
 
 def require(run_dir: str | Path, names: Iterable[str]) -> Path:
-    """The run's folder, if it has all files `names`; else ResultsError for the first that is missing."""
-    place = folder(run_dir)
+    """The run's folder; ResultsError for the first of its files `names` that is missing."""
+    run_folder = folder(run_dir)
     for name in names:
-        file(place, name)
-    return place
+        file(run_folder, name)
+    return run_folder
 
 
-def file(place: str | Path, name: str) -> Path:
-    """The path of a run's file; ResultsError, naming the notebook that writes it, where it is missing."""
-    path = Path(place) / name
+def file(run_folder: str | Path, name: str) -> Path:
+    """The path of a run's file. If it is missing, a ResultsError names the notebook that writes it."""
+    path = Path(run_folder) / name
     if not path.exists():
         notebook = WRITTEN_BY.get(Path(name).parts[0])
-        fix = f"run notebook {notebook} first" if notebook else "start the run anew"
+        fix = f"run notebook {notebook} first" if notebook else "start a new run"
         raise ResultsError(f"{relpath(path)} is missing; {fix}")
     return path
 
 
-def load(place: str | Path, name: str, keys: Iterable[str], writer: str = "") -> dict:
-    """A JSON file of the run with all of `keys`; else ResultsError, naming the file and its notebook."""
-    path = file(place, name)
+def load(run_folder: str | Path, name: str, keys: Iterable[str], writer: str = "") -> dict:
+    """Read a run's JSON file. If it lacks any of `keys`, a ResultsError names the notebook that writes it."""
+    path = file(run_folder, name)
     writer = writer or WRITTEN_BY[Path(name).parts[0]]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -219,23 +223,23 @@ def load(place: str | Path, name: str, keys: Iterable[str], writer: str = "") ->
 
 
 def relpath(path: Path) -> str:
-    """A path for messages: relative to the working folder when it lies below."""
+    """A path for messages: relative to the working folder if it is inside it, else unchanged."""
     try:
         return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-    except OSError:  # the working folder is gone
+    except OSError:  # the working folder was deleted
         return str(path)
 
 
 @contextlib.contextmanager
-def lock(place: Path) -> Iterator[None]:
-    """Lock a run's folder; ResultsError, naming the process, where another one has it.
+def lock(run_folder: Path) -> Iterator[None]:
+    """Lock a run's folder; ResultsError, with the process's id, if another process has locked it.
 
-    The lock file lies beside the folder, so that the folder can be replaced. The lock is the kernel's (flock)
-    and ends with the process.
+    The lock file is next to the folder, so that the folder can be replaced. The kernel releases the lock
+    (flock) when the process ends.
     """
-    check_not_committed(place)
-    path = place.parent / f".{place.name}.lock"
-    file = _locked(path, place)
+    check_not_committed(run_folder)
+    path = run_folder.parent / f".{run_folder.name}.lock"
+    file = _open_locked(path, run_folder)
     try:
         yield
     finally:
@@ -244,16 +248,16 @@ def lock(place: Path) -> Iterator[None]:
         file.close()
 
 
-def _locked(path: Path, place: Path):
-    """The open lock file at `path`, locked and with this process's number in it."""
+def _open_locked(path: Path, run_folder: Path):
+    """Open and lock the lock file at `path`, and write this process's id into it."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by `lock`
         except OSError as error:
             raise ResultsError(
-                f"cannot write in {relpath(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a folder "
-                "that can be written to"
+                f"cannot write in {relpath(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to a "
+                "writable folder"
             ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -262,21 +266,22 @@ def _locked(path: Path, place: Path):
             holder = file.read().decode().strip() or "unknown"
             file.close()
             raise ResultsError(
-                f"{relpath(place)} is being written by process {holder}; wait for it, or choose another name"
+                f"{relpath(run_folder)} is being written by process {holder}; wait for it, or choose another "
+                "run name"
             ) from None
-        except OSError as error:  # a network file system without locks, or without its lock daemon
+        except OSError as error:  # a network file system that does not support locks
             file.close()
             path.unlink(missing_ok=True)
             raise ResultsError(
                 f"files cannot be locked in {relpath(path.parent)} ({error.strerror}); set MEDKIT_RESULTS to "
                 "a folder on another file system"
             ) from None
-        # Another process may have removed the file between our open and our lock.
+        # Another process may have removed the file after we opened it and before we locked it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()
-    with contextlib.suppress(OSError):  # on a full disk others' messages lack the number
+    with contextlib.suppress(OSError):  # on a full disk the id is missing in other processes' messages
         file.truncate(0)
         file.write(str(os.getpid()).encode())
     return file

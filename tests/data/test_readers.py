@@ -759,4 +759,4 @@ def test_check_ends_in_one_line_a_part_and_exit_code_2(tmp_path, capsys, tiny_ll
 
 def test_check_of_a_data_folder_that_cannot_be_entered(tmp_path, capsys):
     assert main(["check", "cpu", "--data-dir", "x" * 5_000]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err

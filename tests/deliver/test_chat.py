@@ -98,7 +98,7 @@ def test_the_command(capsys, monkeypatch):
     assert main(["chat", "tiny"]) == 0  # the input ends: so does it
     assert capsys.readouterr().out.count("Med-Mix") == 2
     assert main(["chat", "no-such-run"]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
 
 
 def test_the_widget():

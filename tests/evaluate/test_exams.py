@@ -299,7 +299,7 @@ def test_a_model_alone_gets_a_run_of_its_own_and_no_other(monkeypatch, tmp_path)
     storage.write_json(tmp_path / "cpu" / "run.json", trained)
     with pytest.raises(ResultsError, match="is a run of smollm2; give smollm2 a run_dir of its own"):
         mcq.begin("cpu", "", "smollm2")
-    with pytest.raises(ResultsError, match="holds no run; run notebook 01_stage1 first"):
+    with pytest.raises(ResultsError, match="is not a run; run notebook 01_stage1 first"):
         mcq.begin("nothing", "")
     with pytest.raises(ResultsError, match="some/model is evaluated alone; leave arms=base out"):
         evaluate.begin_exams("alone", "", "some/model", arms="base")

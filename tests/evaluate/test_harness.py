@@ -95,6 +95,6 @@ def test_a_task_of_a_file_on_a_model_in_memory(task, tmp_path, monkeypatch):
 
 def test_a_task_that_there_is_none_of(tmp_path):
     pytest.importorskip("lm_eval")
-    refused("hellaswagg", "there is no task of lm-evaluation-harness 'hellaswagg'; did you mean hellaswag")
+    refused("hellaswagg", "there is no lm-evaluation-harness task 'hellaswagg'; did you mean hellaswag")
     refused("nothing.yaml", "there is no file 'nothing.yaml'")
     refused("hellaswag", "the task hellaswag of lm-evaluation-harness cannot be loaded")  # offline

@@ -228,9 +228,9 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"name": "Bad Name"}, "is no run name"),
-        ({"name": "../out"}, "lies outside"),
-        ({"data_dir": "absent"}, "--data-dir absent is no folder"),
+        ({"name": "Bad Name"}, "is not a valid run name"),
+        ({"name": "../out"}, "is outside"),
+        ({"data_dir": "absent"}, "--data-dir absent is not a folder"),
         ({"settings": ["stage1.lr=1"]}, "unknown field 'stage1.lr'"),
         ({"settings": ["stage1.learning_rate=fast"]}, "a value of type number was expected"),
         ({"only": ["07"]}, "--only 07 is no notebook; they are 01, 02"),

@@ -277,10 +277,10 @@ def test_another_stage_1_has_all_trials_of_its_seed_done_again(place, sweep_here
 
 def test_everything_is_refused_before_anything_is_written(place, sweep_here, tiny_llama_folder):
     write_sweep(place, place / "absent", [0])
-    with pytest.raises(MedkitError, match="absent is no model folder"):
+    with pytest.raises(MedkitError, match="absent is not a model folder"):
         sweep_here()
     write_sweep(place, tiny_llama_folder, [0])
-    with pytest.raises(MedkitError, match="--data-dir nowhere is no folder"):
+    with pytest.raises(MedkitError, match="--data-dir nowhere is not a folder"):
         sweep_here(data_dir="nowhere")
     assert not (place / "results").exists() or not any((place / "results").iterdir())
 

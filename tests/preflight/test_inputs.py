@@ -62,7 +62,7 @@ def test_models_that_are_none(tmp_path):
     inputs.check_model("smollm2")
     (tmp_path / "model").mkdir()
     for base in (str(tmp_path / "model"), "./nowhere", "~/no such model"):
-        with pytest.raises(MedkitError, match="is no model folder"):
+        with pytest.raises(MedkitError, match="is not a model folder"):
             inputs.check_model(base)
 
 
@@ -71,9 +71,9 @@ def test_a_base_has_to_be_whole(tiny_llama_folder, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     for name, content, refusal in (
-        ("config.json", "{}", "names no model_type"),
-        ("config.json", '{"model_type": "llama"}', r"holds no \.safetensors weights"),
-        ("pytorch_model.bin", "weights", r"holds no \.safetensors weights"),
+        ("config.json", "{}", "has no model_type"),
+        ("config.json", '{"model_type": "llama"}', r"has no \.safetensors weights"),
+        ("pytorch_model.bin", "weights", r"has no \.safetensors weights"),
         ("model.safetensors", "not whole", r"model\.safetensors cannot be read"),
     ):
         (model / name).write_text(content)
@@ -93,7 +93,7 @@ def test_a_base_has_to_be_whole(tiny_llama_folder, tmp_path):
     with pytest.raises(MedkitError, match=r"lacks model-2\.safetensors"):
         inputs.check_model(str(model))
     index.unlink()
-    with pytest.raises(MedkitError, match="holds no tokenizer"):
+    with pytest.raises(MedkitError, match="has no tokenizer"):
         inputs.check_model(str(model))
     inputs.check_model(str(tiny_llama_folder))
 
@@ -129,11 +129,11 @@ ask()
 def test_a_hub_that_cannot_be_reached():
     # tests/conftest.py puts the hub out of reach.
     with pytest.raises(
-        MedkitError, match=r"some/model cannot be had from the hub .*--set model\.base=DIR"
+        MedkitError, match=r"some/model cannot be loaded from the hub .*--set model\.base=DIR"
     ) as refused:
         inputs.check_model("some/model")
     assert "\n" not in str(refused.value)
-    with pytest.raises(MedkitError, match="cannot be had from the hub"):
+    with pytest.raises(MedkitError, match="cannot be loaded from the hub"):
         inputs.check_scorer("some/encoder", offline=False)
 
 
@@ -168,5 +168,5 @@ def test_a_cloned_model_without_its_large_files(tmp_path, tiny_llama_folder):
     assert str(refused.value) == f"{weights} is a Git LFS pointer; run `git lfs pull` in {weights.parent}"
     weights.unlink()
     weights.symlink_to(tmp_path / "nowhere")  # as a hub cache that was half deleted has them
-    with pytest.raises(MedkitError, match=r"cannot be read .*; fetch the model again"):
+    with pytest.raises(MedkitError, match=r"cannot be read .*; download the model again"):
         inputs.check_model(str(tmp_path / "model"))

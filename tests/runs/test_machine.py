@@ -226,16 +226,16 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "file/below", "dangling", "dangling/below"):
-        with pytest.raises(MachineError, match=r"is not a folder; set MEDKIT_RESULTS to a folder"):
+        with pytest.raises(MachineError, match=r"is not a folder; set MEDKIT_RESULTS to a writable folder"):
             machine.check_writable(tmp_path / name, "MEDKIT_RESULTS")
     # As on a file system mounted read-only, for root too.
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    with pytest.raises(MachineError, match=f"{tmp_path} cannot be written to; set MEDKIT_CACHE"):
+    with pytest.raises(MachineError, match=f"{tmp_path} is not writable; set MEDKIT_CACHE"):
         machine.check_writable(tmp_path / "new", "MEDKIT_CACHE")
 
 
 @pytest.mark.skipif(os.geteuid() == 0 or sys.platform == "win32", reason="root writes anywhere")
 def test_a_folder_of_somebody_elses(tmp_path):
     tmp_path.chmod(0o555)
-    with pytest.raises(MachineError, match="cannot be written to"):
+    with pytest.raises(MachineError, match="is not writable"):
         machine.check_writable(tmp_path / "new", "MEDKIT_CACHE")

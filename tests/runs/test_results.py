@@ -112,13 +112,13 @@ def test_run_names_that_are_taken(place, name):
     "name", ["", ".", "..", "Try", ".try", "-try", "a" * 65, "a b", "try\n", "é", "results/..", "try/.."]
 )
 def test_run_names_that_are_not(place, name):
-    with pytest.raises(ResultsError, match="is no run name"):
+    with pytest.raises(ResultsError, match="is not a valid run name"):
         storage.folder(name)
 
 
 @pytest.mark.parametrize("path", ["/etc/try", "../try", "results/a/try", "other/try", "results/../try"])
 def test_paths_outside_results(place, path):
-    with pytest.raises(ResultsError, match="lies outside results"):
+    with pytest.raises(ResultsError, match="is outside results"):
         storage.folder(path)
 
 
@@ -126,7 +126,7 @@ def test_a_link_out_of_results_is_outside(place, tmp_path):
     place.parent.mkdir()
     (tmp_path / "elsewhere").mkdir()
     place.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ResultsError, match="lies outside"):
+    with pytest.raises(ResultsError, match="is outside"):
         storage.folder("try")
 
 
@@ -206,7 +206,7 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, root
     (tmp_path / "dangling").symlink_to(tmp_path / "file" / "below")
     monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path / root))
     monkeypatch.delenv("MEDKIT_RUNNER", raising=False)
-    with pytest.raises(ResultsError, match="set MEDKIT_RESULTS to a folder that can be written to") as said:
+    with pytest.raises(ResultsError, match="set MEDKIT_RESULTS to a writable folder") as said:
         run_json.begin("try", "01_stage1", "cpu")
     assert "\n" not in str(said.value)
 
@@ -281,7 +281,7 @@ def test_a_notebook_begins_finishes_and_the_next_finds_it(place):
 
     later = run_json.begin("try", "03_mcq_eval")  # no recipe: the run's own
     assert later.recipe == run.recipe
-    with pytest.raises(ResultsError, match=r"medqa/train\.jsonl is not the file this run began with"):
+    with pytest.raises(ResultsError, match=r"medqa/train\.jsonl has changed since this run started"):
         later.use_data({"medqa/train.jsonl": "cd34"})
     later.finish()
     assert run_json.read(place)["data"]["hashes"] == {"medqa/train.jsonl": "ab12"}
@@ -308,13 +308,13 @@ def test_runs_that_differ_are_not_mixed(place, again, said):
 
 def test_a_run_on_a_folder_of_rows_wants_it_again(place):
     run_json.begin("try", "01_stage1", "cpu", "", ".").finish()
-    with pytest.raises(ResultsError, match="name it again in data_dir"):
+    with pytest.raises(ResultsError, match="set data_dir to that folder"):
         run_json.begin("try", "03_mcq_eval")
     run_json.begin("try", "05_report", data_dir=None).finish()  # the report reads no rows
 
 
 def test_no_run_and_no_recipe_or_a_broken_description(place):
-    with pytest.raises(ResultsError, match="results/try holds no run; run notebook 01_stage1 first"):
+    with pytest.raises(ResultsError, match="results/try is not a run; run notebook 01_stage1 first"):
         run_json.begin("try", "03_mcq_eval")
     assert not place.exists()
     place.mkdir(parents=True)

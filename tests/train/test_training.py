@@ -691,7 +691,7 @@ def test_a_loss_that_is_no_number_ends_the_run(base, tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(MedkitError, match=r"is no model folder \(no config.json\)"):
+    with pytest.raises(MedkitError, match=r"is not a model folder \(no config.json\)"):
         models.base_folder(str(tmp_path))
 
 
