@@ -48,7 +48,7 @@ def test_rows_that_are_not_there(tmp_path, parts, said):
 def test_a_data_folder_that_is_none(tmp_path):
     run_inputs.check_data_dir("")
     run_inputs.check_data_dir(str(tmp_path))
-    with pytest.raises(MedkitError, match="no folder; name one that holds a folder per source"):
+    with pytest.raises(MedkitError, match="is not a folder; it must contain one folder per source"):
         run_inputs.check_data_dir(str(tmp_path / "nowhere"))
 
 
