@@ -129,7 +129,7 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     try:
         data = datasets.load_dataset(source.hub_id, declared.config, split=split, revision=source.revision)
     except Exception as error:  # the libraries raise dozens of types
-        hub.refuse(name, error)
+        hub.raise_if_hub_error(name, error)
         reason = shortened(f"{type(error).__name__}: {error}", 200)
         raise SourceError(
             f"{name}: cannot be read from the hub ({reason}); check the connection, or give --data-dir"

@@ -21,7 +21,7 @@ class InputError(MedkitError):
 def connect(recipe: recipes.Recipe, data_dir: str) -> None:
     """`hub.connect` for a run. HubError if the base model is on a hub that does not respond."""
     hub.connect(not is_fully_local(recipe, data_dir))
-    if hub.silent() and not is_local(recipe.model.base):
+    if hub.unreachable() and not is_local(recipe.model.base):
         check_model_files(recipe.model.base, recipe.model.revision)
 
 
@@ -62,7 +62,7 @@ def check_model_files(base: str, revision: str = "main") -> None:
             try:
                 _check_weights(config.parent)
             except InputError as error:
-                hub.refuse(base, error)
+                hub.raise_if_hub_error(base, error)
                 raise
 
 
@@ -118,7 +118,7 @@ def check_hub(name: str, revision: str, fix: str) -> Path:
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as error:  # dozens of types from the libraries below
-        hub.refuse(name, error)
+        hub.raise_if_hub_error(name, error)
         reason = "HF_HUB_OFFLINE is set" if hub.offline() else type(error).__name__
         raise InputError(
             f"{name} cannot be loaded from the hub ({reason}); check the name, the connection and HF_TOKEN, "

@@ -127,7 +127,7 @@ from medkit.data import hub
 from medkit.runs import inputs
 inputs.connect(recipes.get("recommended"), "")
 config = inputs.check_hub("org/model", "main", "")
-print(json.dumps([hub.offline(), hub.silent(), config.read_text()]))
+print(json.dumps([hub.offline(), hub.unreachable(), config.read_text()]))
 """
 
 
@@ -183,24 +183,24 @@ def test_why_the_hub_does_not_answer(online, monkeypatch, does, said):
     monkeypatch.setattr(hub, "get_session", lambda: Session(does))
     monkeypatch.setattr(hub, "WAIT", 0.2)
     hub.connect(True)
-    assert hub.silent() and hub.offline()
+    assert hub.unreachable() and hub.offline()
     with pytest.raises(hub.HubError, match=said) as refused:
-        hub.refuse("org/model", ValueError())
+        hub.raise_if_hub_error("org/model", ValueError())
     assert "\n" not in str(refused.value)
     # The network is back, in the same kernel.
     monkeypatch.setattr(hub, "get_session", lambda: Session(lambda: None))
     hub.connect(True)
-    assert not hub.silent() and not hub.offline()
-    hub.refuse("org/model", ValueError())
+    assert not hub.unreachable() and not hub.offline()
+    hub.raise_if_hub_error("org/model", ValueError())
 
 
 def test_a_private_run_and_one_told_to_stay_offline_ask_nobody(online, monkeypatch):
     monkeypatch.setattr(hub, "get_session", fails(AssertionError("asked")))
     hub.connect(False)
-    assert hub.offline() and not hub.silent()
+    assert hub.offline() and not hub.unreachable()
     monkeypatch.setattr(hub, "_AS_STARTED", (hub.OFFLINE, True))
     hub.connect(True)
-    assert hub.offline() and not hub.silent()
+    assert hub.offline() and not hub.unreachable()
     with pytest.raises(MedkitError, match="HF_HUB_OFFLINE is set"):
         inputs.check_model_files("org/model")
 
@@ -222,8 +222,8 @@ def test_what_is_in_the_cache_needs_no_hub(online, monkeypatch, tmp_path, tiny_l
 
 def test_a_cache_of_the_hub_that_cannot_be_written():
     with pytest.raises(hub.HubError, match=r"/hf/x; set HF_HOME"):
-        hub.refuse("org/model", OSError(30, "Read-only file system", "/hf/x"))
-    hub.refuse("org/model", OSError("no such repository"))
+        hub.raise_if_hub_error("org/model", OSError(30, "Read-only file system", "/hf/x"))
+    hub.raise_if_hub_error("org/model", OSError("no such repository"))
 
 
 def test_datasets_loaded_already_stays_offline_too(online):
