@@ -1,5 +1,8 @@
-"""Duplicates, and evaluation items found in training rows: as they are, as the same question with other
-options, by 13-grams, or nearly."""
+"""Finds duplicate records, and evaluation items that appear in training rows.
+
+Items are matched by their normalized text, by the question with other options, by 13-grams of words, and by
+the similarity of 3-word shingles.
+"""
 
 import re
 from collections import Counter, defaultdict
@@ -15,11 +18,11 @@ from medkit.text_keys import content_key, normalize, options_of, stem, text_of
 
 METHODS = ("exact", "same question", "short question", "13-gram", "near-duplicate")
 NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
-SHINGLE = 3  # words; short, so that one changed word leaves most of a 25-word question's shingles
-QUESTION = 8  # words from which an exam question is specific ("All of the following are true, except" is not)
-NEAR = 0.7  # Jaccard similarity of the shingles from which a row counts as a near-duplicate
+SHINGLE = 3  # words; short enough that one changed word keeps most shingles of a 25-word question
+QUESTION = 8  # minimum words of a specific question; "All of the following are true, except" has 7
+NEAR = 0.7  # minimum Jaccard similarity of the shingles of near-duplicates
 
-# A correct answer that says nothing specific, so that a short question may share it by chance.
+# Correct answers that are not specific, so that two short questions may share one by chance.
 GENERIC = re.compile(
     r"(all|none|both|any|either|neither)( .*(above|these|them|options?))?|yes|no|true|false|"
     r"[a-d]|((both|all|only) )?[a-d1-4]( ((and|or) )?[a-d1-4])+( (is|are) (true|correct))?"
@@ -27,7 +30,7 @@ GENERIC = re.compile(
 
 
 def duplicates(records: Iterable) -> list[list[str]]:
-    """Ids of records with the same normalized text, in groups of two or more, in order of appearance."""
+    """Groups of two or more ids whose records have the same normalized text, in order of appearance."""
     groups = defaultdict(list)
     for record in records:
         groups[content_key(record)].append(record.id)
@@ -36,60 +39,60 @@ def duplicates(records: Iterable) -> list[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An evaluation item that one method finds in training rows, and the row that matches it best."""
+    """An evaluation item found in training rows by one method, and the row that matches it best."""
 
     eval_source: str
     eval_id: str
     method: str  # one of METHODS
     train_source: str
     train_id: str
-    # 13-gram: share of the item's different 13-grams that are in the row; the three methods before it: 1;
-    # near-duplicate: Jaccard similarity of the two texts' 3-word shingles.
+    # 13-gram: share of the item's distinct 13-grams that are in the row; near-duplicate: Jaccard similarity
+    # of the two texts' shingles; other methods: 1.
     score: float
     rows: int  # training rows that match the item by this method
 
 
 def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[Match]:
-    """Find evaluation items in training rows, one Match per item and method, ordered by item.
+    """Find evaluation items in training rows: one Match per item and method, ordered by item.
 
-    "exact" is the same normalized text, an exam question's options in whatever order and under whatever
-    labels; "same question" the same context and question, of QUESTION words or more, with other options;
-    "short question" the same question of fewer words and the same correct answer among other options, where
-    that is no "all of the above".
+    "exact": the same normalized text; the order and labels of an exam question's options do not matter.
+    "same question": the same context and question of at least QUESTION words, with other options.
+    "short question": the same shorter question and correct answer, with other options. Answers such as "all
+    of the above" do not count.
+    "13-gram" and "near-duplicate": see Match.score. An item of fewer than 13 words has no 13-gram.
 
-    Only the evaluation side is kept in memory; `train` may be a generator. An item of fewer than 13 words
-    has no 13-gram and can match by the other methods only.
+    Only the evaluation items are kept in memory; `train` may be a generator.
     """
     index = _Index(evaluation)
     best: dict[tuple[int, str], tuple[float, Any]] = {}  # (item, method) -> score, training record
-    found = Counter()
+    rows = Counter()  # of each (item, method)
     for record in tqdm(train, desc="overlap", unit=" rows", disable=not progress, leave=False):
         for item, method, score in index.matches(record):
-            found[item, method] += 1
+            rows[item, method] += 1
             if (item, method) not in best or score > best[item, method][0]:
                 best[item, method] = score, record
     matches = []
-    for item, method in sorted(best, key=lambda pair: (pair[0], METHODS.index(pair[1]))):
+    for item, method in sorted(best, key=lambda key: (key[0], METHODS.index(key[1]))):
         score, record = best[item, method]
-        of = evaluation[item]
+        source, id = evaluation[item].source, evaluation[item].id
         matches.append(
-            Match(of.source, of.id, method, record.source, record.id, round(score, 4), found[item, method])
+            Match(source, id, method, record.source, record.id, round(score, 4), rows[item, method])
         )
     return matches
 
 
 def contaminated(matches: Iterable[Match], share: float = 0.5) -> set[tuple[str, str]]:
-    """(source, id) of items found in a training row: exactly, nearly, or by `share` of their 13-grams.
+    """(source, id) of items that match a training row; by 13-grams, only with at least `share` of them.
 
-    A single 13-gram is weak evidence in exam questions: stock phrases such as a list of vital signs are
-    longer, so that a fifth of MedQA's test items share one with only 425 training rows.
+    A single shared 13-gram is weak evidence in exam questions: stock phrases, such as a list of vital signs,
+    can be longer. A fifth of MedQA's test items share one with only 425 training rows.
     """
     return {(m.eval_source, m.eval_id) for m in matches if m.method != "13-gram" or m.score >= share}
 
 
 def counts(matches: Iterable[Match], share: float = 0.5) -> dict[str, dict[str, int]]:
-    """Evaluation items found, by source and method; the 13-gram method once for any, once from `share` on."""
-    best: dict[tuple, Match] = {}  # of an item that was looked for in several sets of rows
+    """Number of items found by source and method. 13-grams are counted twice: any, and at least `share`."""
+    best: dict[tuple, Match] = {}  # an item may have been searched for in several sets of rows
     for match in matches:
         key = match.eval_source, match.eval_id, match.method
         if key not in best or match.score > best[key].score:
@@ -105,38 +108,37 @@ def counts(matches: Iterable[Match], share: float = 0.5) -> dict[str, dict[str, 
 
 
 class _Index:
-    """The evaluation items by what they are compared by: texts, and the n-grams of their words."""
+    """Looks up evaluation items by the texts and n-grams they share with a training record."""
 
     def __init__(self, records: Sequence):
         self.codes: dict[str, int] = {}  # word -> number
-        self.same: dict[tuple[str, str], set[int]] = defaultdict(set)  # (method, text) -> items
+        self.items: dict[tuple[str, str], set[int]] = defaultdict(set)  # (method, text) -> items
         texts = []
         for item, record in enumerate(records):
             text, keys = _keys(record)
             texts.append(text)
             for key in keys:
-                self.same[key].add(item)
-        self.grams, self.shingles = (
-            _Grams([self._ngrams(text, n) for text in texts]) for n in (NGRAM, SHINGLE)
-        )
+                self.items[key].add(item)
+        self.ngrams = _NgramSets([self._ngrams(text, NGRAM) for text in texts])
+        self.shingles = _NgramSets([self._ngrams(text, SHINGLE) for text in texts])
 
     def matches(self, record) -> Iterable[tuple[int, str, float]]:
         """(item, method, score) for each item that the training record matches."""
         text, keys = _keys(record)
-        same: set[int] = set()
+        matched: set[int] = set()
         for key in keys:
-            found = self.same.get(key, set()) - same
-            yield from ((item, key[0], 1.0) for item in found)
-            same |= found
-        shared, _ = self.grams.shared(self._ngrams(text, NGRAM))
+            items = self.items.get(key, set()) - matched
+            yield from ((item, key[0], 1.0) for item in items)
+            matched |= items
+        shared, _ = self.ngrams.overlap(self._ngrams(text, NGRAM))
         for item in np.flatnonzero(shared):
-            yield int(item), "13-gram", float(shared[item] / self.grams.sizes[item])
-        shared, either = self.shingles.shared(self._ngrams(text, SHINGLE))
-        for item in np.flatnonzero(shared >= NEAR * np.maximum(either, 1)):
-            yield int(item), "near-duplicate", float(shared[item] / either[item])
+            yield int(item), "13-gram", float(shared[item] / self.ngrams.sizes[item])
+        shared, union = self.shingles.overlap(self._ngrams(text, SHINGLE))
+        for item in np.flatnonzero(shared >= NEAR * np.maximum(union, 1)):
+            yield int(item), "near-duplicate", float(shared[item] / union[item])
 
     def _ngrams(self, text: str, n: int) -> np.ndarray:
-        """64-bit hashes of the different n-grams of a text's words; a shorter text is one shingle."""
+        """64-bit hashes of the distinct n-grams of a text's words. A text shorter than a shingle is one."""
         words = text.split()
         n = min(n, len(words)) if n == SHINGLE else n
         if n == 0 or len(words) < n:
@@ -148,40 +150,40 @@ class _Index:
 _FACTORS = np.random.default_rng(13).integers(0, 2**63, NGRAM, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-class _Grams:
-    """Sets of n-grams, and how many another set shares with each of them."""
+class _NgramSets:
+    """Sets of n-grams, and the size of their overlap with another set."""
 
     def __init__(self, sets: list[np.ndarray]):
-        self.sizes = np.array([len(grams) for grams in sets], dtype=np.int64)
-        grams = np.concatenate([*sets, np.empty(0, np.uint64)])
-        order = np.argsort(grams, kind="stable")
-        self.grams, self.owners = grams[order], np.repeat(np.arange(len(sets)), self.sizes)[order]
+        self.sizes = np.array([len(ngrams) for ngrams in sets], dtype=np.int64)
+        ngrams = np.concatenate([*sets, np.empty(0, np.uint64)])
+        order = np.argsort(ngrams, kind="stable")
+        self.ngrams, self.owners = ngrams[order], np.repeat(np.arange(len(sets)), self.sizes)[order]
 
-    def shared(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each set, how many n-grams it has in common with these, and how many the two have together."""
-        start, end = np.searchsorted(self.grams, grams), np.searchsorted(self.grams, grams, "right")
+    def overlap(self, ngrams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each set, the sizes of its intersection and its union with `ngrams`."""
+        start, end = np.searchsorted(self.ngrams, ngrams), np.searchsorted(self.ngrams, ngrams, "right")
         owners = [self.owners[a:b] for a, b in np.stack([start, end], 1)[start < end]]
         empty = np.empty(0, np.int64)
-        counts = np.bincount(np.concatenate([empty, *owners]), minlength=len(self.sizes))
-        return counts, self.sizes + len(grams) - counts
+        shared = np.bincount(np.concatenate([empty, *owners]), minlength=len(self.sizes))
+        return shared, self.sizes + len(ngrams) - shared
 
 
 def _keys(record) -> tuple[str, list[tuple[str, str]]]:
-    """A record's normalized text, and (method, text) for each method that compares whole texts. A record of
-    nothing but punctuation has none: it would equal any other."""
+    """A record's normalized text, and (method, text) for each method that compares whole texts.
+
+    A record of only punctuation has no keys, as it would equal any other.
+    """
     if not isinstance(record, MCQItem):
         text = normalize(text_of(record))
         return text, [("exact", text)] if text else []
     question, options = normalize(stem(record)), [normalize(option) for option in options_of(record)]
-    text, unordered = (" ".join(filter(None, (question, *part))) for part in (options, sorted(options)))
-    keys = [("exact", text), ("exact", unordered)] if text else []
+    text = " ".join(filter(None, (question, *options)))
+    text_of_sorted_options = " ".join(filter(None, (question, *sorted(options))))
+    keys = [("exact", text), ("exact", text_of_sorted_options)] if text else []
     if len(question.split()) >= QUESTION:
         keys.append(("same question", question))
-    elif (
-        question
-        and options
-        and (gold := options[LETTERS.index(record.answer)])
-        and not GENERIC.fullmatch(gold)
-    ):
-        keys.append(("short question", f"{question}\n{gold}"))
+    elif question and options:
+        gold = options[LETTERS.index(record.answer)]
+        if gold and not GENERIC.fullmatch(gold):
+            keys.append(("short question", f"{question}\n{gold}"))
     return text, keys
