@@ -1,11 +1,10 @@
-"""Tables 1 to 4 of a run and that of the protocols, as CSV and Markdown.
+"""Tables 1 to 4 of a run and the protocols table, as CSV and Markdown.
 
 Sources: data/manifest.json, mcq/summary.json (table3.py) and consumer/summary.json.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -31,137 +30,140 @@ from medkit.runs.storage import load
 
 PROTOCOLS = {"scored": "most likely letter", "generated": "answer in words", "released": "as released"}
 SCORES = {"precision": "precision", "recall": "recall", "f1": "F1", "rouge_l": "ROUGE-L"}
-_PAPERS = ", the paper"  # behind the name of a published row
+_PAPER_SUFFIX = ", the paper"  # of published rows
 
 
 def write(run_dir: str | Path) -> list[Path]:
-    """Write tables/table1..table4 (.csv, .md) of a run; returns the paths.
+    """Write tables/table1 to table4 of a run (.csv and .md) and return the paths.
 
-    Raises ResultsError, before anything is written, where one of the inputs is missing.
+    Raises ResultsError before writing anything if an input file is missing.
     """
     tables = [build(run_dir) for build in (table1, table2, table3, table4)]
-    return list(chain.from_iterable(save(run_dir, table) for table in tables))
+    return [path for table in tables for path in save(run_dir, table)]
 
 
 def write_exams(run_dir: str | Path) -> Table:
-    """Write tables/table3 and, where questions were answered in words, tables/protocols; returns Table 3."""
-    table, spoken = table3(run_dir), load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
+    """Write Table 3 and, if questions were answered in words, the protocols table; returns Table 3."""
+    table = table3(run_dir)
     save(run_dir, table)
-    if spoken:
+    if load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]:
         save(run_dir, protocols(run_dir))
     return table
 
 
-def part(run_dir: str | Path, number: int) -> str:
-    """A written table as Markdown, for a notebook in which it is a part."""
+def for_notebook(run_dir: str | Path, number: int) -> str:
+    """The Markdown of a written table, with its headings below a notebook section."""
     return demote_headings(storage.file(run_dir, f"tables/table{number}.md").read_text(encoding="utf-8"))
 
 
 def terminal(run_dir: str | Path) -> str:
-    """What a terminal shows of the tables that a run has: short, at most markdown.WIDTH columns wide."""
-    place = Path(run_dir)
+    """Short versions of a run's written tables, at most markdown.WIDTH columns wide; "" if there are none."""
+    folder = Path(run_dir) / "tables"
     builders = (table1, table2, table3, table4)
-    built = [build(place) for build in builders if (place / "tables" / f"{build.__name__}.md").exists()]
-    if not built:
+    tables = [build(run_dir) for build in builders if (folder / f"{build.__name__}.md").exists()]
+    if not tables:
         return ""
-    notes = dict.fromkeys(wrap(table.note) for table in built if table.note)
-    whole = f"The whole tables, and what they show: {storage.relpath(place / 'tables')}/*.md, *.csv"
-    return "\n\n".join([*notes, *(table.terminal() for table in built), whole])
+    notes = dict.fromkeys(wrap(table.note) for table in tables if table.note)
+    full_tables = f"Full tables with their texts: {storage.shown(folder)}/*.md, *.csv"
+    return "\n\n".join([*notes, *(table.terminal() for table in tables), full_tables])
 
 
 def save(run_dir: str | Path, table: Table) -> list[Path]:
-    """Write one table under tables/, as CSV and as Markdown; returns the two paths."""
-    place = Path(run_dir) / "tables" / table.name
+    """Write one table under tables/ as CSV and Markdown and return the two paths."""
+    path = Path(run_dir) / "tables" / table.name
     return [
-        storage.write_csv(place.with_suffix(".csv"), table.figures),
-        storage.write_text(place.with_suffix(".md"), table.markdown()),
+        storage.write_csv(path.with_suffix(".csv"), table.figures),
+        storage.write_text(path.with_suffix(".md"), table.markdown()),
     ]
 
 
 def table1(run_dir: str | Path) -> Table:
-    """Composition of the stage-1 mixture, one row a source, from data/manifest.json."""
+    """Composition of the stage-1 mixture, one row per source, from data/manifest.json."""
     manifest = load(run_dir, "data/manifest.json", ("sources", "stage1"))
     stage1, sources = manifest["stage1"], manifest["sources"]
     rows, dropped = [], []
     for name, count in stage1["counts"].items():
         train, held_out = sources[name]["train"], sources[name].get("eval", {})
-        paper = published.STAGE1_ROWS.get(name, (None, None))
+        paper_train, paper_evaluation = published.STAGE1_ROWS.get(name, (None, None))
         row = {"dataset": name, "train": count, "evaluation": held_out.get("records")}
         row |= {"rows_read": train["rows"], "dropped": sum(train["dropped"].values())}
-        rows.append(row | {"paper_train": paper[0], "paper_evaluation": paper[1]})
+        rows.append(row | {"paper_train": paper_train, "paper_evaluation": paper_evaluation})
         if reasons := _reasons(train["dropped"]):
             dropped.append(f"{TITLES.get(name, name)}: {reasons}")
     figures = _with_total(rows)
     figures.loc[figures.index[-1], "train"] = stage1["total"]
-    validation = stage1["validation"] / stage1["total"] if stage1["total"] else math.nan
-    info = run_json.read(Path(run_dir))
-    scored = info["recipe"]["mcq"]["rows"] if info else 0
+    share = stage1["validation"] / stage1["total"] if stage1["total"] else math.nan
     text = (
-        f"Of the mixture's {stage1['total']:,} samples {stage1['train']:,} train and "
-        f"{stage1['validation']:,} ({validation:.1%}) validate, split by seed {stage1['seed']}. "
+        f"The mixture has {stage1['total']:,} samples, {stage1['train']:,} for training and "
+        f"{stage1['validation']:,} ({share:.1%}) for validation, split with seed {stage1['seed']}. "
     )
     text += (
         f"Dropped training rows, by reason: {'; '.join(dropped)}."
         if dropped
         else "No training row was dropped."
     )
-    if scored:
-        text += f" Of each evaluation set the first {scored:,} rows are scored (Table 3)."
+    info = run_json.read(Path(run_dir))
+    if info and (scored := info["recipe"]["mcq"]["rows"]):
+        text += f" The first {scored:,} rows of each evaluation set are scored (Table 3)."
     page = _page(figures, TITLES)
     return Table("table1", "Table 1: stage-1 mixture", figures, page, text, origin_note(run_dir))
 
 
 def table2(run_dir: str | Path) -> Table:
-    """Composition of the stage-2 mixture and the replay's share of it, from data/manifest.json."""
+    """Composition of the stage-2 mixture and the share of replayed rows, from data/manifest.json."""
     stage2 = load(run_dir, "data/manifest.json", ("stage2",), writer="02_stage2")["stage2"]
     consultations, replay = stage2["notechat"], stage2["replay"]
     source = consultations.get("source", "notechat")
     title = SOURCES[source].title
     rows = []
-    for name, part in {source: consultations, "replay": replay}.items():
-        # The paper's counts are those of NoteChat and the replay beside it: no others compare with them.
-        paper = published.STAGE2_ROWS[name] if source == "notechat" else (None, None)
-        row = {"dataset": name, "train": part["train"], "validation": part["validation"]}
-        rows.append(row | {"paper_train": paper[0], "paper_validation": paper[1]})
+    for name, counts in {source: consultations, "replay": replay}.items():
+        # The paper's counts, including its replayed rows, only compare with a stage 2 on NoteChat.
+        paper_train, paper_validation = published.STAGE2_ROWS[name] if source == "notechat" else (None, None)
+        row = {"dataset": name, "train": counts["train"], "validation": counts["validation"]}
+        rows.append(row | {"paper_train": paper_train, "paper_validation": paper_validation})
     figures = _with_total(rows)
     shares = [
-        f"{replay[f'share_of_{what}']:.1%} of the {what.replace('_', ' ')}"
-        for what in ("rows", "tokens", "supervised_tokens")
-        if replay.get(f"share_of_{what}") is not None
+        f"{replay[f'share_of_{unit}']:.1%} of the {unit.replace('_', ' ')}"
+        for unit in ("rows", "tokens", "supervised_tokens")
+        if replay.get(f"share_of_{unit}") is not None
     ]
     text = (
         f"Replay: {replay['rows_per_stage2_row']:.4f} rows per {title} row, which is "
-        f"{replay['share_of_stage1']:.4f} of stage 1 (the k of Dong et al.); it makes "
-        f"{', '.join(shares) or 'no known share'} of what stage 2 trains on. "
-        f"{title}: {_conversations(consultations)}; {consultations['validation_verbatim_in_train']:,} of "
-        f"{consultations['validation']:,} validation rows are verbatim in the training rows. "
-        f"{_notes(consultations)}"
+        f"{replay['share_of_stage1']:.4f} of stage 1 (the k of Dong et al.). It makes up "
+        f"{', '.join(shares) or 'an unknown share'} that stage 2 trains on. "
+        f"{title}: {_row_counts(consultations)}; {consultations['validation_verbatim_in_train']:,} of "
+        f"{consultations['validation']:,} validation rows also appear verbatim in the training rows. "
+        f"{_note_counts(consultations)}"
     )
     page = _page(figures, {source: title, "replay": "stage-1 mixture (replay)"})
     if source != "notechat":
         page = page[["dataset", "train", "validation"]]
-        text += f" The paper's stage 2 trained on NoteChat: no count of its Table 2 is of {title}."
+        text += f" The paper trained stage 2 on NoteChat, so its Table 2 has no counts for {title}."
     return Table("table2", "Table 2: stage-2 mixture", figures, page, text, origin_note(run_dir))
 
 
-def _conversations(described: dict) -> str:
-    distinct = f"{described['distinct']:,} distinct"
-    if "dropped" not in described:  # a manifest of an earlier version: `rows` are those that were kept
-        return f"{described['rows']:,} rows kept, {distinct}"
-    reasons = _reasons(described["dropped"])
-    dropped = f"{described['rows'] - described['kept']:,} dropped" + (f" ({reasons})" if reasons else "")
-    return f"{described['rows']:,} rows read, {dropped}, {described['kept']:,} kept, {distinct}"
+def _row_counts(consultations: dict) -> str:
+    distinct = f"{consultations['distinct']:,} distinct"
+    if "dropped" not in consultations:  # manifests of earlier versions count only the kept rows
+        return f"{consultations['rows']:,} rows kept, {distinct}"
+    reasons = _reasons(consultations["dropped"])
+    dropped = f"{consultations['rows'] - consultations['kept']:,} dropped" + (
+        f" ({reasons})" if reasons else ""
+    )
+    return f"{consultations['rows']:,} rows read, {dropped}, {consultations['kept']:,} kept, {distinct}"
 
 
 def _reasons(dropped: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
 
 
-def _notes(described: dict) -> str:
-    if not described.get("rows_with_a_note"):
-        return "No row has its clinical note, so that notes on both sides cannot be counted."
-    with_note, crossed = described["rows_with_a_note"], described["notes_on_both_sides"]
-    return f"{with_note:,} rows have their clinical note; {crossed:,} of these notes are on both sides."
+def _note_counts(consultations: dict) -> str:
+    if not (with_note := consultations.get("rows_with_a_note")):
+        return "No row has a clinical note, so notes shared by training and validation cannot be counted."
+    shared = consultations["notes_on_both_sides"]
+    return (
+        f"{with_note:,} rows have a clinical note; training and validation share {shared:,} of these notes."
+    )
 
 
 def _with_total(rows: list[dict]) -> pd.DataFrame:
@@ -183,44 +185,45 @@ def table4(run_dir: str | Path) -> Table:
     for model, scores in summary["models"].items():
         row = {"whose": "this run", "model": model, "n": summary["n"]}
         for score in (*SCORES, "words"):
-            measured = scores.get(score) or {}
-            ends = {f"{score}_{end}": measured.get(end) for end in ("low", "high")}
-            row |= {score: measured.get("mean"), **ends}
+            result = scores.get(score) or {}
+            row |= {score: result.get("mean")}
+            row |= {f"{score}_{bound}": result.get(bound) for bound in ("low", "high")}
         rows.append(row)
         cells = {title: interval(scores.get(score) or {}, digits=3) for score, title in SCORES.items()}
         cells |= {"words": interval(scores.get("words") or {}, digits=0)}
         page.append({"model": f"**{arms.title(model)}**", "n": summary["n"], **cells})
     for model, scores in published.BERTSCORE.items():
-        about = {"model": model, "n": published.BERTSCORE_N}
-        rows.append({"whose": "published", **about, **{score: float(text) for score, text in scores.items()}})
+        row = {"whose": "published", "model": model, "n": published.BERTSCORE_N}
+        rows.append(row | {score: float(text) for score, text in scores.items()})
         cells = {SCORES[score]: text for score, text in scores.items()}
-        page.append(about | {"model": f"{model}{_PAPERS}"} | cells)
+        page.append({"model": f"{model}{_PAPER_SUFFIX}", "n": published.BERTSCORE_N} | cells)
     if reference := (summary.get("reference") or {}).get("words"):
         words = interval(reference, digits=0)
-        page.append({"model": "the physicians' own answers", "n": summary["n"], "words": words})
+        page.append({"model": "physicians' answers", "n": summary["n"], "words": words})
     page = pd.DataFrame(page).fillna("")
     info = run_json.read(Path(run_dir))
     text = _text4(summary, info["recipe"]["consumer"]["cases"] if info else summary["n"])
-    short = page[~page["model"].str.endswith(_PAPERS)].drop(columns=["precision", "recall"], errors="ignore")
+    ours = page[~page["model"].str.endswith(_PAPER_SUFFIX)]
+    short = ours.drop(columns=["precision", "recall"], errors="ignore")
     figures = pd.DataFrame(rows)
     return Table("table4", "Table 4: BERTScore", figures, page, text, origin_note(run_dir), short)
 
 
-def _text4(summary: dict, asked: int) -> str:
+def _text4(summary: dict, requested_cases: int) -> str:
     scorer, fewer = summary["scorer"], ""
-    if summary["n"] < asked:
-        fewer = f", where the recipe asks for {asked} and no more undamaged ones are there"
+    if summary["n"] < requested_cases:
+        fewer = f", fewer than the recipe's {requested_cases}, as no more are undamaged"
     rescaled = "rescaled" if scorer.get("rescaled") else "not rescaled"
-    other = "" if "roberta-large" in str(scorer.get("model")) else ", and another encoder scored this run"
-    sentences = [
+    encoder = "" if "roberta-large" in str(scorer.get("model")) else " and uses another encoder"
+    paragraphs = [
         f"{summary['n']} cases (the paper: {published.BERTSCORE_N}){fewer}, BERTScore "
         f"hash `{scorer.get('hash')}`, {rescaled}; 95% bootstrap intervals over the cases.",
-        f"The paper's rows: {published.BERTSCORE_PROTOCOL}; they are not comparable with a run's that "
-        f"takes one answer to each case{other}.",
-        *(_differences4(model, measured) for model, measured in (summary.get("differences") or {}).items()),
-        "Likeness to a physician's wording is not safety, and it rewards matching length.",
+        f"The paper's rows: {published.BERTSCORE_PROTOCOL}. They are not comparable with this run, which "
+        f"takes one answer per case{encoder}.",
+        *(_differences4(model, scores) for model, scores in (summary.get("differences") or {}).items()),
+        "Similarity to a physician's wording does not show safety, and it rewards matching length.",
     ]
-    return "\n\n".join(filter(None, sentences))
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def _differences4(model: str, differences: dict) -> str:
@@ -230,20 +233,20 @@ def _differences4(model: str, differences: dict) -> str:
     tested = {title: row for title, row in tested.items() if row and row.get("mean") is not None}
     if not tested:
         return ""
-    # One case has no interval and no p.
+    # A single case has no interval and no p.
     adjusted = statistics.holm([1.0 if row.get("p") is None else row["p"] for row in tested.values()])
-    rows = []
+    results = []
     for (title, row), p in zip(tested.items(), adjusted, strict=True):
-        ends = "no interval" if row.get("p") is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
-        rows.append((f"{title} ({row['mean']:+.3f}, {ends}; corrected p = {p:.2g})", p < ALPHA))
+        bounds = "no interval" if row.get("p") is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+        results.append((f"{title} ({row['mean']:+.3f}, {bounds}; corrected p = {p:.2g})", p < ALPHA))
     return (
         f"{arms.title(model)} minus {arms.title(differences.get('minus', 'base'))}, paired over the cases; "
-        f"sign-flip test with Holm's correction over these {len(rows)}, at {ALPHA}. {significance(rows)}"
+        f"sign-flip test with Holm's correction over these {len(results)}, at {ALPHA}. {significance(results)}"
     )
 
 
 def protocols(run_dir: str | Path) -> Table:
-    """tables/protocols: an accuracy per model, benchmark and protocol in percent, from mcq/summary.json."""
+    """Accuracy in percent per model, benchmark and protocol, from mcq/summary.json."""
     results = load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
     rows = []
     for result in results:
@@ -256,13 +259,13 @@ def protocols(run_dir: str | Path) -> Table:
                 names = {"difference": "minus_letter", "low": "minus_low", "high": "minus_high"}
                 row |= {name: 100 * minus[key] for key, name in names.items()} | {"p": minus["p"]}
             rows.append(row)
-    title = "Protocols: the same questions, read in three ways"
+    title = "Protocols: three ways to score the same questions"
     page, text = protocols_page(results), protocols_text(results)
     return Table("protocols", title, pd.DataFrame(rows), page, text, origin_note(run_dir))
 
 
 def protocols_page(results: Sequence[dict]) -> pd.DataFrame:
-    """A row a model and benchmark; an answer that could not be read is a wrong one."""
+    """One row per model and benchmark. Unparsed answers count as wrong."""
     rows = []
     for result in results:
         row = {"model": arms.title(result["model"]), "benchmark": TITLES[result["dataset"]], "n": result["n"]}
@@ -279,29 +282,31 @@ def protocols_page(results: Sequence[dict]) -> pd.DataFrame:
 
 
 def protocol_tests(results: Sequence[dict]) -> list[tuple[str, bool]]:
-    """Each protocol's accuracy against the letters': (what differs, whether significantly), by McNemar's test
-    with Holm's correction over all of them; [] where no question was answered in words."""
+    """Compare each protocol's accuracy with the letter protocol's: (description, is significant).
+
+    McNemar's test with Holm's correction over all comparisons; [] if no question was answered in words.
+    """
     tested = [
         (f"{arms.title(result['model'])} on {TITLES[result['dataset']]}, {PROTOCOLS[protocol]}", difference)
         for result in results
         for protocol, difference in result.get("minus_scored", {}).items()
     ]
-    rows = []
+    comparisons = []
     adjusted = statistics.holm([difference["p"] for _, difference in tested])
     for (name, difference), p in zip(tested, adjusted, strict=True):
         points = f"{100 * difference['difference']:+.1f} points"
-        rows.append((f"{name} ({points}; corrected p = {p:.2g})", p < ALPHA))
-    return rows
+        comparisons.append((f"{name} ({points}; corrected p = {p:.2g})", p < ALPHA))
+    return comparisons
 
 
 def protocols_text(results: Sequence[dict]) -> str:
-    """How the protocols read an answer, and which give another accuracy than the letters."""
-    if not (rows := protocol_tests(results)):
+    """How each protocol reads an answer, and which accuracies differ significantly from the letter's."""
+    if not (comparisons := protocol_tests(results)):
         return "No question was answered in words."
     return (
-        "Percent. Answers in words are greedy and read by tiers; `as released` puts `Answer:` behind the "
-        "question, samples up to 128 tokens and looks for `Answer: X` in prompt and output; two letters are "
-        "wrong, and so is a letter without these words, which is all that a model trained on letters says. "
-        "Paired with the likeliest letter over the same questions: McNemar's exact test with "
-        f"Holm's correction over {len(rows)}, at {ALPHA}. {significance(rows)}"
+        "Percent. Answers in words are decoded greedily and parsed in tiers. `as released` adds `Answer:` "
+        "after the question, samples up to 128 tokens and searches prompt and output for `Answer: X`. Two "
+        "different letters count as wrong, and so does a letter without `Answer:`, which is all that a model "
+        "trained on letters gives. Paired with the most likely letter over the same questions: McNemar's "
+        f"exact test with Holm's correction over {len(comparisons)}, at {ALPHA}. {significance(comparisons)}"
     )

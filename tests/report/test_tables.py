@@ -239,7 +239,7 @@ def test_table1(run_dir):
         "pubmedqa": 1000,
         "total": 0,
     }
-    assert "400 samples 360 train and 40 (10.0%) validate" in table.text
+    assert "400 samples, 360 for training and 40 (10.0%) for validation" in table.text
     assert "MedQA: 2 empty option." in table.text and "no context" not in table.text
 
 
@@ -250,11 +250,11 @@ def test_table2(run_dir):
     assert figures["paper_train"].to_dict() == {"notechat": 100_000, "replay": 33_333, "total": 133_333}
     assert "0.3333 rows per NoteChat row, which is 0.0833 of stage 1" in table.text
     assert "25.0% of the rows, 20.0% of the tokens, 1.2% of the supervised tokens" in table.text
-    assert "4 of 24 validation rows are verbatim in the training rows." in table.text
+    assert "4 of 24 validation rows also appear verbatim in the training rows." in table.text
     assert (
         "NoteChat: 130 rows read, 7 dropped (5 no patient turn, 2 speaker not known), 123 kept, 120 distinct;"
     ) in table.text
-    assert "No row has its clinical note" in table.text and "on both sides." not in table.text
+    assert "No row has a clinical note" in table.text and "of these notes" not in table.text
 
 
 def test_table2_of_other_consultations_has_no_count_of_the_papers_beside_it(tmp_path):
@@ -267,7 +267,7 @@ def test_table2_of_other_consultations_has_no_count_of_the_papers_beside_it(tmp_
     assert table.figures[["paper_train", "paper_validation"]].isna().all(axis=None)
     assert table.page.columns.tolist() == ["dataset", "train", "validation"]
     assert table.page["dataset"].iloc[0] == "MTS-Dialog"
-    assert "The paper's stage 2 trained on NoteChat: no count of its Table 2 is of MTS-Dialog." in table.text
+    assert "The paper trained stage 2 on NoteChat, so its Table 2 has no counts for MTS-Dialog." in table.text
 
 
 def test_table2_counts_notes_where_there_are_any(tmp_path):
@@ -276,7 +276,7 @@ def test_table2_counts_notes_where_there_are_any(tmp_path):
     stage2 = MANIFEST["stage2"] | {"notechat": talks}
     storage.write_json(tmp_path / "data/manifest.json", MANIFEST | {"stage2": stage2})
     text = tables.table2(tmp_path).text
-    assert "3 rows have their clinical note; 0 of these notes are on both sides." in text
+    assert "3 rows have a clinical note; training and validation share 0 of these notes." in text
     assert "130 rows read, 0 dropped, 130 kept" in text
     earlier = {
         name: value
@@ -390,7 +390,7 @@ def test_table4(run_dir):
     assert page.loc["**base**", "words"] == "120 [100, 140]"
     assert page.loc["**Med-Nirvana**", "ROUGE-L"] == ""  # not in the summary, so not in the table
     assert page.loc[f"{published.MED_NIRVANA}, the paper", "F1"] == "0.864375"
-    assert page.loc["the physicians' own answers", "words"] == "90 [75, 105]"
+    assert page.loc["physicians' answers", "words"] == "90 [75, 105]"
     assert "minilm_L6_no-idf" in table.text and "another encoder" in table.text
     yes, no = table.text.split("Significantly different: ")[1].split("Not significantly different: ")
     # Of two, Holm doubles the smaller p: 2 x 0.01, and leaves the larger: 0.2.
@@ -483,7 +483,9 @@ def test_a_run_on_the_built_in_corpus_says_so_above_its_tables(tmp_path):
 @pytest.mark.parametrize("rows", [0, 60])
 def test_table1_says_how_many_evaluation_rows_are_scored(run_dir, rows):
     storage.write_json(run_dir / "run.json", run_json.describe("cpu", f"mcq.rows={rows}"))
-    assert ("the first 60 rows are scored" in tables.table1(run_dir).text) == bool(rows)
+    assert ("The first 60 rows of each evaluation set are scored" in tables.table1(run_dir).text) == bool(
+        rows
+    )
 
 
 def test_answers_that_are_one_letter_are_named():
@@ -552,7 +554,7 @@ def test_exams_leave_table_3_and_the_protocols_where_there_are_any(tmp_path):
     storage.write_json(tmp_path / "mcq/summary.json", summary | {"protocols": []})
     assert tables.write_exams(tmp_path).name == "table3"
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["table3.csv", "table3.md"]
-    assert tables.part(tmp_path, 3).startswith("### Table 3")
+    assert tables.for_notebook(tmp_path, 3).startswith("### Table 3")
 
 
 def test_table3_counts_ties(tmp_path):
