@@ -64,7 +64,7 @@ def terminal(run_dir: str | Path) -> str:
     if not tables:
         return ""
     notes = dict.fromkeys(wrap(table.note) for table in tables if table.note)
-    full_tables = f"Full tables with their texts: {storage.shown(folder)}/*.md, *.csv"
+    full_tables = f"Full tables with their texts: {storage.relpath(folder)}/*.md, *.csv"
     return "\n\n".join([*notes, *(table.terminal() for table in tables), full_tables])
 
 
@@ -130,7 +130,7 @@ def table2(run_dir: str | Path) -> Table:
     text = (
         f"Replay: {replay['rows_per_stage2_row']:.4f} rows per {title} row, which is "
         f"{replay['share_of_stage1']:.4f} of stage 1 (the k of Dong et al.). It makes up "
-        f"{', '.join(shares) or 'an unknown share'} that stage 2 trains on. "
+        f"{', '.join(shares) or 'an unknown share of the rows'} that stage 2 trains on. "
         f"{title}: {_row_counts(consultations)}; {consultations['validation_verbatim_in_train']:,} of "
         f"{consultations['validation']:,} validation rows also appear verbatim in the training rows. "
         f"{_note_counts(consultations)}"
@@ -147,10 +147,9 @@ def _row_counts(consultations: dict) -> str:
     if "dropped" not in consultations:  # manifests of earlier versions count only the kept rows
         return f"{consultations['rows']:,} rows kept, {distinct}"
     reasons = _reasons(consultations["dropped"])
-    dropped = f"{consultations['rows'] - consultations['kept']:,} dropped" + (
-        f" ({reasons})" if reasons else ""
-    )
-    return f"{consultations['rows']:,} rows read, {dropped}, {consultations['kept']:,} kept, {distinct}"
+    read, kept = consultations["rows"], consultations["kept"]
+    dropped = f"{read - kept:,} dropped" + (f" ({reasons})" if reasons else "")
+    return f"{read:,} rows read, {dropped}, {kept:,} kept, {distinct}"
 
 
 def _reasons(dropped: dict[str, int]) -> str:
@@ -161,9 +160,7 @@ def _note_counts(consultations: dict) -> str:
     if not (with_note := consultations.get("rows_with_a_note")):
         return "No row has a clinical note, so notes shared by training and validation cannot be counted."
     shared = consultations["notes_on_both_sides"]
-    return (
-        f"{with_note:,} rows have a clinical note; training and validation share {shared:,} of these notes."
-    )
+    return f"{with_note:,} rows have a clinical note; training and validation share {shared:,} of them."
 
 
 def _with_total(rows: list[dict]) -> pd.DataFrame:
@@ -241,7 +238,8 @@ def _differences4(model: str, differences: dict) -> str:
         results.append((f"{title} ({row['mean']:+.3f}, {bounds}; corrected p = {p:.2g})", p < ALPHA))
     return (
         f"{arms.title(model)} minus {arms.title(differences.get('minus', 'base'))}, paired over the cases; "
-        f"sign-flip test with Holm's correction over these {len(results)}, at {ALPHA}. {significance(results)}"
+        f"sign-flip test with Holm's correction over these {len(results)}, at {ALPHA}. "
+        f"{significance(results)}"
     )
 
 
