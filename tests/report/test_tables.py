@@ -457,7 +457,7 @@ def test_malformed_pieces_are_refused(tmp_path):
     with pytest.raises(storage.ResultsError, match=r"items\.csv is missing; run notebook 03_mcq_eval"):
         accuracy.read_items(tmp_path)
     storage.write_text(tmp_path / "mcq/items.csv", "")
-    with pytest.raises(MedkitError, match="no table of outcomes"):
+    with pytest.raises(MedkitError, match="cannot be parsed"):
         accuracy.read_items(tmp_path)
     storage.write_text(tmp_path / "mcq/summary.json", "{")
     with pytest.raises(storage.ResultsError, match="is not JSON; run notebook 03_mcq_eval"):
