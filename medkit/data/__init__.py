@@ -1,4 +1,4 @@
-"""Reading the data sets: declarations, files, converters, contamination, and the built-in corpus."""
+"""Loads the data sets and the built-in corpus, and finds contamination."""
 
 from medkit import lazy_exports
 

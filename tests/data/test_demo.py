@@ -283,7 +283,7 @@ def test_no_two_parts_share_a_topic():
     groups = [{group["topic"] for group, _ in exams.facts() if group["part"] == part} for part in PARTS]
     complaints = [
         content_words(
-            text for c in consultations.written()["complaint"] for text in (c["name"], c["impression"])
+            text for c in consultations.load_texts()["complaint"] for text in (c["name"], c["impression"])
         ),
         *(content_words(p["topic"] for p in chain(*queries.pairs(part).values())) for part in PARTS),
     ]
@@ -366,9 +366,9 @@ def test_a_physician_asks_explains_and_advises_in_full_sentences(corpora):
     """Every turn after a visit's questions has 20 to 60 words; where the patient has told all of it at once,
     the answer has about as many as a physician's letter."""
     history = tuple(
-        q for c in consultations.written()["complaint"] for item in c["history"] for q in item[:2]
+        q for c in consultations.load_texts()["complaint"] for item in c["history"] for q in item[:2]
     )
-    greetings = consultations.written()["phrases"]["greetings"]
+    greetings = consultations.load_texts()["phrases"]["greetings"]
     visits, told = [], []
     for row in corpora["report"]["notechat/train.jsonl"]:
         patients = [text for speaker, text in turns(row) if speaker == "Patient"]

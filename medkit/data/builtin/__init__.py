@@ -1,4 +1,4 @@
-"""The built-in corpus: the six sources in miniature, written for medkit, for the CPU default."""
+"""The built-in corpus: small versions of the six sources, written for medkit and used by the cpu recipe."""
 
 import json
 import random
@@ -8,12 +8,12 @@ from medkit.data.builtin import abstracts, consultations, exams, queries
 
 
 def write(folder: str | Path, seed: int = 0, part: str = "report") -> Path:
-    """Write the corpus under `folder` as a data directory, in the columns the hub serves, and return it.
+    """Write the corpus under `folder` as a data directory with the hub's columns, and return the folder.
 
-    One folder a source (medqa/, medmcqa/, pubmedqa/, notechat/, icliniq/, healthcaremagic/), one JSON
-    object a line. `part` is what evaluates: "report", or "tune" to choose settings on; the training rows are
-    the same. The same seed writes the same bytes; the consumer queries do not depend on it.
-    Row counts and how each part is built: data_cards/demo.md.
+    There is one subfolder per source (medqa/, medmcqa/, pubmedqa/, notechat/, icliniq/, healthcaremagic/),
+    with JSON Lines files. `part` selects the evaluation rows: "report", or "tune" for choosing settings. The
+    training rows are the same for both. The same seed writes the same bytes; the consumer queries do not
+    depend on it. data_cards/demo.md has the row counts and how each part is built.
     """
 
     def rng(source: str, rows: str) -> random.Random:
@@ -28,7 +28,7 @@ def write(folder: str | Path, seed: int = 0, part: str = "report") -> Path:
         "pubmedqa/pqa_artificial.jsonl": abstracts.pubmedqa("train", rng("pubmedqa", "train")),
         "pubmedqa/pqa_labeled.jsonl": abstracts.pubmedqa(part, rng("pubmedqa", part)),
         "notechat/train.jsonl": consultations.notechat(rng("notechat", "train")),
-        **queries.consumer(part),
+        **queries.files(part),
     }
     for name, rows in files.items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""Research abstracts in PubMedQA's columns: invented trials whose findings say yes, no or maybe."""
+"""Research abstracts in PubMedQA's columns: invented trials with the answer yes, no or maybe."""
 
 import random
 import tomllib
@@ -10,7 +10,7 @@ from medkit.pubmedqa import OPTIONS
 ROWS = {"train": 400, "tune": 150, "report": 300}
 FIRST_ID = {"train": 99_100_000, "tune": 99_200_000, "report": 99_300_000}
 
-# A lower value is better for some outcomes and a higher one for others: the words that go with each.
+# Words for outcomes where a lower value is better, and for those where a higher one is.
 FORMS = {
     key: dict(zip(("verb", "verbs", "did", "ing", "moved", "gain"), words.split(), strict=True))
     for key, words in (
@@ -21,25 +21,25 @@ FORMS = {
 
 
 def wordings() -> dict[str, dict]:
-    """The sentence patterns and areas of abstracts.toml, under "train", "tune" and "report"."""
+    """The sentence patterns and areas of abstracts.toml, by "train", "tune" and "report"."""
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def pubmedqa(part: str, rng: random.Random) -> list[dict]:
-    """The rows of "train", "tune" or "report", the three answers equally often (+-1), no question twice.
+    """The rows of "train", "tune" or "report". Answers are balanced (+-1), and no question appears twice.
 
-    Real PQA-A never says maybe; ours does, or the task could not be learned.
+    The real training rows (PQA-A) never have the answer maybe. These do, so that the task can be learned.
     """
-    words, count = wordings()[part], ROWS[part]
+    words, row_count = wordings()[part], ROWS[part]
     topics = [
         (area["people"], treatment, outcome, forms)
         for area in words["area"]
         for key, forms in FORMS.items()
         for treatment, outcome in product(area["treatments"], area[key])
     ]
-    answers = [OPTIONS[number % 3] for number in range(count)]
+    answers = [OPTIONS[number % 3] for number in range(row_count)]
     rng.shuffle(answers)
-    questions = rng.sample(list(product(topics, words["questions"])), count)
+    questions = rng.sample(list(product(topics, words["questions"])), row_count)
     return [
         _row(words, topic, question, answer, FIRST_ID[part] + number, rng)
         for number, ((topic, question), answer) in enumerate(zip(questions, answers, strict=True))

@@ -1,4 +1,4 @@
-"""Exam questions: MedQA-like vignettes and MedMCQA-like one-liners on the same eighty facts."""
+"""Exam questions about the same eighty facts: vignettes as in MedQA and one-liners as in MedMCQA."""
 
 import random
 import re
@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-LETTERS = "ABCD"
+from medkit.records import LETTERS
 
-PATIENTS = {  # slot -> noun and the ages drawn from, in years
+PATIENTS = {  # slot -> noun, minimum and maximum age in years
     "man": ("man", 22, 64),
     "woman": ("woman", 22, 64),
     "youngwoman": ("woman", 20, 38),
@@ -20,19 +20,21 @@ PATIENTS = {  # slot -> noun and the ages drawn from, in years
 
 
 def facts() -> list[tuple[dict, dict]]:
-    """(group, fact) pairs of exams.toml, in its order."""
+    """The (group, fact) pairs of exams.toml, in order."""
     groups = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["group"]
     return [(group, fact) for group in groups for fact in group["fact"]]
 
 
 def medqa(part: str, rng: random.Random) -> list[dict]:
-    """The vignettes of "train" (three a fact), "tune" or "report" (one a fact of that part's groups)."""
+    """Three vignettes per fact for "train"; for "tune" or "report", one per fact of that part's groups."""
     drafts = []
     for group, fact in facts():
         *cases, held_out = fact["cases"]
         *asks, held_out_ask = group["case_asks"]
         if part == "train":
-            first = rng.randrange(2)  # which ask goes with which case; the third repeats a case, asked anew
+            first = rng.randrange(
+                2
+            )  # the ask of the first case; the third vignette repeats a case with the other ask
             pairs = [(0, first), (1, 1 - first), rng.choice([(0, 1 - first), (1, first)])]
             drafts += [(group, fact, f"{_patient(cases[c], rng)} {asks[a]}") for c, a in pairs]
         elif part == group["part"]:
@@ -42,15 +44,15 @@ def medqa(part: str, rng: random.Random) -> list[dict]:
             "question": question,
             "answer": fact["answer"],
             "options": dict(zip(LETTERS, options, strict=True)),
-            "answer_idx": LETTERS[place],
+            "answer_idx": LETTERS[index],
             "meta_info": group["step"],
         }
-        for (group, fact, question), options, place in _with_options(drafts, rng)
+        for (group, fact, question), options, index in _with_options(drafts, rng)
     ]
 
 
 def medmcqa(part: str, rng: random.Random) -> list[dict]:
-    """The one-liners of "train" (three a fact), "tune" or "report" (one a fact of that part's groups)."""
+    """Three one-liners per fact for "train"; for "tune" or "report", one per fact of that part's groups."""
     drafts = []
     for group, fact in facts():
         *clues, held_out = fact["clues"]
@@ -65,31 +67,31 @@ def medmcqa(part: str, rng: random.Random) -> list[dict]:
             "id": f"demo-{part}-{number:04d}",
             "question": ask.format(clue=clue, Clue=clue[0].upper() + clue[1:]),
             **dict(zip(("opa", "opb", "opc", "opd"), options, strict=True)),
-            "cop": place,  # 0-3, the hub's convention
+            "cop": index,  # 0-3, the hub's convention
             "choice_type": "single",
-            # upstream has no explanation for about half of its rows
+            # about half of the upstream's rows have no explanation
             "exp": group["explain"].format(answer=fact["answer"], clue=clue) if number % 2 else None,
             "subject_name": group["subject"],
             "topic_name": group["topic"],
         }
-        for number, ((group, fact, clue, ask), options, place) in enumerate(_with_options(drafts, rng))
+        for number, ((group, fact, clue, ask), options, index) in enumerate(_with_options(drafts, rng))
     ]
 
 
 def _with_options(drafts: list[tuple], rng: random.Random) -> Iterator[tuple[tuple, list[str], int]]:
-    """(draft, options, place of the answer) for drafts (group, fact, ...); every place equally often."""
+    """(draft, options, index of the answer) for drafts (group, fact, ...), shuffled; answers are balanced."""
     drafts = rng.sample(drafts, len(drafts))
-    places = [number % 4 for number in range(len(drafts))]
-    rng.shuffle(places)
-    for draft, place in zip(drafts, places, strict=True):
+    indices = [number % 4 for number in range(len(drafts))]
+    rng.shuffle(indices)
+    for draft, index in zip(drafts, indices, strict=True):
         group, fact = draft[:2]
         options = rng.sample([other["answer"] for other in group["fact"] if other is not fact], 3)
-        options.insert(place, fact["answer"])
-        yield draft, options, place
+        options.insert(index, fact["answer"])
+        yield draft, options, index
 
 
 def _patient(case: str, rng: random.Random) -> str:
-    """`case` with its patient slot, where it has one, as "A 43-year-old man"."""
+    """The case with its patient slot, if any, replaced by text such as "A 43-year-old man"."""
 
     def person(slot: re.Match) -> str:
         noun, youngest, oldest = PATIENTS[slot[1]]

@@ -1,4 +1,4 @@
-"""General knowledge: questions and texts that show what a medical model has kept of the rest."""
+"""General-knowledge questions and texts, to measure what a medical model has kept of its other abilities."""
 
 import tomllib
 from pathlib import Path
@@ -6,26 +6,32 @@ from pathlib import Path
 from medkit.records import LETTERS, MCQItem
 
 
-def _written() -> dict:
+def _load_texts() -> dict:
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def questions() -> list[MCQItem]:
     """128 questions with four options on eight subjects, 16 each; no arithmetic and no medicine.
 
-    `source` is "general", `group` the subject. Every letter is right 32 times, four times in each subject.
+    `source` is "general", `group` the subject. Each letter is correct 32 times, four times per subject.
     """
     items = []
-    for number, question in enumerate(_written()["question"]):
-        place = number % len(LETTERS)
-        options = [*question["others"][:place], question["answer"], *question["others"][place:]]
-        asked, subject = question["question"], question["subject"]
+    for number, entry in enumerate(_load_texts()["question"]):
+        index = number % len(LETTERS)
+        options = (*entry["others"][:index], entry["answer"], *entry["others"][index:])
         items.append(
-            MCQItem(f"general-{number:03d}", "general", asked, tuple(options), LETTERS[place], group=subject)
+            MCQItem(
+                f"general-{number:03d}",
+                "general",
+                entry["question"],
+                options,
+                LETTERS[index],
+                group=entry["subject"],
+            )
         )
     return items
 
 
 def texts() -> list[str]:
     """40 declarative texts of two or three sentences, for perplexity."""
-    return _written()["texts"]
+    return _load_texts()["texts"]

@@ -1,4 +1,4 @@
-"""Consumer queries with a physician's answer, in the columns of iCliniq and HealthCareMagic."""
+"""Consumer queries with physicians' answers, in the columns of iCliniq and HealthCareMagic."""
 
 import tomllib
 from pathlib import Path
@@ -7,20 +7,20 @@ INSTRUCTION = "Answer this patient's question as a careful physician would."
 
 
 def pairs(part: str) -> dict[str, list[dict]]:
-    """{"query", "answer"} of "tune" or "report" by source, as they are written in queries.toml."""
+    """The {"query", "answer"} entries of "tune" or "report" in queries.toml, by source."""
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))[part]
 
 
-def consumer(part: str) -> dict[str, list[dict]]:
-    """Both files of "tune" or "report"; the columns of what models answered upstream are left empty."""
-    written, no_models = pairs(part), {"answer_chatgpt": "", "answer_chatdoctor": ""}
+def files(part: str) -> dict[str, list[dict]]:
+    """The rows of both files for "tune" or "report"; the columns with answers of models are empty."""
+    entries, model_answers = pairs(part), {"answer_chatgpt": "", "answer_chatdoctor": ""}
     return {
         "icliniq/train.jsonl": [
-            {"input": pair["query"], "answer_icliniq": pair["answer"], **no_models}
-            for pair in written["icliniq"]
+            {"input": pair["query"], "answer_icliniq": pair["answer"], **model_answers}
+            for pair in entries["icliniq"]
         ],
         "healthcaremagic/train.jsonl": [
             {"instruction": INSTRUCTION, "input": pair["query"], "output": pair["answer"]}
-            for pair in written["healthcaremagic"]
+            for pair in entries["healthcaremagic"]
         ],
     }
