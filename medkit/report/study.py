@@ -1,7 +1,7 @@
-"""The outcomes of a sweep as one study: what each arm keeps, gains and costs, over seeds and questions.
+"""A sweep's outcomes as one study: what each arm retains, gains and costs, over seeds and questions.
 
-Reads results/NAME/outcomes/ alone, which `medkit sweep` leaves. How the comparisons are chosen and tested was
-stated before the runs: DECISIONS.md, "The replay study".
+Reads only results/NAME/outcomes/, which `medkit sweep` writes. How the comparisons are chosen and tested was
+fixed before the runs: DECISIONS.md, "The replay study".
 """
 
 import itertools
@@ -20,7 +20,7 @@ from medkit.recipes import Recipe
 from medkit.records import LETTERS
 from medkit.runs import run_json, storage
 
-# measure -> what it is, and whether it is right or wrong question by question
+# measure -> (description, whether its values are 0 or 1)
 MEASURES = {
     "accuracy": ("letter accuracy on exam questions", True),
     "general": ("letter accuracy on general questions", True),
@@ -29,9 +29,8 @@ MEASURES = {
     "words": ("words of consumer answers", False),
     "letter_loss": ("loss of the right letter on exam questions, over the options' letters, nats", False),
 }
-# A model of the stage-1 run, by the measures for which an arm is compared with it. It is asked no consumer
-# queries after stage 1, hence the base there.
-BEFORE = {
+# measure -> the model of the stage-1 run to compare an arm with. Med-Mix answers no consumer queries.
+REFERENCE = {
     "accuracy": "med-mix",
     "letter_loss": "med-mix",
     "general": "med-mix",
@@ -39,139 +38,136 @@ BEFORE = {
     "f1": "base",
     "words": "base",
 }
-KINDS = ("stage 1", "no replay", "one setting", "relearning")
 NUMBERS = ("seeds", "items", "difference", "low", "high", "p", "p_holm", "detectable")
 COLUMNS = ["kind", "measure", "first", "second", *NUMBERS, "model_low", "model_high", "model_p"]
-SHARES = ("rows", "tokens", "supervised_tokens")  # what replay's share of stage 2 is a share of
-# Fields of `dmt` that say how stage 2 begins; the others say what it is trained on.
-_BEGINNING = ("dmt.handover", "dmt.optimizer_state")
+SHARES = ("rows", "tokens", "supervised_tokens")  # the replay's share of stage 2, in three units
+# Fields of `dmt` that set how stage 2 starts. The others choose its rows.
+_START_FIELDS = ("dmt.handover", "dmt.optimizer_state")
 
 
 class StudyError(MedkitError):
-    """A folder that holds no sweep's outcomes, or outcomes that are no study; one line."""
+    """A folder without a sweep's outcomes, or outcomes without a study."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """arms: a row an arm, in the sweep's order: rows, tokens, supervised (replay's shares of stage 2's,
-    means over seeds), trained_rows, seeds. grids: (arm, measure) -> values as MEASURES has them, a row a
-    seed, a column an item; "base" and "med-mix" are arms here. repeats: arm -> (the arm it repeats, "same" or
-    "order"), which is the noise floor and no arm of the study."""
+    """The finished trials of a sweep, by arm."""
 
     folder: Path
     benchmark: str
     model: str
-    builtin: bool
-    planned: list[tuple[str, str, int]]  # run, arm ("stage 1" for one), seed
-    missing: list[str]
-    arms: pd.DataFrame
-    recipes: dict[str, Recipe]
-    repeats: dict[str, tuple[str, str]]
+    builtin: bool  # trained on the built-in corpus
+    planned: list[tuple[str, str, int]]  # run, arm ("stage 1" for a stage-1 run), seed
+    missing: list[str]  # planned runs without outcomes
+    arms: pd.DataFrame  # one row per arm, in the sweep's order: SHARES and trained_rows (means), seeds
+    recipes: dict[str, Recipe]  # by arm
+    repeats: dict[str, tuple[str, str]]  # arm -> arm it repeats, "same" or "order"; for the noise floor only
+    # (arm, "base" or "med-mix"; measure) -> values, one row per seed, one column per item
     grids: dict[tuple[str, str], pd.DataFrame]
 
     @property
     def compared(self) -> list[str]:
-        """The arms of the study."""
+        """The arms, without the repeats."""
         return [arm for arm in self.arms.index if arm not in self.repeats]
 
     def grid(self, arm: str, measure: str) -> pd.DataFrame:
-        """A row a seed, a column an item; empty where it was not measured."""
+        """One row per seed, one column per item; empty if it was not measured."""
         return self.grids.get((arm, measure), pd.DataFrame())
 
 
 def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
-    """The study that a sweep's finished trials make. benchmark: the exam that retention is measured on.
+    """Read a sweep's finished trials. benchmark: the exam that retention is measured on.
 
-    Raises StudyError where there is no sweep, or none of its trials' outcomes.
+    Raises StudyError if there is no sweep, or no finished trial.
     """
     if benchmark not in accuracy.CHANCE:
-        raise StudyError(f"benchmark={benchmark!r} is none of {', '.join(accuracy.CHANCE)}")
+        raise StudyError(f"benchmark is {benchmark!r}; it must be one of {', '.join(accuracy.CHANCE)}")
     folder = storage.folder(sweep_dir)
     plan = folder / "outcomes" / "sweep.json"
     if not plan.is_file():
         raise StudyError(f"{storage.relpath(plan)} is missing; medkit sweep FILE --resume writes it")
     planned = json.loads(plan.read_text(encoding="utf-8"))["trials"]
-    outcomes = {
+    finished = {
         trial["name"]: info for trial in planned if (info := run_json.read(plan.parent / trial["name"]))
     }
-    if not any(trial["name"] in outcomes and not trial["is_stage1"] for trial in planned):
-        raise StudyError(
-            f"{storage.relpath(folder)} has no finished trial beside stage 1; run its sweep first"
-        )
-    trials = [info for info in outcomes.values() if not info["trial"]["is_stage1"]]
-    by_arm: dict[str, Recipe] = {}
+    trials = [info for info in finished.values() if not info["trial"]["is_stage1"]]
+    if not trials:
+        raise StudyError(f"{storage.relpath(folder)} has no finished trial besides stage 1; run its sweep")
+    recipe_of: dict[str, Recipe] = {}
     for info in trials:
-        by_arm.setdefault(_arm(info["trial"]), recipes.from_dict(info["recipe"]))
+        recipe_of.setdefault(_arm_name(info["trial"]), recipes.from_dict(info["recipe"]))
     return Study(
         folder=folder,
         benchmark=benchmark,
         model=trials[0]["recipe"]["model"]["base"],
         builtin=trials[0]["data"]["origin"] == "builtin",
-        planned=[(trial["name"], _arm(trial), trial["seed"]) for trial in planned],
-        missing=[trial["name"] for trial in planned if trial["name"] not in outcomes],
-        arms=_arms(trials, plan.parent),
-        recipes=by_arm,
+        planned=[(trial["name"], _arm_name(trial), trial["seed"]) for trial in planned],
+        missing=[trial["name"] for trial in planned if trial["name"] not in finished],
+        arms=_arm_table(trials, plan.parent),
+        recipes=recipe_of,
         repeats=_repeats(trials),
-        grids=_grids(outcomes.values(), plan.parent, benchmark),
+        grids=_value_grids(finished.values(), plan.parent, benchmark),
     )
 
 
-def _arm(trial: dict) -> str:
-    """An arm of the sweep's file at one point of its axes: the trial's name without its seed."""
+def _arm_name(trial: dict) -> str:
+    """The trial's name without its seed."""
     return "stage 1" if trial["is_stage1"] else trial["name"].removesuffix(f"-s{trial['seed']}")
 
 
-def _arms(trials: list[dict], outcomes: Path) -> pd.DataFrame:
+def _arm_table(trials: list[dict], outcomes: Path) -> pd.DataFrame:
     rows = []
     for info in trials:
         path = outcomes / info["trial"]["name"] / "data" / "manifest.json"
         stage2 = json.loads(path.read_text(encoding="utf-8")).get("stage2", {}) if path.is_file() else {}
         consultations, replay = stage2.get("notechat", {}), stage2.get("replay", {})
         shares = {name: replay.get(f"share_of_{name}", math.nan) for name in SHARES}
-        if weighted := info["recipe"]["dmt"].get("replay_token_share"):
-            shares["supervised_tokens"] = weighted  # what the loss makes of the share that the rows have
-        trained = [consultations.get("train"), consultations.get("further"), replay.get("train")]
+        if token_share := info["recipe"]["dmt"].get("replay_token_share"):
+            shares["supervised_tokens"] = token_share  # the loss is weighted to this share
+        counts = [consultations.get("train"), consultations.get("further"), replay.get("train")]
         rows.append(
-            {"arm": _arm(info["trial"]), "seeds": 1, **shares, "trained_rows": sum(filter(None, trained))}
+            {"arm": _arm_name(info["trial"]), "seeds": 1, **shares, "trained_rows": sum(filter(None, counts))}
         )
     means = dict.fromkeys([*SHARES, "trained_rows"], "mean")
     return pd.DataFrame(rows).groupby("arm", sort=False).agg({**means, "seeds": "sum"})
 
 
-def _changed(one: Recipe, other: Recipe) -> set[str]:
-    """Fields in which two arms differ, whatever their seeds, and whatever is done with the arm afterwards."""
-    ours, theirs = recipes.flat(one), recipes.flat(other)
+def _changed_fields(first: Recipe, second: Recipe) -> set[str]:
+    """Fields that differ, except seeds and what happens after stage 2."""
+    values, others = recipes.flat(first), recipes.flat(second)
     ignored = ("name", "about", "dmt.relearn_steps")
-    return {f for f in ours if ours[f] != theirs[f] and f not in ignored and not f.endswith(".seed")}
+    return {f for f in values if values[f] != others[f] and f not in ignored and not f.endswith(".seed")}
 
 
 def _repeats(trials: list[dict]) -> dict[str, tuple[str, str]]:
-    first: dict[str, dict] = {}
+    originals: dict[str, dict] = {}
     repeats = {}
     for info in trials:
-        arm, recipe = _arm(info["trial"]), recipes.from_dict(info["recipe"])
-        for earlier, other in first.items():
-            if earlier != arm and not _changed(recipe, recipes.from_dict(other["recipe"])):
-                same = info["seeds"] == other["seeds"] or info["trial"]["seed"] != other["trial"]["seed"]
-                repeats[arm] = (earlier, "same" if same else "order")
+        arm, recipe = _arm_name(info["trial"]), recipes.from_dict(info["recipe"])
+        for original, first in originals.items():
+            if original != arm and not _changed_fields(recipe, recipes.from_dict(first["recipe"])):
+                same = info["seeds"] == first["seeds"] or info["trial"]["seed"] != first["trial"]["seed"]
+                repeats[arm] = (original, "same" if same else "order")
         if arm not in repeats:
-            first.setdefault(arm, info)
+            originals.setdefault(arm, info)
     return repeats
 
 
-def _grids(found: Iterable[dict], outcomes: Path, benchmark: str) -> dict[tuple[str, str], pd.DataFrame]:
+def _value_grids(
+    finished: Iterable[dict], outcomes: Path, benchmark: str
+) -> dict[tuple[str, str], pd.DataFrame]:
     parts = []
-    for info in sorted(found, key=lambda info: not info["trial"]["is_stage1"]):
+    for info in sorted(finished, key=lambda info: not info["trial"]["is_stage1"]):
         trial = info["trial"]
-        arm, place = _arm(trial), outcomes / trial["name"]
+        arm = _arm_name(trial)
         arms = {"med-nirvana": arm, "relearned": f"{arm} relearned"}
         if trial["is_stage1"]:
             arms = {"base": "base", "med-mix": "med-mix"}
-        values = _of_trial(place, benchmark)
+        values = _trial_values(outcomes / trial["name"], benchmark)
         values = values[values["arm"].isin(list(arms))]
         parts.append(values.assign(arm=values["arm"].map(arms), seed=trial["seed"]))
     scores = pd.concat(parts, ignore_index=True)
-    # Two stages 1 of one seed, for arms that need different ones: the first is the reference.
+    # If a seed has several stage-1 runs, for arms that need different ones, the first is the reference.
     scores = scores.drop_duplicates(["arm", "seed", "measure", "item"])
     return {
         key: values.pivot(index="seed", columns="item", values="value")
@@ -179,93 +175,107 @@ def _grids(found: Iterable[dict], outcomes: Path, benchmark: str) -> dict[tuple[
     }
 
 
-def _of_trial(place: Path, benchmark: str) -> pd.DataFrame:
-    """arm (the model as the trial calls it), measure, item, value."""
+def _trial_values(folder: Path, benchmark: str) -> pd.DataFrame:
+    """Columns arm (the trial's name of the model), measure, item, value."""
     parts = [pd.DataFrame(columns=["arm", "measure", "item", "value"])]
-    if (place / "mcq" / "items.csv").is_file():
-        items = accuracy.read_items(place)
+    if (folder / "mcq" / "items.csv").is_file():
+        items = accuracy.read_items(folder)
         items = items[items["dataset"] == benchmark]
-        parts.append(_long(items, "accuracy", items["item_id"], accuracy.is_correct(items).astype(float)))
-        letters = items[[f"logprob_{letter}" for letter in LETTERS]].to_numpy()
-        right = letters[np.arange(len(items)), items["gold"].map(LETTERS.index)]
-        parts.append(_long(items, "letter_loss", items["item_id"], -right))
-    if (path := place / "mcq" / "general.csv").is_file():
+        parts.append(
+            _long_rows(items, "accuracy", items["item_id"], accuracy.is_correct(items).astype(float))
+        )
+        logprobs = items[[f"logprob_{letter}" for letter in LETTERS]].to_numpy()
+        gold_logprobs = logprobs[np.arange(len(items)), items["gold"].map(LETTERS.index)]
+        parts.append(_long_rows(items, "letter_loss", items["item_id"], -gold_logprobs))
+    if (path := folder / "mcq" / "general.csv").is_file():
         rows = pd.read_csv(path, dtype={"item_id": str, "gold": str, "predicted": str})
         texts, questions = rows[rows["dataset"] == "text"], rows[rows["dataset"] != "text"]
         correct = accuracy.is_correct(questions).astype(float)
-        parts.append(_long(questions, "general", questions["item_id"], correct))
-        parts.append(_long(texts, "general_loss", texts["item_id"], texts["nll"] / texts["tokens"]))
-    if (path := place / "consumer" / "scores.csv").is_file():
+        parts.append(_long_rows(questions, "general", questions["item_id"], correct))
+        parts.append(_long_rows(texts, "general_loss", texts["item_id"], texts["nll"] / texts["tokens"]))
+    if (path := folder / "consumer" / "scores.csv").is_file():
         answers = pd.read_csv(path, dtype={"case": str})
         answers = answers[answers["sample"] == 0]
         case = answers["source"] + "/" + answers["case"]
-        parts += [_long(answers, name, case, answers[name]) for name in ("f1", "words")]
+        parts += [_long_rows(answers, name, case, answers[name]) for name in ("f1", "words")]
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
-def _long(rows: pd.DataFrame, measure: str, item: pd.Series, value: pd.Series) -> pd.DataFrame:
+def _long_rows(rows: pd.DataFrame, measure: str, item: pd.Series, value: pd.Series) -> pd.DataFrame:
     return pd.DataFrame({"arm": rows["model"], "measure": measure, "item": item, "value": value})
 
 
-def without_replay(study: Study, arm: str) -> str:
-    """The arm that `arm` shows the replay's effect beside: the first without replay whose stage 2 begins and
-    is trained in the same way; where there is none, the first without replay. "" for such an arm itself."""
+def no_replay_arm(study: Study, arm: str) -> str:
+    """The no-replay arm to compare `arm` with: the first that differs from it only in the rows of stage 2, or
+    else the first of all. "" if that is `arm` itself, or if there is none."""
     dmt = {name: study.recipes[name].dmt for name in study.compared}
-    none = [name for name, spec in dmt.items() if spec.replay_share == 0 and spec.handover != "joint"]
-    alike = [name for name in none if _only_rows(_changed(study.recipes[name], study.recipes[arm]))]
-    first = next(iter(alike or none), arm)
+    candidates = [name for name, spec in dmt.items() if spec.replay_share == 0 and spec.handover != "joint"]
+    similar = [
+        name
+        for name in candidates
+        if _only_rows_differ(_changed_fields(study.recipes[name], study.recipes[arm]))
+    ]
+    first = next(iter(similar or candidates), arm)
     return "" if first == arm else first
 
 
-def _only_rows(fields: set[str]) -> bool:
-    """Whether arms that differ in these fields differ in the rows of stage 2 alone."""
-    return all(field.startswith("dmt.") and field not in _BEGINNING for field in fields)
+def _only_rows_differ(fields: set[str]) -> bool:
+    """Whether a change of these fields changes only the rows of stage 2."""
+    return all(field.startswith("dmt.") and field not in _START_FIELDS for field in fields)
 
 
-def dose(study: Study) -> list[str]:
-    """The arms that differ in replay's share alone, in its order: those without any setting of their own."""
+def dose_arms(study: Study) -> list[str]:
+    """The arms that differ only in the replay's share, by increasing share."""
     arms = study.compared
-    first = next((name for name in arms if not without_replay(study, name)), arms[0])
-    alike = [n for n in arms if _changed(study.recipes[first], study.recipes[n]) <= {"dmt.replay_share"}]
-    return sorted(alike, key=lambda name: study.recipes[name].dmt.replay_share)
+    first = next((name for name in arms if not no_replay_arm(study, name)), arms[0])
+    similar = [
+        name
+        for name in arms
+        if _changed_fields(study.recipes[first], study.recipes[name]) <= {"dmt.replay_share"}
+    ]
+    return sorted(similar, key=lambda name: study.recipes[name].dmt.replay_share)
 
 
 def pairs(study: Study) -> list[tuple[str, str, str]]:
-    """(kind, first, second) of every comparison between arms: each with its arm without replay; and two that
-    differ in one setting other than the share, or in what fills equally many rows."""
-    kinds = {(first, arm): "no replay" for arm in study.compared if (first := without_replay(study, arm))}
-    for one, other in itertools.combinations(study.compared, 2):
-        fields = _changed(study.recipes[one], study.recipes[other])
-        filled = _only_rows(fields) and study.arms.loc[[one, other], "trained_rows"].nunique() == 1
-        if (len(fields) == 1 and fields != {"dmt.replay_share"}) or filled:
-            kinds.setdefault((one, other), "one setting")
+    """(kind, first, second) of every comparison between arms. "no replay": an arm with its no-replay arm.
+    "one setting": two arms that differ in one setting, or in what fills equally many rows."""
+    kinds = {(first, arm): "no replay" for arm in study.compared if (first := no_replay_arm(study, arm))}
+    for first, second in itertools.combinations(study.compared, 2):
+        fields = _changed_fields(study.recipes[first], study.recipes[second])
+        same_size = study.arms.loc[[first, second], "trained_rows"].nunique() == 1
+        one_setting = len(fields) == 1 and fields != {"dmt.replay_share"}
+        if one_setting or (same_size and _only_rows_differ(fields)):
+            kinds.setdefault((first, second), "one setting")
     return [(kind, *pair) for pair, kind in kinds.items()]
 
 
 def comparisons(study: Study) -> pd.DataFrame:
-    """Every comparison, a row: kind (KINDS), measure, first, second, and clustered.Clustered's numbers of
-    second minus first; p_holm within a kind and measure; of accuracies also model_low, model_high, model_p,
-    the mixed model's. An arm whose seeds have no partner yet has no row."""
+    """One row per comparison: kind ("stage 1", "no replay", "one setting" or "relearning"), measure, first,
+    second, and the numbers of clustered.Clustered for second minus first.
+
+    p_holm is corrected within kind and measure. Accuracies also have the mixed model's model_low, model_high
+    and model_p. Arms without a matching seed are omitted.
+    """
     arms = study.compared
-    wanted = [("stage 1", measure, BEFORE[measure], arm) for measure in BEFORE for arm in arms]
-    wanted += [
+    planned = [("stage 1", measure, REFERENCE[measure], arm) for measure in REFERENCE for arm in arms]
+    planned += [
         (kind, measure, first, second)
         for kind, first, second in pairs(study)
         for measure in ("accuracy", "f1", "general")
     ]
-    # An arm's relearning probe beside the arm, and beside stage 1: is its skill gone, or hidden?
-    wanted += [
+    # An arm after relearning against the arm and against stage 1: was its skill lost, or hidden?
+    planned += [
         ("relearning", "accuracy", first, f"{arm} relearned") for arm in arms for first in (arm, "med-mix")
     ]
     rows = []
-    for kind, measure, first, second in wanted:
+    for kind, measure, first, second in planned:
         differences = clustered.paired(study.grid(first, measure), study.grid(second, measure))
         if differences.size:
             row: dict = {"kind": kind, "measure": measure, "first": first, "second": second}
             row |= storage.plain(clustered.mean_difference(differences, binary=MEASURES[measure][1]))
             if measure == "accuracy":
-                ends = clustered.mixed_model(differences)
-                row |= dict(zip(("model_low", "model_high", "model_p"), ends, strict=True))
+                estimates = clustered.mixed_model(differences)
+                row |= dict(zip(("model_low", "model_high", "model_p"), estimates, strict=True))
             rows.append(row)
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[6:], float))
     for _, family in table[table["p"].notna()].groupby(["kind", "measure"], sort=False):
@@ -274,8 +284,7 @@ def comparisons(study: Study) -> pd.DataFrame:
 
 
 def progress(study: Study) -> pd.DataFrame:
-    """A row an arm (stage 1 first), a column a seed: "done", "missing", or "" where the sweep has no such
-    run."""
+    """One row per arm (stage 1 first), one column per seed: "done", "missing", or "" if not planned."""
     cells: dict[str, dict[int, str]] = {}
     for name, arm, seed in study.planned:
         cells.setdefault(arm, {})[seed] = "missing" if name in study.missing else "done"
@@ -283,22 +292,24 @@ def progress(study: Study) -> pd.DataFrame:
 
 
 def settings(study: Study) -> pd.Series:
-    """The fields in which each arm differs from the first arm of `dose`, with its values."""
-    first = dose(study)[0]
-    changed = {}
+    """For each arm the fields that differ from the first arm of `dose_arms`, with their values."""
+    first = dose_arms(study)[0]
+    texts = {}
     for arm, recipe in study.recipes.items():
-        values = {field: recipes.flat(recipe)[field] for field in _changed(study.recipes[first], recipe)}
-        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in sorted(values.items())}
-        changed[arm] = ", ".join(f"{field}={value}" for field, value in shown.items())
-    return pd.Series(changed, name=f"differs from {first} in")
+        values = {
+            field: recipes.flat(recipe)[field] for field in _changed_fields(study.recipes[first], recipe)
+        }
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in sorted(values.items())}
+        texts[arm] = ", ".join(f"{field}={value}" for field, value in rounded.items())
+    return pd.Series(texts, name=f"differs from {first} in")
 
 
 def noise_floor(study: Study) -> pd.DataFrame:
-    """Per repeated arm and seed: how ("same": nothing changed; "order": other rows' order), and per measure
-    the mean difference and the share of items with another value."""
+    """One row per repeated arm, seed and measure: how it was repeated ("same": nothing changed, "order": the
+    order of rows), the mean difference, and the share of items whose value changed."""
     rows = []
     for again, (arm, how) in study.repeats.items():
-        for measure in BEFORE:
+        for measure in REFERENCE:
             differences = clustered.paired(study.grid(arm, measure), study.grid(again, measure))
             for seed, values in differences.iterrows():
                 values = values.dropna()

@@ -1,4 +1,4 @@
-"""What a study shows: its table, the points of Figure 13, and three sentences, all computed."""
+"""A study in print: its table, the points of Figure 13, and three computed sentences."""
 
 import math
 from pathlib import Path
@@ -11,30 +11,30 @@ from medkit.report import markdown
 from medkit.report.card import HUB_NAMES
 from medkit.report.markdown import ALPHA, Table, in_percent, interval, listed, number
 from medkit.report.published import TITLES
-from medkit.report.study import BEFORE, MEASURES, SHARES, Study, dose, noise_floor
+from medkit.report.study import MEASURES, REFERENCE, SHARES, Study, dose_arms, noise_floor
 from medkit.runs import storage
 
-# measure -> title of its column, factor to the unit it is printed in, digits
+# measure -> column title, factor to the printed unit, digits
 PRINTED = {
-    "accuracy": ("retention: accuracy - Med-Mix's, points", 100, 1),
-    "letter_loss": ("loss of the right letter - Med-Mix's, nats", 1, 2),
-    "f1": ("gain: BERTScore F1 - base's", 1, 3),
-    "words": ("words of an answer - base's", 1, 0),
-    "general": ("general accuracy - Med-Mix's, points", 100, 1),
-    "general_loss": ("general loss - Med-Mix's, nats a token", 1, 3),
+    "accuracy": ("retention: accuracy minus Med-Mix's, points", 100, 1),
+    "letter_loss": ("loss of the right letter minus Med-Mix's, nats", 1, 2),
+    "f1": ("gain: BERTScore F1 minus the base's", 1, 3),
+    "words": ("words per answer minus the base's", 1, 0),
+    "general": ("general accuracy minus Med-Mix's, points", 100, 1),
+    "general_loss": ("general loss minus Med-Mix's, nats per token", 1, 3),
 }
-FIGURE = ("accuracy", "f1")  # the measures of Figure 13: retention and gain
-WHY = {
-    "no replay": "the replay",
+FIGURE13 = ("accuracy", "f1")  # retention and gain
+TESTED = {"accuracy": "exam accuracy", "f1": "BERTScore F1", "general": "general accuracy"}  # between arms
+DIFFERS = {  # kind of comparison -> what differs between its two arms
+    "no replay": "the replay, or what replaces it",
     "one setting": "one setting, or what fills the rows",
     "relearning": "a few steps on stage 1's rows",
 }
-BETWEEN = {"accuracy": "accuracy, points", "f1": "BERTScore F1", "general": "general accuracy, points"}
 
 
 def table(study: Study, comparisons: pd.DataFrame) -> Table:
-    """replay_study: an arm a row, and of every measure the difference with its interval, Holm's p and what
-    was detectable. `figures` has every comparison (study.comparisons), with replay's shares."""
+    """replay_study: one row per arm with, for each measure, the difference and its interval, Holm's p and the
+    detectable difference. `figures` has all comparisons, with the replay's shares."""
     shares = study.arms[[*SHARES]].add_prefix("share_of_")
     page = pd.DataFrame([_row(study, comparisons, arm) for arm in _ordered(study)])
     return Table(
@@ -42,22 +42,22 @@ def table(study: Study, comparisons: pd.DataFrame) -> Table:
         title="Replay study",
         figures=comparisons.merge(shares, how="left", left_on="second", right_index=True),
         page=page,
-        text="\n\n".join([*sentences(study, comparisons), _reading(study)]),
+        text="\n\n".join([*sentences(study, comparisons), _legend(study)]),
         note=markdown.BUILT_IN if study.builtin else "",
-        short=page[["arm", "rows, %", *(PRINTED[measure][0] for measure in FIGURE)]],
+        short=page[["arm", "rows, %", *(PRINTED[measure][0] for measure in FIGURE13)]],
     )
 
 
 def _ordered(study: Study) -> list[str]:
-    return list(dict.fromkeys([*dose(study), *study.compared]))
+    return list(dict.fromkeys([*dose_arms(study), *study.compared]))
 
 
 def _row(study: Study, comparisons: pd.DataFrame, arm: str) -> dict[str, str]:
-    about = study.arms.loc[arm]
-    cells = {"arm": arm, "seeds": f"{about['seeds']:.0f}"}
-    cells |= {f"{name.replace('_', ' ')}, %": in_percent(about[name]) for name in SHARES}
+    values = study.arms.loc[arm]
+    cells = {"arm": arm, "seeds": f"{values['seeds']:.0f}"}
+    cells |= {f"{name.replace('_', ' ')}, %": in_percent(values[name]) for name in SHARES}
     for measure, (title, factor, digits) in PRINTED.items():
-        for row in _only(comparisons, kind="stage 1", measure=measure, second=arm).to_dict("records"):
+        for row in _select(comparisons, kind="stage 1", measure=measure, second=arm).to_dict("records"):
             cells[title] = interval(row, "difference", digits, factor)
             if not math.isnan(row["p_holm"]):
                 detectable = number(factor * row["detectable"], digits)
@@ -71,124 +71,136 @@ def pairs_page(comparisons: pd.DataFrame) -> pd.DataFrame:
     page = []
     for row in comparisons[comparisons["kind"] != "stage 1"].to_dict("records"):
         _, factor, digits = PRINTED[row["measure"]]
-        cells = {"compared": _pair(row), "why": WHY[row["kind"]], "measure": BETWEEN[row["measure"]]}
-        cells |= {"difference": interval(row, "difference", digits, factor)}
-        cells |= {"p (Holm)": "" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}"}
-        page.append(cells | {"detectable": number(factor * row["detectable"], digits)})
+        page.append(
+            {
+                "compared": _pair(row),
+                "what differs": DIFFERS[row["kind"]],
+                "measure": TESTED[row["measure"]] + ", points" * (factor == 100),
+                "difference": interval(row, "difference", digits, factor),
+                "p (Holm)": "" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
+                "detectable": number(factor * row["detectable"], digits),
+            }
+        )
     return pd.DataFrame(page)
 
 
 def check_page(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Differences in exam accuracy, in points, with the bootstrap's interval and the mixed model's."""
-    rows = _only(comparisons, measure="accuracy")
-    model = rows.assign(low=rows["model_low"], high=rows["model_high"])
-    cells = {"compared": rows["second"] + " - " + rows["first"]}
-    for name, intervals in {"bootstrap": rows, "mixed model": model}.items():
-        cells[name] = intervals.apply(markdown.percent, axis=1, key="difference")
+    """Differences in exam accuracy, in points, with the bootstrap interval and the mixed model's."""
+    bootstrap = _select(comparisons, measure="accuracy")
+    model = bootstrap.assign(low=bootstrap["model_low"], high=bootstrap["model_high"])
+    cells = {"compared": bootstrap["second"] + " - " + bootstrap["first"]}
+    for name, rows in {"bootstrap": bootstrap, "mixed model": model}.items():
+        cells[name] = rows.apply(markdown.percent, axis=1, key="difference")
     return pd.DataFrame(cells)
 
 
 def agreement(comparisons: pd.DataFrame) -> str:
-    """In how many comparisons of exam accuracy both intervals say the same of zero."""
-    rows = _only(comparisons, measure="accuracy").dropna(subset=["low", "model_low"])
+    """How often both intervals of `check_page` exclude zero, or both include it."""
+    rows = _select(comparisons, measure="accuracy").dropna(subset=["low", "model_low"])
     if rows.empty:
-        return "No comparison has both intervals: with one seed an arm nothing is known of the spread."
+        return "No comparison has both intervals: with one seed per arm the spread is unknown."
     bootstrap, model = (rows[f"{source}low"].gt(0) | rows[f"{source}high"].lt(0) for source in ("", "model_"))
-    others = rows[bootstrap != model]
-    names = ", ".join(others["second"] + " - " + others["first"])
-    agreed = f"{len(rows) - len(others)} of {len(rows)} comparisons{f'; not in {names}' if names else ''}"
-    return f"Both intervals agree on whether there is a difference in {agreed}."
+    disagreeing = rows[bootstrap != model]
+    names = ", ".join(disagreeing["second"] + " - " + disagreeing["first"])
+    count = f"{len(rows) - len(disagreeing)} of {len(rows)} comparisons{f'; not in {names}' if names else ''}"
+    return f"Both intervals agree on whether there is a difference in {count}."
 
 
 def noise_page(study: Study) -> pd.DataFrame:
     """The noise floor, as strings."""
     page = []
     for row in noise_floor(study).to_dict("records"):
-        if row["measure"] in FIGURE:
+        if row["measure"] in FIGURE13:
             _, factor, digits = PRINTED[row["measure"]]
-            cells = {"again": f"{row['arm']}, seed {row['seed']}"}
-            cells |= {"changed": "nothing" if row["how"] == "same" else "the order of rows"}
-            cells |= {"measure": MEASURES[row["measure"]][0], "n": f"{row['items']:,}"}
-            cells |= {"items with another value": f"{row['changed']:.1%}"}
-            page.append(cells | {"mean difference": f"{factor * row['difference']:+.{digits}f}"})
+            page.append(
+                {
+                    "repeated run": f"{row['arm']}, seed {row['seed']}",
+                    "what differs": "nothing" if row["how"] == "same" else "the order of rows",
+                    "measure": MEASURES[row["measure"]][0],
+                    "n": f"{row['items']:,}",
+                    "changed items": f"{row['changed']:.1%}",
+                    "mean difference": f"{factor * row['difference']:+.{digits}f}",
+                }
+            )
     return pd.DataFrame(page)
 
 
 def points(study: Study, measure: str) -> pd.DataFrame:
-    """What Figure 13 draws of a measure, an arm and seed a row: arm, label, group ("k" or "other"), seed,
-    difference in the unit it is printed in."""
+    """The dots of Figure 13, one row per arm and seed: arm, label, group ("k" or "other"), seed, and
+    difference in the printed unit."""
     _, factor, _ = PRINTED[measure]
-    doses, rows = dose(study), []
+    k_arms, rows = dose_arms(study), []
     for arm in _ordered(study):
-        by_seed = clustered.paired(study.grid(BEFORE[measure], measure), study.grid(arm, measure)).mean(
-            axis=1
-        )
-        label = f"{study.arms.loc[arm, 'rows']:.0%}" if arm in doses else arm
-        about = {"arm": arm, "label": label, "group": "k" if arm in doses else "other"}
-        rows += [about | {"seed": seed, "difference": factor * mean} for seed, mean in by_seed.items()]
+        differences = clustered.paired(study.grid(REFERENCE[measure], measure), study.grid(arm, measure))
+        label = f"{study.arms.loc[arm, 'rows']:.0%}" if arm in k_arms else arm
+        group = "k" if arm in k_arms else "other"
+        rows += [
+            {"arm": arm, "label": label, "group": group, "seed": seed, "difference": factor * mean}
+            for seed, mean in differences.mean(axis=1).items()
+        ]
     return pd.DataFrame(rows, columns=["arm", "label", "group", "seed", "difference"])
 
 
 def intervals(comparisons: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """difference, low and high of an arm in the unit it is printed in; the arm is the index."""
-    rows = _only(comparisons, kind="stage 1", measure=measure).set_index("second")
+    """The means of Figure 13, in the printed unit: difference, low and high, indexed by arm."""
+    rows = _select(comparisons, kind="stage 1", measure=measure).set_index("second")
     return rows[["difference", "low", "high"]] * PRINTED[measure][1]
 
 
 def sentences(study: Study, comparisons: pd.DataFrame) -> list[str]:
-    """Three: what was found, what was not, and for which model and how many seeds that holds."""
+    """What was found, what was not, and the scope: model, data, seeds and noise floor."""
     return [_found(study, comparisons), _not_found(comparisons), _scope(study)]
 
 
 def _found(study: Study, comparisons: pd.DataFrame) -> str:
     questions, title = study.grid("med-mix", "accuracy"), TITLES[study.benchmark]
     if questions.empty:
-        return f"**Found**: letter accuracy on {title} is not in yet, so nothing is known of retention."
-    grids = {arm: grid for arm in dose(study) if (grid := study.grid(arm, "accuracy")).size}
-    levels = [f"{100 * np.nanmean(grid.to_numpy()):.1f}%" for grid in grids.values()]
+        return f"**Found**: accuracy on {title} is not measured yet, so retention is unknown."
+    grids = {arm: grid for arm in dose_arms(study) if (grid := study.grid(arm, "accuracy")).size}
+    accuracies = [f"{100 * np.nanmean(grid.to_numpy()):.1f}%" for grid in grids.values()]
     shares = [f"{in_percent(study.arms.loc[arm, 'rows'])}%" for arm in grids]
     text = (
         f"**Found**: {_model(study)} answered {100 * np.nanmean(questions.to_numpy()):.1f}% of "
-        f"{questions.shape[1]:,} {title} questions correctly after stage 1, and after a stage 2 with "
-        f"{listed(shares) or 'no share'} of its rows replayed {listed(levels) or 'no share'}"
+        f"{questions.shape[1]:,} {title} questions correctly after stage 1"
     )
+    if grids:
+        text += f", and {listed(accuracies)} after a stage 2 with {listed(shares)} of its rows replayed"
     if not comparisons["p_holm"].notna().any():
         return f"{text}."
-    rows = _only(comparisons, measure="accuracy")
+    rows = _select(comparisons, measure="accuracy")
     significant = rows[rows["p_holm"] < ALPHA]
     between = [
         f"{_pair(row)} {100 * row['difference']:+.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
         for row in significant[significant["kind"] != "stage 1"].to_dict("records")
     ]
-    text += (
-        f"; significant, in points: {', '.join(between)}" if between else "; no two arms differ significantly"
+    below = significant[(significant["kind"] == "stage 1") & (significant["difference"] < 0)]["second"]
+    return (
+        f"{text}. Significant differences between arms, in points: {', '.join(between) or 'none'}. "
+        f"Arms significantly below stage 1: {', '.join(below) or 'none'}."
     )
-    lost = significant[(significant["kind"] == "stage 1") & (significant["difference"] < 0)]["second"]
-    return f"{text}; significantly below stage 1: {', '.join(lost) or 'no arm'}."
-
-
-def _pair(row: dict) -> str:
-    return f"{row['second']} - {row['first']}"
 
 
 def _not_found(comparisons: pd.DataFrame) -> str:
     if not comparisons["p_holm"].notna().any():
-        return "**Not found**: with one seed an arm nothing is known of the spread, so nothing was tested."
+        return "**Not found**: with one seed per arm the spread is unknown, so nothing was tested."
     parts = []
-    kinds = {"accuracy": "exam accuracy", "f1": "BERTScore F1", "general": "general accuracy"}
-    for measure, what in kinds.items():
+    for measure, name in TESTED.items():
         tested = comparisons[(comparisons["measure"] == measure) & comparisons["p_holm"].notna()]
-        unseen = tested[tested["p_holm"] >= ALPHA]
-        if len(unseen):
-            names = ", ".join(map(_pair, unseen.to_dict("records")))
-            names = "any comparison" if len(unseen) == len(tested) else names
+        null = tested[tested["p_holm"] >= ALPHA]
+        if len(null):
+            names = ", ".join(map(_pair, null.to_dict("records")))
+            names = "any comparison" if len(null) == len(tested) else names
             _, factor, digits = PRINTED[measure]
-            ends = (unseen["detectable"].min(), unseen["detectable"].max())
-            detectable = " to ".join(dict.fromkeys(number(factor * end, digits) for end in ends))
-            parts.append(f"in {what} for {names} (detectable {detectable}{' points' * (factor == 100)})")
+            bounds = (null["detectable"].min(), null["detectable"].max())
+            detectable = " to ".join(dict.fromkeys(number(factor * bound, digits) for bound in bounds))
+            parts.append(f"in {name} for {names} (detectable {detectable}{' points' * (factor == 100)})")
     if not parts:
-        return "**Not found**: every difference that was tested is significant."
+        return "**Not found**: every tested difference is significant."
     return f"**Not found**: a significant difference {'; '.join(parts)}."
+
+
+def _pair(row: dict) -> str:
+    return f"{row['second']} - {row['first']}"
 
 
 def _scope(study: Study) -> str:
@@ -197,45 +209,44 @@ def _scope(study: Study) -> str:
     seeds = f"{least} seed{'s' * (least > 1)}" if least == most else f"{least} to {most} seeds"
     rows = "the built-in corpus" if study.builtin else "these rows"
     done = len(study.planned) - len(study.missing)
-    text = f"**Scope**: {_model(study)} on {rows}, {seeds} an arm, {done} of {len(study.planned)} runs"
+    text = f"**Scope**: {_model(study)} on {rows}, {seeds} per arm, {done} of {len(study.planned)} runs"
     if study.missing:
-        shown = ", ".join(study.missing[:5]) + (", ..." if len(study.missing) > 5 else "")
-        text += f" (missing: {shown})"
+        names = ", ".join(study.missing[:5]) + (", ..." if len(study.missing) > 5 else "")
+        text += f" (missing: {names})"
     noise = [
-        f"{what} moved accuracy by {100 * rows['difference'].abs().max():.1f} points "
+        f"{change} moved accuracy by {100 * rows['difference'].abs().max():.1f} points "
         f"({rows['changed'].max():.1%} of answers)"
-        for how, what in {"same": "the same run again", "order": "another order of rows"}.items()
-        if len(rows := _only(noise_floor(study), measure="accuracy", how=how))
+        for how, change in {"same": "the same run again", "order": "another order of rows"}.items()
+        if len(rows := _select(noise_floor(study), measure="accuracy", how=how))
     ]
-    text += f"; {', '.join(noise)}" if noise else ""
-    return f"{text}; other sizes of model, and other data, were not tried."
+    text += f". Noise floor: {', '.join(noise)}" if noise else ""
+    return f"{text}. Other model sizes and other data were not tried."
 
 
 def _model(study: Study) -> str:
     return HUB_NAMES.get(study.model, study.model).rpartition("/")[2]
 
 
-def _reading(study: Study) -> str:
+def _legend(study: Study) -> str:
     return (
-        "Intervals (95%) are over seeds and questions; with one seed there is none, as nothing is known of "
-        "the spread. p is Holm's within a column, `detectable` what a test at 0.05 would have found with 80% "
-        "power. An arm is compared with the models of its own seed on the same questions; retention is on "
-        f"{TITLES[study.benchmark]}."
+        "Each arm is compared with the models of its own seed on the same questions; retention is on "
+        f"{TITLES[study.benchmark]}. 95% intervals cover seeds and questions; one seed has none. p is "
+        "Holm's within a column. `detectable` is the difference that a test at 0.05 finds with 80% power."
     )
 
 
-def _only(rows: pd.DataFrame, **wanted: str) -> pd.DataFrame:
-    for column, value in wanted.items():
+def _select(rows: pd.DataFrame, **values: str) -> pd.DataFrame:
+    for column, value in values.items():
         rows = rows[rows[column] == value]
     return rows
 
 
 def write(study: Study, comparisons: pd.DataFrame) -> list[Path]:
-    """tables/replay_study.csv and .md in the sweep's folder."""
-    built, folder = table(study, comparisons), study.folder / "tables"
-    parts = [built.markdown()]
+    """Write tables/replay_study.csv and .md in the sweep's folder; return their paths."""
+    page, folder = table(study, comparisons), study.folder / "tables"
+    parts = [page.markdown()]
     for title, cells in (("Between arms", pairs_page(comparisons)), ("Noise floor", noise_page(study))):
         if len(cells):
             parts.append(f"## {title}\n\n{markdown.grid(cells)}\n")
-    csv = storage.write_csv(folder / "replay_study.csv", built.figures)
+    csv = storage.write_csv(folder / "replay_study.csv", page.figures)
     return [csv, storage.write_text(folder / "replay_study.md", "\n".join(parts))]

@@ -68,8 +68,8 @@ def test_a_planted_effect_is_found_and_a_null_is_not_claimed(whole):
 
 def test_what_is_compared_with_what(whole):
     read, _ = whole
-    assert study.dose(read) == ["k0", "k5", "k25", "k50"]
-    assert {arm: study.without_replay(read, arm) for arm in ARMS} == {
+    assert study.dose_arms(read) == ["k0", "k5", "k25", "k50"]
+    assert {arm: study.no_replay_arm(read, arm) for arm in ARMS} == {
         "k0": "",
         "k5": "k0",
         "k25": "k0",
@@ -122,18 +122,18 @@ def test_the_sentences_say_what_the_numbers_say(whole):
     assert "k25 - k0 +" in first and "k5 - k0" not in first.split("significantly below")[0]
     assert "k5 - k0" in second and "k25 - k0" not in second.split("BERTScore")[0]
     assert "general accuracy for any comparison" in second
-    assert scope.startswith("**Scope**: SmolLM2-135M-Instruct on the built-in corpus, 5 seeds an arm")
+    assert scope.startswith("**Scope**: SmolLM2-135M-Instruct on the built-in corpus, 5 seeds per arm")
 
 
-def test_one_seed_says_that_nothing_is_known_of_the_spread(place):
+def test_with_one_seed_the_spread_is_unknown(place):
     Sweep(place, seeds=(3,)).write()
     read = study.read("replay-cpu")
     found = study.comparisons(read)
     kept = row(found, kind="no replay", measure="accuracy", first="k0", second="k25")
     assert kept["difference"] > 0.4 and math.isnan(kept["p"]) and math.isnan(kept["low"])
     first, second, scope = study_page.sentences(read, found)
-    assert "significant" not in first and "nothing is known of the spread" in second
-    assert "1 seed an arm" in scope
+    assert "significant" not in first and "the spread is unknown" in second
+    assert "1 seed per arm" in scope
     table = study_page.table(read, found)
     assert "[" not in table.page.drop(columns=["arm"]).to_string() and "nan" not in table.markdown()
     assert "No comparison has both" in study_page.agreement(found)
@@ -167,7 +167,7 @@ def test_a_measure_that_was_not_taken_leaves_its_cells_empty(place):
     read = study.read("replay-cpu")
     found = study.comparisons(read)
     assert set(found["measure"]) == {"accuracy", "letter_loss"}
-    assert set(study_page.table(read, found).page["gain: BERTScore F1 - base's"]) == {""}
+    assert set(study_page.table(read, found).page["gain: BERTScore F1 minus the base's"]) == {""}
     assert study_page.points(read, "f1").empty
     _, axes = figures.new(9, 7, rows=2)
     empty = (study_page.points(read, "f1"), study_page.intervals(found, "f1"))
@@ -192,7 +192,7 @@ def test_the_relearning_probe_is_beside_its_arm_and_beside_stage_1(place):
     again, beside = probe.to_dict("records")
     assert again["difference"] == pytest.approx(0.8, abs=0.1)  # from 20% to 100%
     assert beside["difference"] == 0 and beside["p"] == 1  # the skill was hidden
-    assert "a few steps on stage 1's rows" in set(study_page.pairs_page(found)["why"])
+    assert "a few steps on stage 1's rows" in set(study_page.pairs_page(found)["what differs"])
 
 
 def test_what_is_no_study_is_refused_in_one_line(place):
@@ -201,9 +201,11 @@ def test_what_is_no_study_is_refused_in_one_line(place):
     ):
         study.read("replay-cpu")
     Sweep(place, seeds=(0,), left_out=tuple(f"{arm}-s0" for arm in ARMS)).write()
-    with pytest.raises(study.StudyError, match="no finished trial beside stage 1"):
+    with pytest.raises(study.StudyError, match="no finished trial besides stage 1"):
         study.read("replay-cpu")
-    with pytest.raises(study.StudyError, match="benchmark='pubmed' is none of medqa, medmcqa, pubmedqa"):
+    with pytest.raises(
+        study.StudyError, match="benchmark is 'pubmed'; it must be one of medqa, medmcqa, pubmedqa"
+    ):
         study.read("replay-cpu", "pubmed")
 
 
