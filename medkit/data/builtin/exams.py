@@ -32,9 +32,8 @@ def medqa(part: str, rng: random.Random) -> list[dict]:
         *cases, held_out = fact["cases"]
         *asks, held_out_ask = group["case_asks"]
         if part == "train":
-            first = rng.randrange(
-                2
-            )  # the ask of the first case; the third vignette repeats a case with the other ask
+            # Each case has a different ask; the third vignette repeats a case with the other one.
+            first = rng.randrange(2)
             pairs = [(0, first), (1, 1 - first), rng.choice([(0, 1 - first), (1, first)])]
             drafts += [(group, fact, f"{_patient(cases[c], rng)} {asks[a]}") for c, a in pairs]
         elif part == group["part"]:

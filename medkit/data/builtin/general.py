@@ -19,16 +19,8 @@ def questions() -> list[MCQItem]:
     for number, entry in enumerate(_load_texts()["question"]):
         index = number % len(LETTERS)
         options = (*entry["others"][:index], entry["answer"], *entry["others"][index:])
-        items.append(
-            MCQItem(
-                f"general-{number:03d}",
-                "general",
-                entry["question"],
-                options,
-                LETTERS[index],
-                group=entry["subject"],
-            )
-        )
+        id, text, subject = f"general-{number:03d}", entry["question"], entry["subject"]
+        items.append(MCQItem(id, "general", text, options, LETTERS[index], group=subject))
     return items
 
 

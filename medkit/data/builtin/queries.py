@@ -13,10 +13,10 @@ def pairs(part: str) -> dict[str, list[dict]]:
 
 def files(part: str) -> dict[str, list[dict]]:
     """The rows of both files for "tune" or "report"; the columns with answers of models are empty."""
-    entries, model_answers = pairs(part), {"answer_chatgpt": "", "answer_chatdoctor": ""}
+    entries, empty_answers = pairs(part), {"answer_chatgpt": "", "answer_chatdoctor": ""}
     return {
         "icliniq/train.jsonl": [
-            {"input": pair["query"], "answer_icliniq": pair["answer"], **model_answers}
+            {"input": pair["query"], "answer_icliniq": pair["answer"], **empty_answers}
             for pair in entries["icliniq"]
         ],
         "healthcaremagic/train.jsonl": [
