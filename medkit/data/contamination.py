@@ -138,7 +138,7 @@ class _Index:
             yield int(item), "near-duplicate", float(shared[item] / union[item])
 
     def _ngrams(self, text: str, n: int) -> np.ndarray:
-        """64-bit hashes of the distinct n-grams of a text's words. A text shorter than a shingle is one."""
+        """64-bit hashes of the distinct n-grams of a text's words. A shorter text is one shingle."""
         words = text.split()
         n = min(n, len(words)) if n == SHINGLE else n
         if n == 0 or len(words) < n:

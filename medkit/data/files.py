@@ -52,7 +52,9 @@ def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
         for location, row in reader(path, name):
             if not isinstance(row, dict):
                 expected = "a row of named columns"
-                raise unexpected(f"{name}, {location}", expected, preview(row), "write one JSON object a row")
+                raise unexpected(
+                    f"{name}, {location}", expected, preview(row), "write one JSON object per row"
+                )
             empty = False
             yield location, row
     except READ_ERRORS as error:
@@ -96,7 +98,7 @@ def _read_json(path: Path, name: str) -> Iterator[tuple[str, object]]:
         yield from ((f"row {number}", row) for number, row in enumerate(document, 1))
     elif document != {}:
         expected = "JSON Lines, a list of rows or an object of rows"
-        raise unexpected(name, expected, preview(document), "write one JSON object a line")
+        raise unexpected(name, expected, preview(document), "write one JSON object per line")
 
 
 def _is_json_lines(first_line: str, suffix: str) -> bool:

@@ -146,7 +146,7 @@ WRONG_STARTS = {
 
 
 def open_decompressed(path: Path) -> BinaryIO:
-    """Open the file for reading bytes, decompressing it if its first bytes call for it, whatever its name."""
+    """Open a file for reading bytes, decompressed. The compression is detected from its first bytes."""
     with path.open("rb") as file:
         start = file.read(8)
     opener = next((opener for magic, opener in DECOMPRESSORS.items() if start.startswith(magic)), open)

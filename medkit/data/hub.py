@@ -50,13 +50,12 @@ def raise_if_hub_error(name: str, error: Exception) -> None:
     """
     if _unreachable:
         raise HubError(
-            f"{constants.ENDPOINT} cannot be reached ({_unreachable}), and {name} is not in its cache here; "
+            f"{constants.ENDPOINT} cannot be reached ({_unreachable}), and {name} is not in its cache; "
             "give rows with --data-dir DIR and a model with --set model.base=DIR"
         ) from None
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise HubError(
-            f"{name} cannot be kept: {error.strerror}: {error.filename}; set HF_HOME to a folder that can "
-            "be written to"
+            f"{name} cannot be cached: {error.strerror}: {error.filename}; set HF_HOME to a writable folder"
         ) from None
 
 

@@ -669,7 +669,7 @@ def test_line_ends_and_json_lines_under_either_name(tmp_path, name, ending, star
         ("train.json", json.dumps([MEDQA], indent=1)[:-1], "expected valid JSON"),
         ("train.jsonl", b'{"question": "caf\xe9"}\n', "line 1: expected UTF-8, found byte 0xe9"),
         ("train.jsonl", "[1, 2]\n", "row 1: expected a row of named columns, found int 1"),
-        ("train.jsonl", "3\n", "found int 3; write one JSON object a line"),
+        ("train.jsonl", "3\n", "found int 3; write one JSON object per line"),
         ("train.json", "3", "expected JSON Lines, a list of rows or an object of rows, found int 3"),
         ("train.jsonl", "", "expected rows, found none"),
         ("train.jsonl", "\n \n", "expected rows, found none"),
