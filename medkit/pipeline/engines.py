@@ -1,4 +1,4 @@
-"""What executes a sweep's trials: one after another here, or as tasks of a Ray cluster."""
+"""Engines that execute a sweep's trials: one by one on this machine, or as tasks on a Ray cluster."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from medkit.pipeline.trials import Job, error_file
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM came; what was at work has saved and ended."""
+    """Raised after SIGINT or SIGTERM, when the running trials have saved and ended."""
 
 
 class Local:
-    """One trial after another, in the order of `submit`'s ranks, on this machine."""
+    """Executes one trial at a time on this machine, lowest rank first."""
 
     at_once = 1
 
@@ -25,24 +25,24 @@ class Local:
         self._signals: list[int] = []
 
     def __enter__(self):
-        self._before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_):
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def submit(self, rank: int, job: Job) -> None:
         self._waiting.append((rank, job))
 
     def next(self) -> tuple[Job, str]:
-        """(a trial that has ended, "" or why it failed). Stopped where a signal came."""
+        """Wait for a trial. Returns (its job, why it failed or ""); raises Stopped after a signal."""
         self._waiting.sort(key=lambda ranked: ranked[0])
         _, job = self._waiting.pop(0)
         if not self._signals:
-            # A session of its own: Ctrl-C is for us, and we tell the trial once. It told twice would kill.
+            # In a new session, so that the terminal does not send it Ctrl-C as well: a second signal kills.
             self._child = subprocess.Popen(job.command, stdin=subprocess.PIPE, start_new_session=True)
-            if self._signals:  # it came between the check and the start
+            if self._signals:  # received between the check and the start
                 self._child.terminate()
             code = self._child.wait()
             if self._child.stdin:
@@ -58,11 +58,10 @@ class Local:
 
 
 class Ray:
-    """Each trial is a task of Ray Core. The results' folder is one that all nodes share.
+    """Executes each trial as a task of Ray Core. All nodes must share the results folder.
 
-    A task whose worker or node is lost is started again, on another node if need be, and goes on from the
-    trial's checkpoints. A trial takes `cpus` cores, and one GPU where the cluster has any: Ray shows it no
-    other.
+    If a task's worker or node is lost, Ray starts the task again and the trial resumes from its checkpoints.
+    A trial gets `cpus` cores and, if the cluster has GPUs, one of them; Ray hides the others.
     """
 
     def __init__(self, cpus: int):
@@ -78,22 +77,22 @@ class Ray:
     def __enter__(self):
         ray = self._ray
         if not ray.is_initialized():
-            # Of a cluster that runs already (RAY_ADDRESS, or one on this machine) it is for its owner to say.
+            # These settings do not apply to a cluster that is already running.
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         resources = ray.cluster_resources()
         if resources.get("CPU", 0) < self._cpus:
             raise MedkitError(
-                f"a trial takes {self._cpus} cores, the Ray cluster has {resources.get('CPU', 0):.0f}; "
+                f"a trial needs {self._cpus} cores, the Ray cluster has {resources.get('CPU', 0):.0f}; "
                 "lower cpus"
             )
         gpus = 1 if resources.get("GPU", 0) else 0
         self.at_once = int(resources["GPU"]) if gpus else int(resources["CPU"] // self._cpus)
         self._task = ray.remote(num_cpus=self._cpus, num_gpus=gpus, max_retries=3)(_trial)
-        self._before = signal.signal(signal.SIGTERM, _interrupt)
+        self._handler = signal.signal(signal.SIGTERM, _interrupt)
         return self
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._before)
+        signal.signal(signal.SIGTERM, self._handler)
         self._ray.shutdown()
 
     def submit(self, rank: int, job: Job) -> None:
@@ -104,13 +103,13 @@ class Ray:
             (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
         except KeyboardInterrupt:
             for task in self._running:
-                self._ray.cancel(task)  # KeyboardInterrupt in the task, which ends its trial and waits
+                self._ray.cancel(task)  # raises KeyboardInterrupt in _trial
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=120)
             raise Stopped from None
         job = self._running.pop(done)
         try:
             return job, failure(job, self._ray.get(done))
-        except self._ray.exceptions.RayError as error:  # lost more often than it may be
+        except self._ray.exceptions.RayError as error:  # lost more than max_retries times
             return job, " ".join(str(error).split())[:300]
 
 
@@ -119,7 +118,7 @@ def _interrupt(*_):
 
 
 def _environment() -> dict[str, str]:
-    """What of this process's environment a trial on any node is to have: medkit's, Python's and the hub's."""
+    """The variables of this process that trials on all nodes need: medkit's, Python's and the hub's."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -128,23 +127,23 @@ def _environment() -> dict[str, str]:
 
 
 def _trial(job: Job, folder: str, environment: dict[str, str]) -> int:
-    """One trial in a process of its own; on a Ray worker. Returns its exit code."""
+    """Run a trial in a child of the Ray worker, in working folder `folder`. Returns its exit code."""
     log = job.folder.with_name(f"{job.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as out:
+    with log.open("a") as file:
         child = subprocess.Popen(
             job.command,
             stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=out,
+            stdout=file,
+            stderr=file,
             start_new_session=True,
             cwd=folder,
             env=os.environ | environment,
         )
-        # Ray cancels by SIGINT, which is ignored where the sweep was started in a shell's background.
+        # Ray cancels with SIGINT, which is ignored if the sweep was started in a shell's background.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            while child.poll() is None:  # Ray's cancelling is seen between two statements, not within a wait
+            while child.poll() is None:  # not child.wait(): Ray cancels between two statements only
                 time.sleep(0.5)
             return child.returncode
         except BaseException:  # cancelled
@@ -155,7 +154,7 @@ def _trial(job: Job, folder: str, environment: dict[str, str]) -> int:
 
 
 def failure(job: Job, code: int) -> str:
-    """Why a trial failed, in one line; "" where it did not."""
+    """Why a trial failed, in one line; "" if it succeeded. code: its exit code."""
     if code == 0:
         return ""
     path = error_file(job)

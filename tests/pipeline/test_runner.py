@@ -134,7 +134,7 @@ def test_a_notebook_without_parameters_or_none_at_all(tmp_path):
     with pytest.raises(NotebookError, match="is not in"):
         check_parameters(tmp_path / "absent.ipynb", {})
     (tmp_path / "broken.ipynb").write_text("{")
-    with pytest.raises(NotebookError, match="is no notebook"):
+    with pytest.raises(NotebookError, match="is not a notebook"):
         check_parameters(tmp_path / "broken.ipynb", {})
 
 
@@ -399,7 +399,7 @@ def test_a_line_of_a_log_has_a_hundred_columns(monkeypatch):
     out = io.StringIO()
     status = Status(out)
     waits = iter((False, True))  # over after the first line
-    monkeypatch.setattr(status._over, "wait", lambda _: next(waits))
+    monkeypatch.setattr(status._closed, "wait", lambda _: next(waits))
     status.start("01_stage1")
     status.write("loss " * 50)
     status._tick()
