@@ -114,7 +114,7 @@ def begin(
         run._lock.enter_context(storage.lock(folder))
         _OPEN[folder] = run
         _record_continuation(run)
-        run.note(notebook, status="running", started=now())
+        run.note(notebook, status="running", started=utc_now())
     return run
 
 
@@ -142,7 +142,7 @@ def _record_continuation(run: Run) -> None:
     """Record it if a run is continued with other code or libraries, or on another machine."""
     current = {"git": machine.git(), "versions": machine.versions(), "hardware": machine.hardware()}
     if any(latest(run.info)[key] != value for key, value in current.items()):
-        run.info.setdefault("continued", []).append({"started": now(), **current})
+        run.info.setdefault("continued", []).append({"started": utc_now(), **current})
         run.save()
 
 
@@ -191,7 +191,7 @@ def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str =
         "versions": machine.versions(),
         "git": machine.git(),
         "hardware": machine.hardware(),
-        "started": now(),
+        "started": utc_now(),
         "date": datetime.date.today().isoformat(),  # for chat templates that print the date
         "notebooks": {},
     }
@@ -249,6 +249,6 @@ def under_runner() -> bool:
     return "MEDKIT_RUNNER" in os.environ
 
 
-def now() -> str:
+def utc_now() -> str:
     """The current time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -50,7 +50,12 @@ def test_settings_show_what_differs_from_the_paper_and_the_rest_behind_a_line():
 
 def test_settings_of_a_run_that_was_gone_on_with_are_those_of_where_it_was():
     info = run_json.describe("cpu")
-    again = {"started": run_json.now(), "git": {}, "versions": {"torch": "9.9"}, "hardware": {"cores": 64}}
+    again = {
+        "started": run_json.utc_now(),
+        "git": {},
+        "versions": {"torch": "9.9"},
+        "hardware": {"cores": 64},
+    }
     info["continued"] = [again]
     shown = report.settings(SimpleNamespace(recipe=recipes.get("cpu"), info=info)).data
     assert "9.9" in shown and "<td>64</td>" in shown
