@@ -1,9 +1,10 @@
-"""Two runs compared on the same questions: paired differences, what could be seen, which settings differ.
+"""Compare two runs on the same questions: paired differences, detectable differences, differing settings.
 
-A side is a run's folder, or samples of lm-evaluation-harness (report.harness). Only questions that both
-sides answered, with the same correct answer, are compared; what is left out is counted.
+A side is a run's folder, or samples of lm-evaluation-harness (report.harness). Questions are compared if both
+sides answered them and agree on the correct answer. The others are counted.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,37 +19,38 @@ from medkit.report.page import html
 from medkit.report.published import TITLES
 from medkit.runs import arms, run_json, storage
 
-# Fields that make the same question another prompt, or read its answer otherwise.
+# Fields that change a question's prompt, or how its answer is read.
 PROTOCOL = ("model.chat_template", "data.mcq_target")
-OTHER_QUESTIONS = 0.05  # share of ids with other answers from which on the ids number other questions
+MAX_CHANGED_GOLD = 0.05  # if more ids have another correct answer, the ids do not match
 
 
 class CompareError(MedkitError):
-    """Two results that have no question, or no model, in common."""
+    """Two results without a common question or model."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two results."""
+    """One of the two compared results."""
 
     name: str
     items: pd.DataFrame  # model, dataset, item_id, gold, predicted, correct
-    protocol: dict[str, str]  # how prompts are made and answers read
-    settings: dict[str, str] = field(default_factory=dict)  # a run's resolved fields
-    origin: str = ""  # a run's rows: "builtin", "folder" or "hub"
-    machine: dict[str, str] = field(default_factory=dict)  # a run's versions and hardware
+    protocol: dict[str, str]  # how prompts are built and answers read
+    # of a run only
+    settings: dict[str, str] = field(default_factory=dict)  # resolved fields
+    origin: str = ""  # of its rows: "builtin", "folder" or "hub"
+    machine: dict[str, str] = field(default_factory=dict)  # versions and hardware
 
 
-def read(given: str) -> Side:
-    """The side that `given` names: a run (name or folder), a samples file, or a folder of samples files."""
-    place = Path(given).expanduser()
-    if harness.sample_files(place):
+def read(source: str) -> Side:
+    """Read a run (name or folder), a samples file, or a folder of samples files."""
+    path = Path(source).expanduser()
+    if harness.sample_files(path):
         protocol = {"answers": "lm-evaluation-harness's task"}
-        return Side(place.stem if place.is_file() else place.name, harness.read_samples(place), protocol)
-    folder = storage.folder(given)
+        return Side(path.stem if path.is_file() else path.name, harness.read_samples(path), protocol)
+    folder = storage.folder(source)
     info = run_json.read(folder)
     if info is None:
-        raise CompareError(f"{given} is neither a run nor a samples file of lm-evaluation-harness; name one")
+        raise CompareError(f"{source} is neither a run nor a samples file of lm-evaluation-harness; name one")
     items = accuracy.read_items(folder)
     items = items.assign(correct=accuracy.is_correct(items))[harness.COLUMNS]
     settings = {name: str(value) for name, value in run_json.identity(info).items()}
@@ -57,25 +59,26 @@ def read(given: str) -> Side:
     return Side(folder.name, items, protocol, settings, info["data"]["origin"], machine)
 
 
-def compare(first: Side, second: Side, seed: int = 0) -> dict:
-    """Everything the tables show; JSON-plain. Accuracies are fractions, differences second minus first.
+def compare(first: Side, second: Side) -> dict:
+    """The comparison as JSON-compatible data. Accuracies are fractions, differences are second minus first.
 
-    "comparisons": per benchmark and pair of models n, both accuracies, difference with the paired
+    "comparisons": for each benchmark and pair of models n, both accuracies, the difference with the paired
     bootstrap's 95% interval, McNemar's exact p, p_holm over all rows, and `detectable`, the smallest
-    difference that these questions would have shown with 80% power. "left_out": what was not compared, and
-    why. "protocol", "settings" and "machine": fields that differ. "builtin": whether the questions are the
-    built-in corpus's. Raises CompareError where nothing is left.
+    difference that this many questions show with 80% power. "left_out": what was not compared, and why.
+    "protocol", "settings", "machine": fields that differ. "builtin": whether the questions come from the
+    built-in corpus. Raises CompareError if no question is left.
     """
     shared, left_out = _shared(first, second)
     rows = []
     for dataset, ids in shared.items():
-        firsts, seconds = (_outcomes(side, dataset, ids) for side in (first, second))
-        for model, other in _pairs(first, second):
-            if model not in firsts or other not in seconds:
-                continue  # a model that was not asked this benchmark
-            before, after = firsts[model].to_numpy(), seconds[other].to_numpy()
-            row: dict = {"dataset": dataset, "first": model, "second": other}
-            row |= storage.plain(statistics.compare(before, after, seed))
+        first_correct, second_correct = (_correct(side, dataset, ids) for side in (first, second))
+        for first_model, second_model in _model_pairs(first, second):
+            if first_model not in first_correct or second_model not in second_correct:
+                continue  # this model was not evaluated on the benchmark
+            before = first_correct[first_model].to_numpy()
+            after = second_correct[second_model].to_numpy()
+            row: dict = {"dataset": dataset, "first": first_model, "second": second_model}
+            row |= storage.plain(statistics.compare(before, after))
             discordant = row["first_only"] + row["second_only"]
             row |= {"first_accuracy": float(before.mean()), "second_accuracy": float(after.mean())}
             rows.append(row | {"detectable": statistics.detectable_difference(row["n"], discordant)})
@@ -96,27 +99,27 @@ def compare(first: Side, second: Side, seed: int = 0) -> dict:
     }
 
 
-def _outcomes(side: Side, dataset: str, ids: list[str]) -> pd.DataFrame:
-    """A row a question of `ids`, a column a model that answered all of them: whether it was right."""
+def _correct(side: Side, dataset: str, ids: list[str]) -> pd.DataFrame:
+    """Correctness, one row per question of `ids`, one column per model that answered all of them."""
     items = side.items[side.items["dataset"] == dataset]
-    outcomes = items.pivot(index="item_id", columns="model", values="correct")
-    return outcomes.reindex(ids).dropna(axis="columns").astype(bool)
+    correct = items.pivot(index="item_id", columns="model", values="correct")
+    return correct.reindex(ids).dropna(axis="columns").astype(bool)
 
 
 def _shared(first: Side, second: Side) -> tuple[dict[str, list[str]], list[str]]:
-    """Per benchmark the ids to compare, and what was left out."""
+    """(ids to compare by benchmark, descriptions of what is left out)."""
     if (first.origin == "builtin") != (second.origin == "builtin"):
-        return {}, ["one of them asked the built-in corpus"]
+        return {}, ["only one of them used the built-in corpus"]
     shared, left_out = {}, []
-    golds = [side.items.drop_duplicates(["dataset", "item_id"]) for side in (first, second)]
-    for dataset in dict.fromkeys([*golds[0]["dataset"], *golds[1]["dataset"]]):
-        ours, theirs = (gold[gold["dataset"] == dataset].set_index("item_id")["gold"] for gold in golds)
-        both = ours.index.intersection(theirs.index)
-        same = both[(ours[both] == theirs[both]).to_numpy()]
-        if alone := len(ours) + len(theirs) - 2 * len(both):
-            left_out.append(f"{dataset}: {alone:,} questions that only one of them answered")
-        if len(both) - len(same) > OTHER_QUESTIONS * len(both):
-            left_out.append(f"{dataset}: {len(both):,} ids that number other questions")
+    items = [side.items.drop_duplicates(["dataset", "item_id"]) for side in (first, second)]
+    for dataset in dict.fromkeys([*items[0]["dataset"], *items[1]["dataset"]]):
+        gold, other_gold = (rows[rows["dataset"] == dataset].set_index("item_id")["gold"] for rows in items)
+        both = gold.index.intersection(other_gold.index)
+        same = both[(gold[both] == other_gold[both]).to_numpy()]
+        if unpaired := len(gold) + len(other_gold) - 2 * len(both):
+            left_out.append(f"{dataset}: {unpaired:,} questions that only one of them answered")
+        if len(both) - len(same) > MAX_CHANGED_GOLD * len(both):
+            left_out.append(f"{dataset}: {len(both):,} ids that stand for different questions")
             continue
         if len(both) > len(same):
             left_out.append(f"{dataset}: {len(both) - len(same):,} questions with another correct answer")
@@ -125,21 +128,21 @@ def _shared(first: Side, second: Side) -> tuple[dict[str, list[str]], list[str]]
     return shared, left_out
 
 
-def _pairs(first: Side, second: Side) -> list[tuple[str, str]]:
-    """Models of one name with each other; where there is none, each with each."""
-    ours, theirs = (list(dict.fromkeys(side.items["model"])) for side in (first, second))
-    common = [(model, model) for model in ours if model in theirs]
-    return common or [(model, other) for model in ours for other in theirs]
+def _model_pairs(first: Side, second: Side) -> list[tuple[str, str]]:
+    """Pair the models by name; without a common name, pair every model with every other."""
+    first_models, second_models = (list(dict.fromkeys(side.items["model"])) for side in (first, second))
+    common = [(model, model) for model in first_models if model in second_models]
+    return common or list(itertools.product(first_models, second_models))
 
 
-def _differing(ours: dict, theirs: dict) -> dict[str, list[str]]:
-    """Field -> [first's value, second's], for the fields that are not the same in both."""
-    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    return {name: [str(side.get(name, "not known")) for side in (ours, theirs)] for name in names}
+def _differing(first: dict, second: dict) -> dict[str, list[str]]:
+    """Field -> [first's value, second's value], for the fields that differ."""
+    names = [name for name in first | second if first.get(name) != second.get(name)]
+    return {name: [str(side.get(name, "not known")) for side in (first, second)] for name in names}
 
 
 def page(comparison: dict) -> pd.DataFrame:
-    """The comparisons as strings, in percent and points."""
+    """The comparisons as a table of strings, in percent and points."""
     return pd.DataFrame(
         {
             "benchmark": TITLES[row["dataset"]],
@@ -156,54 +159,54 @@ def page(comparison: dict) -> pd.DataFrame:
 
 
 def headline(comparison: dict) -> str:
-    """How many differences are significant, and how many answers differ at all."""
+    """How many differences are significant, and how many answers differ."""
     rows = comparison["comparisons"]
     significant = sum(row["p_holm"] < ALPHA for row in rows)
-    one_alone = sum(row["first_only"] + row["second_only"] for row in rows)
+    discordant = sum(row["first_only"] + row["second_only"] for row in rows)
     return (
         f"{significant} of {len(rows)} differences significant at {ALPHA}. Of "
-        f"{sum(row['n'] for row in rows):,} pairs of answers {one_alone:,} are right on one side alone."
+        f"{sum(row['n'] for row in rows):,} pairs of answers {discordant:,} are right on one side only."
     )
 
 
 def text(comparison: dict) -> str:
-    """How the table was made, what was left out, and what differs between the two beside the weights."""
+    """How the differences were tested, what was left out, and which settings and versions differ."""
     parts = [
         f"First: {comparison['first']}. Second: {comparison['second']}. Paired over the same questions: "
         "McNemar's exact test with Holm's correction over all rows; 95% intervals by the paired bootstrap. "
-        "Detectable: the smallest difference, in points, that this many questions would show with 80% power, "
-        "at the observed share of questions that only one of the two has right."
+        "Detectable: the smallest difference, in points, that this many questions show with 80% power at the "
+        "observed share of questions that only one side answered correctly."
     ]
     if comparison["builtin"]:
         parts.append(f"**{BUILT_IN}**")
     if comparison["left_out"]:
         parts.append(f"Left out: {'; '.join(comparison['left_out'])}.")
     if comparison["protocol"]:
-        named = "; ".join(f"{name} ({one}, {other})" for name, (one, other) in comparison["protocol"].items())
-        parts.append(f"**The protocols differ, and every difference above contains that**: {named}.")
+        fields = "; ".join(f"{name} ({a}, {b})" for name, (a, b) in comparison["protocol"].items())
+        parts.append(f"**The protocols differ, which affects every difference above**: {fields}.")
     if comparison["settings"]:
-        named = "; ".join(f"`{name}` {one}, {other}" for name, (one, other) in comparison["settings"].items())
-        parts.append(f"Settings that differ (first, second): {named}.")
+        fields = "; ".join(f"`{name}` {a}, {b}" for name, (a, b) in comparison["settings"].items())
+        parts.append(f"Settings that differ (first, second): {fields}.")
     elif not comparison["protocol"]:
         parts.append("No setting differs.")
     if comparison["machine"]:
-        named = "; ".join(f"{name} {one}, {other}" for name, (one, other) in comparison["machine"].items())
-        parts.append(f"Versions and machine that differ (first, second): {named}.")
+        fields = "; ".join(f"{name} {a}, {b}" for name, (a, b) in comparison["machine"].items())
+        parts.append(f"Versions and hardware that differ (first, second): {fields}.")
     return "\n\n".join(parts)
 
 
 def write(comparison: dict) -> Path:
-    """compare.json, compare.md and compare.html (which loads nothing) in results/compare-FIRST-SECOND, the
-    folder that is returned."""
-    place = storage.root() / storage.slug(f"compare-{comparison['first']}-{comparison['second']}")
+    """Write compare.json, compare.md and a self-contained compare.html; return their folder,
+    results/compare-FIRST-SECOND."""
+    folder = storage.root() / storage.slug(f"compare-{comparison['first']}-{comparison['second']}")
     title = f"{comparison['first']} and {comparison['second']}, compared"
     markdown = f"# {title}\n\n{headline(comparison)}\n\n{grid(page(comparison))}\n\n{text(comparison)}\n"
-    storage.write_json(place / "compare.json", comparison)
-    storage.write_text(place / "compare.md", markdown)
-    storage.write_text(place / "compare.html", html(title, markdown2html(markdown)))
-    return place
+    storage.write_json(folder / "compare.json", comparison)
+    storage.write_text(folder / "compare.md", markdown)
+    storage.write_text(folder / "compare.html", html(title, markdown2html(markdown)))
+    return folder
 
 
 def terminal(comparison: dict) -> str:
-    """The result in a line, the table and its text, markdown.WIDTH columns wide at most."""
+    """Headline, table and text, at most markdown.WIDTH columns wide."""
     return f"{wrap(headline(comparison))}\n\n{plain_table(page(comparison))}\n\n{wrap(text(comparison))}"

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness's samples_*.jsonl as outcomes item by item: a model evaluated elsewhere, to compare.
+"""Read lm-evaluation-harness's samples_*.jsonl, to compare a model that was evaluated elsewhere.
 
-Source of the format: `lm_eval --log_samples`, version 0.4: one JSON object a question, with doc_id, doc,
-target, filtered_resps (of a multiple-choice task log-likelihood and greedy flag per option) and the metric.
+The format is that of `lm_eval --log_samples`, version 0.4: one JSON object per question, with doc_id, doc,
+target, filtered_resps (in multiple-choice tasks log-likelihood and greedy flag per option) and a metric.
 """
 
 import json
@@ -18,46 +18,46 @@ COLUMNS = ["model", "dataset", "item_id", "gold", "predicted", "correct"]
 
 
 class SamplesError(MedkitError):
-    """A samples file that is missing, damaged or of a task that is none of the kit's benchmarks."""
+    """A samples file that is missing or damaged, or of a task that is not one of the benchmarks."""
 
 
-def sample_files(place: Path) -> list[Path]:
-    """The samples files that `place` is or holds; [] where it is neither."""
-    if place.is_file():
-        return [place] if FILE.fullmatch(place.name) else []
-    return sorted(path for path in place.glob("**/samples_*.jsonl") if FILE.fullmatch(path.name))
+def sample_files(path: Path) -> list[Path]:
+    """`path` itself if it is a samples file, or the samples files in the folder `path`."""
+    if path.is_file():
+        return [path] if FILE.fullmatch(path.name) else []
+    return sorted(file for file in path.glob("**/samples_*.jsonl") if FILE.fullmatch(file.name))
 
 
-def read_samples(place: Path) -> pd.DataFrame:
-    """One model's outcomes (COLUMNS) from a samples file or a folder of them, a file a benchmark.
+def read_samples(path: Path) -> pd.DataFrame:
+    """One model's outcomes (COLUMNS) from a samples file, or a folder with one file per benchmark.
 
-    `predicted` is the option with the highest log-likelihood, "" where the task generates text; `correct` is
-    the harness's own metric. Raises SamplesError, one line, naming file and line.
+    `predicted` is the option with the highest log-likelihood, or "" if the task generates text; `correct` is
+    the harness's own metric. Raises SamplesError with the file and line.
     """
-    frames = [_outcomes(path) for path in sample_files(place)]
+    frames = [_outcomes(file) for file in sample_files(path)]
     if not frames or not sum(map(len, frames)):
-        raise SamplesError(f"{place} holds no samples; evaluate with lm_eval --log_samples")
+        raise SamplesError(f"{path} contains no samples; evaluate with lm_eval --log_samples")
     outcomes = pd.concat(frames, ignore_index=True)
-    twice = outcomes[outcomes.duplicated(["dataset", "item_id"])]
-    if len(twice):
+    repeated = outcomes[outcomes.duplicated(["dataset", "item_id"])]
+    if len(repeated):
         raise SamplesError(
-            f"{place} answers {twice.iloc[0]['item_id']} twice; name one samples file a benchmark"
+            f"{path} answers {repeated.iloc[0]['item_id']} twice; name one samples file per benchmark"
         )
-    name = place.parent.name if place.is_file() else place.name
+    name = path.parent.name if path.is_file() else path.name
     return outcomes.assign(model=name or "harness")[COLUMNS]
 
 
 def dataset_of(task: str) -> str | None:
-    """The kit's benchmark that a harness task asks ("medqa_4options" -> "medqa"); None for any other."""
+    """The benchmark of a harness task ("medqa_4options" -> "medqa"), or None."""
     return next((name for name in ("medmcqa", "pubmedqa", "medqa") if name in task.lower()), None)
 
 
 def _outcomes(path: Path) -> pd.DataFrame:
-    """The outcomes in one samples file, without the model's name."""
+    """The outcomes of one samples file, without the model."""
     task = next(FILE.finditer(path.name))["task"]
     dataset = dataset_of(task)
     if dataset is None:
-        raise SamplesError(f"{path.name}: task {task} is not MedQA, MedMCQA or PubMedQA; leave its file out")
+        raise SamplesError(f"{path.name}: task {task} is not MedQA, MedMCQA or PubMedQA; leave out its file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -72,13 +72,13 @@ def _outcomes(path: Path) -> pd.DataFrame:
         except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
             reason = f"{type(error).__name__}: {error}"[:80]
             raise SamplesError(
-                f"{path.name}, line {number}: no sample of the harness ({reason}); log the samples again"
+                f"{path.name}, line {number}: not a sample of the harness ({reason}); log the samples again"
             ) from None
     return pd.DataFrame(rows, columns=COLUMNS[1:])
 
 
 def _letter(target) -> str:
-    """A target as the tasks write it: an option's number from 0, a letter, or yes, no, maybe."""
+    """The letter of a target: an option's index, a letter, or yes, no or maybe."""
     text = str(target).strip()
     if text.lower() in pubmedqa.OPTIONS:
         return pubmedqa.to_letter(text.lower())
@@ -86,13 +86,13 @@ def _letter(target) -> str:
 
 
 def _item_id(dataset: str, row: dict) -> str:
-    """As the kit's readers name the row (data.sources): its own id or, in MedQA without one, its place."""
+    """The id that the data readers give the row: its own or, in MedQA, its position."""
     field = {"medmcqa": "id", "pubmedqa": "pubid"}.get(dataset)
     return str(row["doc"][field]) if field else f"{dataset}-eval-{int(row['doc_id']):06d}"
 
 
 def _predicted(responses: list) -> str:
     if not isinstance(responses[0], (list, tuple)):
-        return ""  # a generated text: the harness's metric says whether it was right
+        return ""  # generated text; see the harness's metric
     likelihoods = [float(response[0]) for response in responses]
     return LETTERS[likelihoods.index(max(likelihoods))]

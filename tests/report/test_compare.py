@@ -64,7 +64,7 @@ def test_only_the_same_questions_are_compared_and_the_rest_is_counted():
 
 def test_ids_that_number_other_questions_are_refused():
     other = side("two", outcomes("base", GOLD, gold=WRONG))
-    with pytest.raises(compare.CompareError, match="60 ids that number other questions"):
+    with pytest.raises(compare.CompareError, match="60 ids that stand for different questions"):
         compare.compare(FIRST, other)
     builtin = side("two", outcomes("base", GOLD), origin="builtin")
     with pytest.raises(compare.CompareError, match="built-in corpus"):
@@ -80,7 +80,7 @@ def test_what_differs_is_said():
     found = compare.compare(first, second)
     assert found["settings"] == {"stage2.seed": ["0", "1"]}
     assert found["protocol"] == {"answers": ["letter", "task"]}
-    assert "every difference above contains that" in compare.text(found)
+    assert "which affects every difference above" in compare.text(found)
     assert "No setting differs." in compare.text(compare.compare(first, first))
 
 
@@ -92,7 +92,7 @@ def test_the_result_is_said_first_with_what_the_machine_adds():
     shown = compare.terminal(found)
     # 30 questions that the second alone has right, of 60
     assert shown.startswith("1 of 1 differences significant at 0.05. Of 60 pairs of answers 30 are right")
-    assert "Versions and machine that differ (first, second): torch 2.13.0, 2.10.0." in shown
+    assert "Versions and hardware that differ (first, second): torch 2.13.0, 2.10.0." in shown
     assert "say nothing about medicine" in " ".join(shown.split())
     assert "medicine" not in compare.text(compare.compare(FIRST, SECOND))
 
@@ -147,11 +147,11 @@ def test_samples_of_the_harness(tmp_path):
     ("task", "rows", "said"),
     [
         ("arc_easy", [sample(0, 0, [[-1.0, True]])], "task arc_easy is not MedQA, MedMCQA or PubMedQA"),
-        ("medmcqa", [sample(0, 9, [[-1.0, True]], {"id": "a"})], "line 1: no sample of the harness"),
+        ("medmcqa", [sample(0, 9, [[-1.0, True]], {"id": "a"})], "line 1: not a sample of the harness"),
         ("medmcqa", [sample(0, 0, [[-1.0, True]])], "KeyError: 'id'"),
-        ("medmcqa", ["text"], "line 1: no sample of the harness"),
+        ("medmcqa", ["text"], "line 1: not a sample of the harness"),
         ("medmcqa", [sample(0, 0, [[-1.0, True]], {"id": "a"})] * 2, "answers a twice"),
-        ("medmcqa", [], "holds no samples"),
+        ("medmcqa", [], "contains no samples"),
     ],
 )
 def test_samples_that_cannot_be_read_are_one_line(tmp_path, task, rows, said):
