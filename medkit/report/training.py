@@ -1,4 +1,4 @@
-"""What notebooks 01 and 02 show of a stage: what it found or will find, its rows, its loss."""
+"""What notebooks 01 and 02 display: the plan or result of a stage, its rows and its loss."""
 
 import base64
 import html
@@ -14,82 +14,79 @@ from medkit.runs import arms, storage
 from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run, may_show
 
-HIDDEN = "not shown: a row of a data set (show_text shows it)"
+HIDDEN = "not shown: a row of a data set (set show_text to display it)"
 LOSSES = {
     "train_loss": "training loss",
     "eval_loss": "validation loss",
     "eval_loss_dialogues": "of the consultations",
     "eval_loss_stage1": "of the exam questions",
 }
-ARMS_OF_FIGURE_12 = ("med-nirvana", "control")  # the relearning probe has no curve of its own
+ARMS_OF_FIGURE_12 = ("med-nirvana", "control")  # the relearning probe has no loss curve
 
 
 class FirstScreen:
-    """The top of a training notebook: what the arm will train on or, once it is trained, what came of it.
+    """The first output of a training notebook: the plan of the arm or, once it is trained, its loss curves.
 
-    run: the notebook's; arm: its folder ("stage1", "stage2" or "stage2_noreplay"). `update` writes the result
-    into the same place when the notebook has got to it.
+    arm: the arm's folder ("stage1", "stage2" or "stage2_noreplay"). `update` replaces the plan by the result.
     """
 
     def __init__(self, run: Run, arm: str):
         self.run, self.arm = run, arms.of_folder(arm)
-        self.shown = display(self._content(), display_id=True)
+        self.output = display(self._content(), display_id=True)
 
     def update(self) -> None:
-        self.shown.update(self._content())
+        self.output.update(self._content())
 
     def _content(self) -> HTML:
         if not (self.run.folder / self.arm.folder / "loss.csv").is_file():
-            return HTML(f"<p>{_planned(self.run, self.arm)}</p>")
-        image = base64.b64encode(figure_of_loss(self.run, self.arm.folder)._repr_png_()).decode()
-        text = curve_text(self.run, [self.arm.id])
+            return HTML(f"<p>{_plan(self.run, self.arm)}</p>")
+        image = base64.b64encode(loss_figure(self.run, self.arm.folder)._repr_png_()).decode()
+        text = loss_text(self.run, [self.arm.id])
         return HTML(f'<p>{text}</p><img alt="loss of {self.arm.title}" src="data:image/png;base64,{image}">')
 
 
-def _planned(run: Run, arm: arms.Arm) -> str:
+def _plan(run: Run, arm: arms.Arm) -> str:
     dmt = run.recipe.dmt
     rows = "questions of MedQA, MedMCQA and PubMedQA"
     if arm.stage == "stage2":
         added = "further ones" if dmt.fill == "dialogues" else "replayed exam questions"
-        beside = f"{dmt.replay_share:.3g} {added} for each of them"
+        replay = f"{dmt.replay_share:.3g} {added} for each of them"
         if arm.id == "control":
-            beside = "no replayed exam questions"
+            replay = "no replayed exam questions"
         elif dmt.handover == "joint":
-            beside = "all of stage 1's exam questions, in one stage"
-        rows = f"{dmt.notechat_train:,} consultations or fewer, with {beside}"
-    return f"This run will train <b>{arm.title}</b> on {rows}; its loss curves will be shown here."
+            replay = "all of stage 1's exam questions, in one stage"
+        rows = f"at most {dmt.notechat_train:,} consultations, with {replay}"
+    return f"This run will train <b>{arm.title}</b> on {rows}. Its loss curves will appear here."
 
 
-def curve_text(run: Run, models: Sequence[str]) -> str:
-    """Where the losses of trained models begin and end, in a sentence a model; ResultsError where one has not
-    been trained."""
+def loss_text(run: Run, models: Sequence[str]) -> str:
+    """First and last losses, one sentence per model; ResultsError if a model has not been trained."""
     sentences = []
     for arm in (arms.ARMS[model] for model in models):
         loss = loss_file.read(run.folder, arm.folder)
-        known = {name: loss[column].dropna() for column, name in LOSSES.items()}
-        parts = [
-            f"{name} {values.iloc[0]:.3f} to {values.iloc[-1]:.3f}"
-            for name, values in known.items()
-            if len(values)
-        ]
-        steps = f"{loss['step'].max():,.0f} steps"
-        sentences.append(f"{arm.title}: {', '.join([steps, *parts])}.")
+        parts = [f"{loss['step'].max():,.0f} steps"]
+        for column, name in LOSSES.items():
+            values = loss[column].dropna()
+            if len(values):
+                parts.append(f"{name} {values.iloc[0]:.3f} to {values.iloc[-1]:.3f}")
+        sentences.append(f"{arm.title}: {', '.join(parts)}.")
     return " ".join(sentences)
 
 
-def figure_of_loss(run: Run, stage: str, models: Sequence[str] = ARMS_OF_FIGURE_12) -> figures.InlineFigure:
-    """Figure 11 of stage 1; of stage 2 Figure 12: those of `models` that are trained over each other, and
-    their validation loss by source. stage: "stage1", "stage2" or the folder of one of its arms."""
-    stage = arms.of_folder(stage).stage
+def loss_figure(run: Run, folder: str, models: Sequence[str] = ARMS_OF_FIGURE_12) -> figures.InlineFigure:
+    """Figure 11 for stage 1, Figure 12 for an arm of stage 2.
+
+    Figure 12 compares those of `models` that are trained: their losses, and validation loss by source.
+    """
+    stage = arms.of_folder(folder).stage
     if stage == "stage1":
         figure, ax = figures.new()
         figures.loss_curves(ax, loss_file.read(run.folder, stage), "Stage 1")
         return figure
-    trained = [arms.ARMS[name] for name in models if arms.ARMS[name].stage == stage]
     curves = {
         arm.id: loss_file.read(run.folder, arm.folder)
-        for arm in trained
-        if (run.folder / arm.folder / "loss.csv").is_file()
+        for arm in (arms.ARMS[name] for name in models)
+        if arm.stage == stage and (run.folder / arm.folder / "loss.csv").is_file()
     }
     figure, (left, right) = figures.new(11.0, columns=2)
     figures.loss_arms(left, curves, "Stage 2")
@@ -97,9 +94,8 @@ def figure_of_loss(run: Run, stage: str, models: Sequence[str] = ARMS_OF_FIGURE_
     return figure
 
 
-def rows(run: Run, records) -> pd.DataFrame:
-    """What was read for an arm, what was dropped of it and why, and how many rows train and validate.
-    records: stages.Records."""
+def row_counts(run: Run, records) -> pd.DataFrame:
+    """Rows read, kept and dropped per source, and the sizes of the two splits. records: stages.Records."""
     builtin = run.info["data"]["origin"] == "builtin"
     counts = {
         name: {"read": loaded.rows, "kept": len(loaded.records)}
@@ -107,50 +103,53 @@ def rows(run: Run, records) -> pd.DataFrame:
         | {"origin": "built-in corpus" if builtin else loaded.origin}
         for name, loaded in records.sources.items()
     }
-    nothing = dict.fromkeys(("read", "dropped", "origin"), "")
-    counts["all training rows"] = nothing | {"kept": len(records.train)}
-    counts["all validation rows"] = nothing | {"kept": len(records.validation)}
+    blank = dict.fromkeys(("read", "dropped", "origin"), "")
+    counts["all training rows"] = blank | {"kept": len(records.train)}
+    counts["all validation rows"] = blank | {"kept": len(records.validation)}
     return pd.DataFrame.from_dict(counts, orient="index").rename_axis("source")
 
 
-def shares(run: Run) -> pd.DataFrame | Markdown:
-    """The replay counted four ways, from the manifest."""
+def replay_shares(run: Run) -> pd.DataFrame | Markdown:
+    """The share of replayed rows by five definitions, from the manifest."""
     path = run.folder / "data" / "manifest.json"
     stage2 = storage.load(run.folder, "data/manifest.json", ()).get("stage2") if path.is_file() else None
     if not stage2:
-        return Markdown("The arm with the replay counts it: it reads the same consultations.")
-    names = {
+        return Markdown("See the arm with replay, which reads the same consultations.")
+    titles = {
         "rows_per_stage2_row": "replayed rows per consultation (the paper's 1/3)",
         "share_of_stage1": "share of stage 1's training rows (the k of Dong et al.)",
         "share_of_rows": "share of stage 2's training rows",
         "share_of_tokens": "share of their tokens",
         "share_of_supervised_tokens": "share of their supervised tokens",
     }
-    return pd.DataFrame({"replay": {text: f"{stage2['replay'][name]:.4f}" for name, text in names.items()}})
+    return pd.DataFrame({"replay": {title: f"{stage2['replay'][key]:.4f}" for key, title in titles.items()}})
 
 
-def known(run: Run, stage: str) -> HTML:
-    """How many evaluation items were found in the stage's training rows, and behind it by which measure."""
+def contamination(run: Run, stage: str) -> HTML:
+    """How many evaluation items appear in the stage's training rows, with the counts by measure."""
     manifest = storage.load(run.folder, "data/manifest.json", ())
-    part = manifest if stage == "stage1" else manifest.get("stage2")
-    if not part:
-        return HTML("<p>The arm with the replay looks for them: it reads the same consultations.</p>")
-    count = len(part["overlap"]["contaminated"])
-    return details(f"{count:,} evaluation items appear in a training row", found_in_training(part["overlap"]))
+    section = manifest if stage == "stage1" else manifest.get("stage2")
+    if not section:
+        return HTML("<p>See the arm with replay for evaluation items in the training rows.</p>")
+    overlap = section["overlap"]
+    summary = f"{len(overlap['contaminated']):,} evaluation items appear in a training row"
+    return details(summary, overlap_counts(overlap))
 
 
-def found_in_training(overlap: dict) -> pd.DataFrame | str:
-    """Evaluation items found in training rows by source and measure, and how many of them count as known;
-    overlap: of a part of the manifest."""
+def overlap_counts(overlap: dict) -> pd.DataFrame | str:
+    """Evaluation items found in training rows by source and measure, and how many count as known.
+
+    overlap: from data/manifest.json.
+    """
     if not overlap["counts"]:
-        return "No evaluation item was found in a training row, by any of the measures."
+        return "No evaluation item was found in a training row by any measure."
     counts = pd.DataFrame(overlap["counts"]).T.fillna(0).astype(int)
     sources = pd.Series([name.partition("/")[0] for name in overlap["contaminated"]], dtype=str)
     return counts.assign(known=sources.value_counts().reindex(counts.index, fill_value=0))
 
 
-def row(run: Run, tokenizer, tokenized: dict, show_text: bool) -> HTML:
-    """One row as the model reads it, in bold what it is trained on."""
+def example_row(run: Run, tokenizer, tokenized: dict, show_text: bool) -> HTML:
+    """One training row as the model reads it, with the supervised tokens in bold."""
     supervised = sum(label >= 0 for label in tokenized["labels"])
     line = f"<p>{len(tokenized['labels']):,} tokens, {supervised:,} of them trained on (bold):</p>"
     if not may_show(run, show_text):
@@ -163,40 +162,40 @@ def row(run: Run, tokenizer, tokenized: dict, show_text: bool) -> HTML:
 
 
 def consultations(run: Run, records) -> HTML:
-    """How many consultations were read, kept and used, and the duplicates among them, behind a line."""
+    """How many consultations were read, kept and used, and their duplicates. records: stages.Records."""
     split = records.stage2.split
-    counts = conversations(records.sources["dialogues"], split)
-    stage2 = storage.load(run.folder, "data/manifest.json", ()).get("stage2")
-    parts = [counts, *([duplicates(stage2["notechat"])] if stage2 else [])]
-    line = (
-        f"{split.rows:,} consultations read; {len(split.train):,} train and {len(split.validation):,} "
-        f"validate, where the recipe asks for {split.requested[0]:,} and {split.requested[1]:,}"
+    tables = [split_counts(records.sources["dialogues"], split)]
+    if stage2 := storage.load(run.folder, "data/manifest.json", ()).get("stage2"):
+        tables.append(duplicate_counts(stage2["notechat"]))
+    summary = (
+        f"{split.rows:,} consultations read: {len(split.train):,} for training and "
+        f"{len(split.validation):,} for validation; the recipe asks for {split.requested[0]:,} and "
+        f"{split.requested[1]:,}"
     )
-    return details(line, *(part.to_frame() for part in parts))
+    return details(summary, *(table.to_frame() for table in tables))
 
 
-def conversations(loaded, split) -> pd.Series:
-    """How many conversations were read, dropped by reason and kept, and where they went; loaded:
-    sources.Loaded, split: dmt.Dialogues. Of notes, as far as rows have one."""
+def split_counts(loaded, split) -> pd.Series:
+    """Conversations read, dropped by reason, kept and split. loaded: sources.Loaded, split: dmt.Dialogues."""
     counts = {"read": split.rows}
     counts |= {f"dropped: {reason}": count for reason, count in loaded.dropped.items()}
-    counts |= {"kept": split.kept, "different ones": split.distinct}
+    counts |= {"kept": split.kept, "distinct": split.distinct}
     counts |= {"for training": len(split.train), "for validation": len(split.validation)}
     counts |= {"validation rows verbatim in training": split.validation_verbatim_in_train}
     counts |= {"rows with a clinical note": split.with_note}
     if split.with_note:
-        counts |= {"clinical notes on both sides": split.notes_on_both_sides}
+        counts |= {"clinical notes in both splits": split.notes_on_both_sides}
     return pd.Series(counts, name="conversations")
 
 
-def duplicates(described: dict) -> pd.Series:
-    """What occurs twice among stage 2's consultations, from the manifest's description of them."""
-    groups = described["duplicate_groups"]
+def duplicate_counts(consultations: dict) -> pd.Series:
+    """Duplicates among stage 2's consultations, from data/manifest.json."""
+    groups = consultations["duplicate_groups"]
     counts = {
-        "files": len(described["files"]),
-        "files of the same bytes": described["files_of_the_same_bytes"],
+        "files": len(consultations["files"]),
+        "files of the same bytes": consultations["files_of_the_same_bytes"],
         "conversations that repeat another": groups["rows"] - groups["groups"],
     }
-    for how, count in described["validation_found_in_train"].items():
-        counts[f"validation rows found in training: {how}"] = count
+    for measure, count in consultations["validation_found_in_train"].items():
+        counts[f"validation rows found in training: {measure}"] = count
     return pd.Series(counts, name="duplicates")

@@ -174,13 +174,13 @@ def test_a_run_made_in_parts_says_so(run):
 
 def test_curves_and_costs(run):
     # 2 / 1 to 2 / 20; validated at steps 10 and 20
-    assert training.curve_text(run, ["med-mix"]) == (
+    assert training.loss_text(run, ["med-mix"]) == (
         "Med-Mix: 20 steps, training loss 2.000 to 0.100, validation loss 0.100 to 0.050."
     )
     assert consistency.costs(run).loc["01_stage1"].tolist() == ["1.5", 1.5, ""]
     (run.folder / "stage1" / "loss.csv").unlink()
     with pytest.raises(storage.ResultsError, match=r"loss\.csv is missing; run notebook 01_stage1 first"):
-        training.curve_text(run, ["med-mix"])
+        training.loss_text(run, ["med-mix"])
 
 
 def test_a_finished_report_names_what_it_leaves_and_misses_nothing(run, monkeypatch):

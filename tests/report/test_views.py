@@ -27,7 +27,7 @@ def test_rows_of_a_data_set_are_shown_only_on_request(origin, show_text):
     tokenizer, allowed = make_tokenizer(), origin == "builtin" or show_text
     tokenized = {"input_ids": tokenizer("Is <b>iron</b> a metal?")["input_ids"]}
     tokenized["labels"] = [prompts.IGNORED] * len(tokenized["input_ids"])
-    shown = training.row(run(origin), tokenizer, tokenized, show_text).data
+    shown = training.example_row(run(origin), tokenizer, tokenized, show_text).data
     assert ("iron" in shown) == allowed and ("not shown" in shown) != allowed
     assert "<b>" not in shown  # escaped, whatever a row holds
     answers = display.before_and_after(run(origin), ITEM, "Is iron a metal?", "A", show_text).to_string()
@@ -66,16 +66,18 @@ def test_bold_are_the_tokens_the_loss_is_taken_on():
     tokenizer = make_tokenizer()
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
     ids, labels = prompts.training_ids(tokenizer, chat, [prompts.messages(ITEM)])
-    html = training.row(run("builtin"), tokenizer, {"input_ids": ids[0], "labels": labels[0]}, False).data
+    html = training.example_row(
+        run("builtin"), tokenizer, {"input_ids": ids[0], "labels": labels[0]}, False
+    ).data
     assert html.count("<b>") == 2  # the letter and the end of the turn
     assert "<b>A</b><b>&lt;|eot_id|&gt;</b>" in html
 
 
 def test_what_was_found_in_training_is_counted_and_nothing_is_said_in_words():
     found = {"counts": {"medqa": {"verbatim": 2, "any 13-gram": 3}}, "contaminated": ["medqa/1", "medqa/2"]}
-    table = training.found_in_training(found)
+    table = training.overlap_counts(found)
     assert table.loc["medqa"].to_dict() == {"verbatim": 2, "any 13-gram": 3, "known": 2}
-    none = training.found_in_training({"counts": {}, "contaminated": []})
+    none = training.overlap_counts({"counts": {}, "contaminated": []})
     assert none.startswith("No evaluation item")
 
 
@@ -88,10 +90,10 @@ def test_conversations_are_counted_as_read_dropped_and_kept():
     for note in ("", "A note."):
         rows = [replace(talks[0], note=note), None, *talks[1:]]
         split = dmt.split_notechat(rows, 2, 2, deduplicate=False, by_note=False, seed=0)
-        shown = training.conversations(Loaded(dropped=Counter({"no patient turn": 1})), split)
-        assert shown[["read", "dropped: no patient turn", "kept", "different ones"]].tolist() == [4, 1, 3, 2]
+        shown = training.split_counts(Loaded(dropped=Counter({"no patient turn": 1})), split)
+        assert shown[["read", "dropped: no patient turn", "kept", "distinct"]].tolist() == [4, 1, 3, 2]
         assert shown["rows with a clinical note"] == bool(note)
-        assert ("clinical notes on both sides" in shown) == bool(note)
+        assert ("clinical notes in both splits" in shown) == bool(note)
 
 
 def test_contamination_is_a_line_and_a_table_where_there_is_any():
