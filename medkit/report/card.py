@@ -1,7 +1,7 @@
-"""A run's adapter as the hub has one: model card, metadata on the hub's schema, results with n and interval.
+"""Publish a run's adapter: model card, hub metadata, and results with n and interval.
 
-Schema of the metadata: huggingface_hub's ModelCardData and EvalResult (model-index), and EvalResultEntry
-(`.eval_results/*.yaml`). Every figure is read from the run's folder.
+The metadata follows huggingface_hub's ModelCardData, EvalResult (model-index) and EvalResultEntry
+(`.eval_results/*.yaml`). All figures are read from the run's folder.
 """
 
 import json
@@ -27,16 +27,16 @@ from medkit.runs import run_json, storage
 
 MODEL = "med-nirvana"
 HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-# Of the base models that the recipes name; any other licence is for its user to state.
+# Of the base models in the recipes. Users state the licence of any other base.
 LICENCES = {
     "smollm2": {"license": "apache-2.0"},
     "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit": {"license": "llama3.1"},
 }
 UNSTATED = {"license": "other", "license_name": "that-of-the-base-model-and-the-data"}
 PROTOCOL = (
-    "zero-shot; the answer is the letter of the highest log-probability at the place where training puts it"
+    "zero-shot; the answer is the letter with the highest log-probability where the trained answer begins"
 )
-# Jinja2; a line that ends in a backslash goes on in the next.
+# Jinja2. The backslashes join lines.
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -52,12 +52,12 @@ with Augmented Structured Dialogue Corpora*. Recipe `{{ recipe.name }}`: {{ reci
 {% endif %}## Intended use, and what it is not for
 
 Research on fine-tuning and on evaluation. **Not for clinical use**: nothing here was examined for safety, \
-no clinician read its answers, and it may state falsehoods with confidence.
+no clinician read its answers, and it may confidently state falsehoods.
 
 ## Use
 
-Load the base{{ " in 4 bit (NF4), as it was trained" if recipe.model.load_in_4bit }}, then the adapter; ask \
-with the tokenizer and the chat template of this folder.
+Load the base{{ " in 4 bit (NF4), as it was trained" if recipe.model.load_in_4bit }}, then the adapter. Use \
+the tokenizer and the chat template of this folder.
 
 ```python
 from peft import PeftModel
@@ -70,7 +70,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 
 ## Training data
 
-{{ "The corpus that medkit ships, written for it (Apache-2.0)." if builtin else licences }}
+{{ "The built-in corpus, written for medkit (Apache-2.0)." if builtin else licences }}
 
 ## Training
 
@@ -79,7 +79,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 LoRA r {{ recipe.lora.r }}, alpha {{ recipe.lora.alpha }}{{ ", rank-stabilized" if recipe.lora.rslora }}, on \
 {{ recipe.lora.target_modules | join(", ") }}; hand-over between the stages: {{ recipe.dmt.handover }}; \
 replayed rows per consultation: {{ "%.4f" | format(recipe.dmt.replay_share) }}. \
-{{ versions | join(", ") }}. On {{ machine }}. The run's ledger.md sets every choice beside the paper's.
+{{ versions | join(", ") }}. On {{ machine }}. The run's ledger.md compares every setting with the paper's.
 
 ## Evaluation
 
@@ -88,7 +88,7 @@ replayed rows per consultation: {{ "%.4f" | format(recipe.dmt.replay_share) }}. 
 Protocol: {{ protocol }}; Wilson's 95% intervals.
 
 {% if consumer %}Patients' queries (n = {{ consumer.n }}): BERTScore F1 against one physician's answer \
-{{ f1 }}, `{{ consumer.scorer.hash }}`. Likeness to a physician's wording is not safety.
+{{ f1 }}, `{{ consumer.scorer.hash }}`. Similarity to a physician's wording is not safety.
 
 {% endif %}{% if contaminated %}{{ contaminated }} of the evaluation questions were found in the training \
 rows.
@@ -96,35 +96,35 @@ rows.
 {% endif %}## Not tested
 
 Safety, harm, bias by group of patients, other languages, several turns with a real patient, robustness to \
-wording, and everything else that is not in the tables above. One training seed: the intervals cover the \
-draw of questions, not the draw of training runs.
+wording, and everything else not in the tables above. One training seed: the intervals cover the \
+choice of questions, not the variation between training runs.
 """
 
 
 class CardError(MedkitError):
-    """A run without an adapter or results to write a card of."""
+    """A run without the adapter or results that a card needs."""
 
 
 def write(run: str) -> Path:
-    """results/RUN/hub: README.md, .eval_results/*.yaml and Med-Nirvana's adapter, ready to be uploaded.
+    """Write README.md, .eval_results/*.yaml and Med-Nirvana's adapter to results/RUN/hub, ready to upload.
 
-    The adapter's files are hard links; its configuration names the base as the hub does, not as a folder of
-    this machine. Raises CardError for no run or no results of Med-Nirvana, ResultsError where a file is
-    missing or the run is part of the repository.
+    The adapter's files are hard links, and its configuration names the base by its hub id. Raises CardError
+    if there is no run or it has no results of Med-Nirvana, ResultsError if a file is missing or the run is
+    committed.
     """
-    place = storage.folder(run)
-    info = run_json.read(place)
+    folder = storage.folder(run)
+    info = run_json.read(folder)
     if info is None:
-        raise CardError(f"{storage.relpath(place)} holds no run; name one that was trained")
-    storage.require(place, ["stage2/adapter/adapter_model.safetensors"])
-    storage.check_not_committed(place)
+        raise CardError(f"{storage.relpath(folder)} is not a run; name one that was trained")
+    storage.require(folder, ["stage2/adapter/adapter_model.safetensors"])
+    storage.check_not_committed(folder)
     recipe = recipes.from_dict(info["recipe"])
     base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
-    summary = storage.load(place, "mcq/summary.json", ("models", "datasets"))
-    hub = place / "hub"
-    _link_adapter(place / "stage2" / "adapter", hub, base)
-    storage.write_text(hub / "README.md", f"{_card(place, info, recipe, base, summary)}\n")
-    if info["data"]["origin"] != "builtin":  # a corpus that the hub does not have
+    summary = storage.load(folder, "mcq/summary.json", ("models", "datasets"))
+    hub = folder / "hub"
+    _link_adapter(folder / "stage2" / "adapter", hub, base)
+    storage.write_text(hub / "README.md", f"{_card(folder, info, recipe, base, summary)}\n")
+    if info["data"]["origin"] != "builtin":  # the built-in corpus has no page on the hub
         for name, accuracy in _accuracies(summary).items():
             entry = eval_result_entries_to_yaml([_entry(name, accuracy, info)])
             text = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)
@@ -142,9 +142,9 @@ def _link_adapter(adapter: Path, hub: Path, base: str) -> None:
     storage.write_json(hub / "adapter_config.json", config | {"base_model_name_or_path": base})
 
 
-def _card(place: Path, info: dict, recipe: Recipe, base: str, summary: dict) -> ModelCard:
-    """The model card; its metadata is refused by ModelCardData where the hub would refuse it."""
-    builtin, title = info["data"]["origin"] == "builtin", f"Med-Nirvana ({place.name})"
+def _card(folder: Path, info: dict, recipe: Recipe, base: str, summary: dict) -> ModelCard:
+    """The model card. ModelCardData validates its metadata as the hub does."""
+    builtin, title = info["data"]["origin"] == "builtin", f"Med-Nirvana ({folder.name})"
     sources = [SOURCES[name] for name in ("medqa", "medmcqa", "pubmedqa", recipe.data.dialogues)]
     accuracies = _accuracies(summary)
     data = ModelCardData(
@@ -158,7 +158,7 @@ def _card(place: Path, info: dict, recipe: Recipe, base: str, summary: dict) -> 
         eval_results=None if builtin else [_result(name, accuracy) for name, accuracy in accuracies.items()],
         **LICENCES.get(recipe.model.base, UNSTATED),
     )
-    path = place / "consumer" / "summary.json"
+    path = folder / "consumer" / "summary.json"
     consumer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     left_out = (summary.get("without_contaminated") or {}).get("left_out") or {}
     return ModelCard.from_template(
@@ -185,7 +185,7 @@ def _card(place: Path, info: dict, recipe: Recipe, base: str, summary: dict) -> 
 
 
 def _accuracies(summary: dict) -> dict[str, dict]:
-    """Benchmark -> Med-Nirvana's accuracy with n and interval, and the benchmark's chance."""
+    """Benchmark -> Med-Nirvana's accuracy with n and interval, and the chance level."""
     accuracies = {
         name: dataset["models"][MODEL] | {"chance": dataset["chance"]}
         for name, dataset in summary["datasets"].items()
@@ -197,12 +197,12 @@ def _accuracies(summary: dict) -> dict[str, dict]:
 
 
 def _note(accuracy: dict) -> str:
-    ends = f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
-    return f"n = {accuracy['n']}, Wilson 95% {ends}; {PROTOCOL}; medkit"
+    bounds = f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+    return f"n = {accuracy['n']}, Wilson 95% {bounds}; {PROTOCOL}; medkit"
 
 
 def _result(name: str, accuracy: dict) -> EvalResult:
-    """A benchmark in the card's model-index."""
+    """A benchmark's entry in the card's model-index."""
     source, part = SOURCES[name], SOURCES[name].parts["eval"]
     return EvalResult(
         task_type="question-answering",
@@ -219,7 +219,7 @@ def _result(name: str, accuracy: dict) -> EvalResult:
 
 
 def _entry(name: str, accuracy: dict, info: dict) -> EvalResultEntry:
-    """The same in `.eval_results`."""
+    """A benchmark's entry in `.eval_results`."""
     source = SOURCES[name]
     return EvalResultEntry(
         dataset_id=source.hub_id,
@@ -246,15 +246,18 @@ def _licences(sources) -> str:
 def _stages(info: dict, recipe: Recipe) -> str:
     rows = []
     for stage, notebook in (("stage1", "01_stage1"), ("stage2", "02_stage2")):
-        spec, done = getattr(recipe, stage), info["notebooks"].get(notebook, {})
-        row = {
-            "stage": stage[-1],
-            "samples": f"{done.get('samples', 0):,}",
-            "steps": f"{done.get('steps', 0):,}",
-        }
-        row |= {"learning rate": f"{spec.learning_rate:g}"}
-        row |= {"samples a step": str(spec.batch_size * spec.accumulation), "loss on": spec.loss_on}
-        rows.append(row | {"hours": f"{done.get('seconds', 0) / 3600:.2f}"})
+        spec, notes = getattr(recipe, stage), info["notebooks"].get(notebook, {})
+        rows.append(
+            {
+                "stage": stage[-1],
+                "samples": f"{notes.get('samples', 0):,}",
+                "steps": f"{notes.get('steps', 0):,}",
+                "learning rate": f"{spec.learning_rate:g}",
+                "samples per step": str(spec.batch_size * spec.accumulation),
+                "loss on": spec.loss_on,
+                "hours": f"{notes.get('seconds', 0) / 3600:.2f}",
+            }
+        )
     return grid(pd.DataFrame(rows))
 
 

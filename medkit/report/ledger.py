@@ -1,7 +1,7 @@
-"""The ledger: each knob, what the paper says, what its authors released, what this run does, and why.
+"""The ledger: each setting in the paper, in its authors' release and in this run, and why it was chosen.
 
 Paper: the text of "Multi-Stage QLoRA with Augmented Structured Dialogue Corpora". Release: the two notebooks
-its authors published in December 2024. Where one of them says nothing, the ledger says that it is silent.
+that its authors published in December 2024. "silent" means that the source does not mention the setting.
 """
 
 import math
@@ -17,18 +17,18 @@ from medkit.report import markdown
 from medkit.runs import run_json, storage
 
 SILENT = "silent"
-UNSAID = (SILENT, "not released", "not recorded")
+NOT_STATED = (SILENT, "not released", "not recorded")
 CHOSEN = "this kit's choice: neither says"
 COLUMNS = ["knob", "paper", "release", "run", "why"]
 
 
 class LedgerError(MedkitError):
-    """A run without a readable run.json; one line."""
+    """A run without run.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A recipe's field beside the paper and the release; ledger.toml says what stands where."""
+    """A recipe's field in the paper and in the release, from ledger.toml, which explains the fields."""
 
     field: str
     paper: Any = SILENT
@@ -41,25 +41,26 @@ class Knob:
 
 
 def _by_field(entries: dict[str, Any]) -> dict[str, Any]:
-    """The entries of ledger.toml by the recipe's fields: those of `stages.FIELD` are either stage's."""
+    """Entries of ledger.toml by recipe field. An entry `stages.FIELD` applies to both stages."""
     by_field = {}
     for name, entry in entries.items():
         if isinstance(entry, dict) and "both" in entry:
-            entry = entry | {"paper": entry["both"], "release": entry["both"]}
-            entry.pop("both")
-        for stage in ("stage1", "stage2") if name.startswith("stages.") else ("",):
-            by_field[name.replace("stages", stage) if stage else name] = entry
+            both = entry["both"]
+            entry = {key: value for key, value in entry.items() if key != "both"}
+            entry |= {"paper": both, "release": both}
+        for stage in ("stage1", "stage2") if name.startswith("stages.") else ("stages",):
+            by_field[name.replace("stages", stage)] = entry
     return by_field
 
 
 _DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-KNOBS = tuple(Knob(field, **said) for field, said in _by_field(_DATA["knobs"]).items())
+KNOBS = tuple(Knob(field, **entry) for field, entry in _by_field(_DATA["knobs"]).items())
 OURS = _by_field(_DATA["ours"])
 FIXED = [[row[column] for column in COLUMNS] for row in _DATA["fixed"]]
 
 
 def ledger(info: dict) -> pd.DataFrame:
-    """One row a knob, from a run's run.json: columns COLUMNS (strings)."""
+    """One row per setting, from a run's run.json: COLUMNS, as strings."""
     name, settings = info["recipe"]["name"], info.get("settings", {})
     fields = {
         f"{part}.{field}": value
@@ -69,44 +70,45 @@ def ledger(info: dict) -> pd.DataFrame:
     }
     if info.get("data", {}).get("origin") == "folder":
         fields["data.origin"], settings = "folder", settings | {"data.origin": "--data-dir"}
-    by_field = {knob.field: knob for knob in KNOBS}
+    knobs = {knob.field: knob for knob in KNOBS}
     rows = []
     for field, value in fields.items():
-        knob = by_field.get(field, Knob(field))
-        sides = _said(knob.paper, knob.words, knob.zero), _said(knob.release, knob.release_words, knob.zero)
-        reason = "set for this run" if field in settings else _reason(knob, value, name)
-        rows.append((field, *sides, _shown(value, knob.zero), reason))
+        knob = knobs.get(field, Knob(field))
+        paper = _stated(knob.paper, knob.words, knob.zero)
+        release = _stated(knob.release, knob.release_words, knob.zero)
+        why = "set for this run" if field in settings else _reason(knob, value, name)
+        rows.append((field, paper, release, _format(value, knob.zero), why))
     return pd.DataFrame([*rows, *FIXED], columns=COLUMNS)
 
 
 def _reason(knob: Knob, value: Any, recipe: str) -> str:
     if knob.field in OURS:
         return OURS[knob.field]
-    paper, release = _same(value, knob.paper), _same(value, knob.release)
+    paper, release = _equal(value, knob.paper), _equal(value, knob.release)
     if paper or release:
         against = "" if paper or knob.paper == SILENT else ", against the paper"
-        sides = ("the paper",) * paper + ("the release",) * release
-        return f"as {' and '.join(sides)}{against}"
-    if knob.why and _same(value, recipes.flat(recipes.PRESETS["recommended"])[knob.field]):
+        sources = ("the paper",) * paper + ("the release",) * release
+        return f"as {' and '.join(sources)}{against}"
+    if knob.why and _equal(value, recipes.flat(recipes.PRESETS["recommended"])[knob.field]):
         return knob.why
     return knob.small if recipe == "cpu" else CHOSEN
 
 
-def _same(value: Any, said: Any) -> bool:
-    if said in UNSAID:
+def _equal(value: Any, stated: Any) -> bool:
+    if stated in NOT_STATED:
         return False
-    if isinstance(said, list):
-        return list(value) == said
-    return math.isclose(value, said) if isinstance(said, float) else value == said
+    if isinstance(stated, list):
+        return list(value) == stated
+    return math.isclose(value, stated) if isinstance(stated, float) else value == stated
 
 
-def _said(said: Any, words: str, zero: str) -> str:
-    if said in UNSAID:
-        return f"{said}: {words}" if words else said
-    return f"{_shown(said, zero)} ({words})" if words else _shown(said, zero)
+def _stated(value: Any, words: str, zero: str) -> str:
+    if value in NOT_STATED:
+        return f"{value}: {words}" if words else value
+    return f"{_format(value, zero)} ({words})" if words else _format(value, zero)
 
 
-def _shown(value: Any, zero: str) -> str:
+def _format(value: Any, zero: str) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(value)
     if isinstance(value, bool):
@@ -119,14 +121,14 @@ def _shown(value: Any, zero: str) -> str:
 
 
 def render(info: dict) -> str:
-    """The ledger of a run as Markdown."""
+    """A run's ledger as Markdown."""
     table = ledger(info).rename(columns={"paper": "the paper", "release": "the release", "run": "this run"})
     about = __doc__.partition("\n")[2].strip()
     return f"# Ledger of a `{info['recipe']['name']}` run\n\n{about}\n\n{markdown.grid(table)}\n"
 
 
 def write(run_dir: str | Path) -> Path:
-    """Write ledger.md into a run's folder, from its run.json; LedgerError where that is missing."""
+    """Write ledger.md to a run's folder. Raises LedgerError if its run.json is missing."""
     info = run_json.read(Path(run_dir))
     if info is None:
         raise LedgerError(f"{Path(run_dir) / 'run.json'} is missing; run notebook 01_stage1 first")

@@ -113,7 +113,7 @@ def test_any_other_base_states_no_licence_of_ours(run, tmp_path):
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("run.json", "holds no run"),
+        ("run.json", "is not a run"),
         ("stage2/adapter/adapter_model.safetensors", "is missing"),
         ("mcq/summary.json", "03_mcq_eval"),
     ],

@@ -27,15 +27,15 @@ def test_the_presets_do_what_the_ledger_says_of_their_source(recipe, side):
     fields = recipes.flat(recipes.PRESETS[recipe])
     for knob in ledger.KNOBS:
         said = getattr(knob, side)
-        if said not in ledger.UNSAID:
-            assert ledger._same(fields[knob.field], said), knob.field
+        if said not in ledger.NOT_STATED:
+            assert ledger._equal(fields[knob.field], said), knob.field
 
 
 def test_the_paper_preset_fills_silence_from_the_release():
     fields = recipes.flat(recipes.PRESETS["paper"])
     for knob in ledger.KNOBS:
-        if knob.paper == ledger.SILENT and knob.release not in ledger.UNSAID:
-            assert ledger._same(fields[knob.field], knob.release), knob.field
+        if knob.paper == ledger.SILENT and knob.release not in ledger.NOT_STATED:
+            assert ledger._equal(fields[knob.field], knob.release), knob.field
 
 
 @pytest.mark.parametrize("recipe", list(recipes.PRESETS))
