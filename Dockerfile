@@ -4,7 +4,7 @@
 FROM nvidia/cuda:12.8.1-devel-ubuntu24.04
 
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# Triton, on which Unsloth's kernels stand, compiles with gcc and Python's headers at run time.
+# Unsloth's kernels use Triton, which compiles with gcc and Python's headers at run time.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends git gcc libc6-dev python3-dev python3-venv \
@@ -16,7 +16,7 @@ WORKDIR /medkit
 RUN python3 -m venv /home/researcher/venv
 ENV PATH=/home/researcher/venv/bin:$PATH MEDKIT_CACHE=/home/researcher/.cache/medkit
 
-# The same pins as environment.yml's: pyproject.toml's own, and the extra gpu (torch, CUDA and xformers that fit).
+# The same pins as in environment.yml: pyproject.toml with its extra gpu (matching torch, CUDA and xformers).
 COPY --chown=researcher pyproject.toml README.md LICENSE ./
 COPY --chown=researcher medkit/__init__.py medkit/__init__.py
 # hadolint ignore=DL3013
