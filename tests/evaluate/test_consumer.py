@@ -19,7 +19,7 @@ from medkit.evaluate.generation import Answer
 from medkit.evaluate.scorer import Scorer
 from medkit.evaluate.style import MARKERS, in_another_script, markers, word_count
 from medkit.records import ConsumerQuery
-from medkit.report.samples import choose, escape, samples
+from medkit.report.samples import escape, render, select_cases
 from medkit.train import smollm2
 
 
@@ -570,7 +570,7 @@ def test_rescaled_means_where_a_baseline_exists(scorer, monkeypatch):
 
 def page(evaluated, cases=CASES, tuned=TUNED, **settings):
     settings = {"include_text": True} | settings
-    return samples(
+    return render(
         cases, {"base": BASE, "tuned": tuned}, evaluated[1], first="base", second="tuned", **settings
     )
 
@@ -578,7 +578,7 @@ def page(evaluated, cases=CASES, tuned=TUNED, **settings):
 def test_best_median_worst_by_gain():
     # 9 gains, 2 of each: 9 8 | 7 | 6 5 | 4 3 | 2 1, where 5 is the median
     gains = [5, 9, 1, 4, 8, 2, 7, 3, 6]
-    picked = choose(gains, 2)
+    picked = select_cases(gains, 2)
     assert {title: [gains[i] for i in where] for title, where in picked.items()} == {
         "Best": [9, 8],
         "Median": [5, 4],
@@ -588,7 +588,7 @@ def test_best_median_worst_by_gain():
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.integers(1, 5))
 def test_no_case_is_chosen_twice(gains, each):
-    picked = [i for where in choose(gains, each).values() for i in where]
+    picked = [i for where in select_cases(gains, each).values() for i in where]
     assert len(picked) == len(set(picked)) <= 3 * each
     assert [gains[i] for i in picked] == sorted((gains[i] for i in picked), reverse=True)
 
