@@ -75,9 +75,9 @@ def test_parts_that_fit_are_told_one_by_one(run):
     told = consistency.check(run).splitlines()
     assert len(told) == 6 and all(line.startswith("- ") for line in told)
     assert told[0] == "- 5 notebooks are complete."
-    assert told[2] == "- 2 models have the same identity in both evaluations."
-    assert told[3] == "- mcq/summary.json is that of the 24 outcomes in mcq/items.csv."  # 4 x 3 x 2
-    assert told[4] == "- stage2/replay.csv holds the 2 training rows of data/manifest.json."
+    assert told[2] == "- 2 models have the same weights in both evaluations."
+    assert told[3] == "- mcq/summary.json matches the 24 outcomes in mcq/items.csv."  # 4 x 3 x 2
+    assert told[4] == "- stage2/replay.csv has the 2 training rows of data/manifest.json."
 
 
 def test_a_run_without_the_control_arm_is_whole(run):
@@ -85,7 +85,7 @@ def test_a_run_without_the_control_arm_is_whole(run):
     one_model_less(run)
     told = consistency.check(run).splitlines()
     assert told[0].startswith("- 4 notebooks are complete. No control arm: notebook 02")
-    assert consistency.arms(run) == ("med-nirvana",)
+    assert consistency.stage2_models(run) == ("med-nirvana",)
 
 
 def test_a_control_arm_of_an_earlier_stage_1_that_was_not_evaluated_is_not_the_runs(run):
@@ -97,7 +97,7 @@ def test_a_control_arm_of_an_earlier_stage_1_that_was_not_evaluated_is_not_the_r
     del run.info["notebooks"]["03_mcq_eval"]["models"]["control"]
     one_model_less(run)
     assert "No control arm" in consistency.check(run)
-    assert consistency.arms(run) == ("med-nirvana",)
+    assert consistency.stage2_models(run) == ("med-nirvana",)
 
 
 def failed(run):
@@ -147,11 +147,17 @@ def other_replay(run):
         (missing, "notebook 02_stage2 is missing"),
         (trained_again, "02_stage2 was run again after 03_mcq_eval; run 03_mcq_eval again too"),
         (first_stage_again, "01_stage1 was run again after 02_stage2; run 02_stage2 again too"),
-        (other_weights, "base is not one model in 03_mcq_eval and 04_consumer_eval"),
-        (other_outcomes, r"does not fit mcq/items\.csv \(control, pubmedqa\); run 03_mcq_eval again"),
+        (
+            other_weights,
+            "03_mcq_eval and 04_consumer_eval evaluated different weights of base; run both again",
+        ),
+        (other_outcomes, r"does not match mcq/items\.csv \(control, pubmedqa\); run 03_mcq_eval again"),
         (one_model_less, r"mcq/summary\.json lacks control"),
-        (other_recipe, r"data/manifest\.json is of recipe paper; run 01_stage1 again"),
-        (other_replay, r"stage2/replay\.csv does not fit data/manifest\.json; run notebook 02_stage2 again"),
+        (other_recipe, r"data/manifest\.json belongs to recipe paper; run 01_stage1 again"),
+        (
+            other_replay,
+            r"stage2/replay\.csv does not match data/manifest\.json; run notebook 02_stage2 again",
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -165,11 +171,11 @@ def test_parts_that_do_not_belong_together_are_refused(run, spoil, said):
 def test_a_run_made_in_parts_says_so(run):
     part = {key: run.info[key] for key in ("git", "versions")}
     run.info["continued"] = [part]
-    assert "Made by one version of the code" in consistency.check(run)
+    assert "Made with one version of the code" in consistency.check(run)
     run.info["continued"] = [part | {"git": {"commit": "f" * 40, "modified": []}}]
-    assert "under different code or libraries" in consistency.check(run) and "f" * 12 in consistency.check(
+    assert "different versions of code or libraries" in consistency.check(
         run
-    )
+    ) and "f" * 12 in consistency.check(run)
 
 
 def test_curves_and_costs(run):
@@ -307,15 +313,15 @@ def test_further_runs_of_other_seeds_are_folded_in(run):
 
 def test_runs_that_are_no_other_seeds_are_not_folded_in(run):
     again(run, "same")
-    with pytest.raises(ReportError, match="same has the seeds of a run that is in already"):
+    with pytest.raises(ReportError, match="same has the same seeds as another run; leave one of them out"):
         consistency.with_seeds(run, "same")
     again(run, "other", stage1=1)
     info = json.loads((run.folder.parent / "other" / "run.json").read_text())
     info["recipe"]["lora"]["r"] = 8
     storage.write_json(run.folder.parent / "other" / "run.json", info)
-    with pytest.raises(ReportError, match=r"other differs in lora\.r \(8, here 16\)"):
+    with pytest.raises(ReportError, match=r"other differs in lora\.r \(8, in this run 16\)"):
         consistency.with_seeds(run, "other")
-    with pytest.raises(ReportError, match="nothing is no complete run"):
+    with pytest.raises(ReportError, match="nothing is not a complete run"):
         consistency.with_seeds(run, "nothing")
 
 
