@@ -1,4 +1,4 @@
-"""What notebooks 03 to 06 show: settings, benchmarks, a prompt, accuracies, errors, scores, style."""
+"""Views of the notebooks: settings, benchmarks, a prompt, accuracies, errors, scores and style."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,24 @@ from medkit.runs import arms, run_json, storage
 from medkit.runs.run_json import Run, may_show
 
 
-def whole(frame: pd.DataFrame) -> HTML:
-    """A table with every row, and every text to its end: pandas shows sixty rows and fifty characters."""
+def full_table(frame: pd.DataFrame) -> HTML:
+    """A table with all rows and untruncated text; pandas stops at 60 rows and 50 characters."""
     with pd.option_context("display.max_colwidth", None):
         return HTML(frame.to_html())
 
 
-def details(summary: str, *parts: pd.DataFrame | str) -> HTML:
-    """One line and, for the reader who opens it, tables and Markdown."""
-    shown = (whole(part).data if isinstance(part, pd.DataFrame) else markdown2html(part) for part in parts)
-    return HTML(f"<details><summary>{_escaped(summary)}</summary>{''.join(shown)}</details>")
+def details(summary: str, *contents: pd.DataFrame | str) -> HTML:
+    """A collapsed section: a summary line that opens to tables and Markdown."""
+    body = "".join(
+        full_table(content).data if isinstance(content, pd.DataFrame) else markdown2html(content)
+        for content in contents
+    )
+    summary = html.escape(summary).replace("\n", "<br>")
+    return HTML(f"<details><summary>{summary}</summary>{body}</details>")
 
 
 def settings(run: Run) -> HTML:
-    """Where the run's settings differ from the paper's, side by side; behind one line each."""
+    """The settings that differ from the paper's, then all settings, each collapsed to one line."""
     fields, info = recipes.flat(run.recipe), run_json.latest(run.info)
     paper = recipes.flat(recipes.get("paper"))
     differing = {
@@ -49,15 +53,17 @@ def settings(run: Run) -> HTML:
     }
     everything = pd.DataFrame({"value": {name: str(value) for name, value in everything.items()}})
     summary = f"Settings: {len(differing)} of {len(fields) - 2} differ from the paper's"
-    first = details(
+    differences = details(
         f"{summary} (recipe {run.recipe.name})", pd.DataFrame.from_dict(differing, orient="index")
     )
-    return HTML(first.data + details("Every setting, the versions and the machine", everything).data)
+    return HTML(differences.data + details("Every setting, the versions and the machine", everything).data)
 
 
 def before_and_after(run: Run, item: MCQItem, before: str, after: str, show_text: bool) -> pd.DataFrame:
-    """The two answers to one question, and the right one; an answer can repeat its question, so that it is
-    shown where the question may be."""
+    """The answers to one question before and after training, and the right answer.
+
+    An answer can repeat its question, so it is hidden like a row of the data set.
+    """
     if not may_show(run, show_text):
         before, after = (f"{len(text.split())} words, not shown" for text in (before, after))
     rows = {"base model": before, "after stage 1": after, "right answer": item.answer}
@@ -65,7 +71,7 @@ def before_and_after(run: Run, item: MCQItem, before: str, after: str, show_text
 
 
 def benchmarks(run: Run, items: Sequence[MCQItem]) -> pd.DataFrame:
-    """Per benchmark: the split and why, n, chance, and what the most frequent answer would score."""
+    """Split and reason for it, n, chance, and the most frequent answer with its share, per benchmark."""
     rows = {}
     for name in dict.fromkeys(item.source for item in items):
         gold = [item.answer for item in items if item.source == name]
@@ -80,7 +86,7 @@ def benchmarks(run: Run, items: Sequence[MCQItem]) -> pd.DataFrame:
 
 
 def prompt(run: Run, tokenizer, item: MCQItem, show_text: bool) -> HTML:
-    """The prompt as the model gets it; for a data set's rows its form, with names in place of the texts."""
+    """The exact prompt of a question. Rows of a data set are replaced by placeholders unless `show_text`."""
     if not may_show(run, show_text):
         options = tuple(f"(option {letter})" for letter in item.letters)
         context = "(abstract)" if item.context else ""
@@ -90,7 +96,7 @@ def prompt(run: Run, tokenizer, item: MCQItem, show_text: bool) -> HTML:
 
 
 def comparisons(summary: dict) -> pd.DataFrame:
-    """Differences in points, second minus first, with the discordant questions behind them."""
+    """Paired differences in points, second minus first, with the numbers of discordant questions."""
     return pd.DataFrame(
         {
             "benchmark": TITLES[row["dataset"]],
@@ -107,9 +113,8 @@ def comparisons(summary: dict) -> pd.DataFrame:
 
 
 def groups(summary: dict) -> HTML:
-    """Accuracy by MedMCQA's subject and MedQA's step: a line a benchmark, and behind it a row a group, the
-    largest first."""
-    shown = ""
+    """Accuracy by MedMCQA subject and MedQA step: a collapsed table per benchmark, largest groups first."""
+    sections = ""
     for dataset, kind in (("medmcqa", "subject"), ("medqa", "step")):
         rows = pd.DataFrame([row for row in summary["groups"] if row["dataset"] == dataset])
         if rows.empty:
@@ -121,48 +126,50 @@ def groups(summary: dict) -> HTML:
         sizes = table.index.get_level_values("n")
         table = table.reset_index().set_index("group").rename_axis(columns=None)
         line = f"{TITLES[dataset]} by {kind}: {len(sizes)}, with {sizes.min():,} to {sizes.max():,} questions"
-        shown += details(line, table).data
-    return HTML(shown)
+        sections += details(line, table).data
+    return HTML(sections)
 
 
 def contamination(summary: dict) -> HTML:
-    """How many questions appear in training rows, and behind it the accuracies with and without them."""
+    """How many questions appear in training rows, and the accuracies with and without them."""
     if not summary["contamination_known"]:
-        return HTML("<p>This run has no training rows in which the questions could be looked for.</p>")
+        return HTML("<p>Contamination is unknown: this run has no training rows to search.</p>")
     without = summary["without_contaminated"]
     left_out = sum(without["left_out"].values())
-    asked = sum(of["n"] for of in summary["datasets"].values())
-    line = f"{left_out:,} of {asked:,} questions appear in a training row"
-    return details(f"{line}: accuracy without them", clean(summary, without)) if left_out else details(line)
+    total = sum(dataset["n"] for dataset in summary["datasets"].values())
+    line = f"{left_out:,} of {total:,} questions appear in a training row"
+    if not left_out:
+        return details(line)
+    return details(f"{line}: accuracy without them", contamination_table(summary, without))
 
 
-def clean(summary: dict, without: dict) -> pd.DataFrame:
-    """Accuracy on all questions beside that on those that appear in no training row."""
+def contamination_table(summary: dict, without: dict) -> pd.DataFrame:
+    """Accuracy on all questions and on those that appear in no training row."""
     rows = []
     for name, dataset in without["datasets"].items():
         for model, result in dataset["models"].items():
-            everything = summary["datasets"][name]["models"][model]
+            full_result = summary["datasets"][name]["models"][model]
             row = {"benchmark": TITLES[name], "model": arms.title(model)}
-            row |= {"n": everything["n"], "all": percent(everything), "n without": result["n"]}
+            row |= {"n": full_result["n"], "all": percent(full_result), "n without": result["n"]}
             rows.append(row | {"without": percent(result)})
     return pd.DataFrame(rows)
 
 
 def errors(run: Run, wrong: pd.DataFrame, items: Sequence[MCQItem], show_text: bool) -> pd.DataFrame:
-    """The sampled errors with the letters' log-probabilities, and the question where it may be shown."""
+    """Sampled errors with the letters' log-probabilities, and the question or, if hidden, its id."""
     by_id = {(item.source, item.id): item for item in items}
     rows = []
-    for row in wrong.itertuples():
-        item = by_id[row.dataset, row.item_id]
-        question = item.question if may_show(run, show_text) else row.item_id
-        shown = {"benchmark": TITLES[row.dataset], "question": question}
-        shown |= {"gold": row.gold, "predicted": row.predicted}
-        rows.append(shown | {f"log p({x})": f"{getattr(row, f'logprob_{x}'):.2f}" for x in item.letters})
+    for error in wrong.itertuples():
+        item = by_id[error.dataset, error.item_id]
+        question = item.question if may_show(run, show_text) else error.item_id
+        row = {"benchmark": TITLES[error.dataset], "question": question}
+        row |= {"gold": error.gold, "predicted": error.predicted}
+        rows.append(row | {f"log p({x})": f"{getattr(error, f'logprob_{x}'):.2f}" for x in item.letters})
     return pd.DataFrame(rows).fillna("")
 
 
 def protocols(results: Sequence[dict]) -> HTML:
-    """What the way of reading an answer changes: a line, and the accuracies behind it."""
+    """How many accuracies change with the protocol, and all of them in a collapsed table."""
     tests = tables.protocol_tests(results)
     if not tests:
         return HTML("<p>No question was answered in words.</p>")
@@ -174,7 +181,7 @@ def protocols(results: Sequence[dict]) -> HTML:
 
 
 def queries(run: Run, cases: Sequence[ConsumerQuery], left_out: dict[str, int]) -> HTML:
-    """How many queries were drawn from each source, and behind it why rows were skipped."""
+    """How many queries were drawn from each source, and the numbers of skipped rows by reason."""
     counts = pd.Series([TITLES[case.source] for case in cases]).value_counts()
     line = f"{len(cases)} of the {run.recipe.consumer.cases} cases that the recipe asks for: "
     line += ", ".join(f"{count} from {source}" for source, count in counts.items())
@@ -186,98 +193,94 @@ def _by_model(rows: Mapping[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict({arms.title(name): row for name, row in rows.items()}, orient="index")
 
 
-def _means(measured: dict, titles: Mapping[str, str]) -> dict[str, str]:
-    """title -> the mean of measured[part], with its interval."""
-    return {title: interval(measured[part], digits=4) for part, title in titles.items()}
+def _means(scores: dict, titles: Mapping[str, str]) -> dict[str, str]:
+    """title -> formatted mean and interval of scores[key], for `titles` from key to title."""
+    return {title: interval(scores[key], digits=4) for key, title in titles.items()}
 
 
-def _sides(summary: dict) -> dict[str, dict]:
-    """What was measured of each model's answers, and of the physicians'."""
+def _with_physicians(summary: dict) -> dict[str, dict]:
+    """Statistics of each model's answers, and of the physicians'."""
     return {**summary["models"], "physicians": summary["reference"]}
 
 
-def _minus(model: str, measured: dict) -> str:
-    return f"{arms.title(model)} minus {arms.title(measured['minus'])}"
+def _minus(model: str, differences: dict) -> str:
+    return f"{arms.title(model)} minus {arms.title(differences['minus'])}"
 
 
 def consumer_scores(summary: dict) -> pd.DataFrame:
-    """Per model BERTScore, rescaled where the encoder has a baseline, and ROUGE-L; 95% intervals."""
+    """BERTScore (also rescaled, if the encoder has a baseline) and ROUGE-L per model, with 95% intervals."""
     return _by_model(
         {
-            model: _means(measured, tables.SCORES)
-            | (_means(measured["rescaled"], {"f1": "F1, rescaled"}) if measured["rescaled"] else {})
-            for model, measured in summary["models"].items()
+            model: _means(scores, tables.SCORES)
+            | (_means(scores["rescaled"], {"f1": "F1, rescaled"}) if scores["rescaled"] else {})
+            for model, scores in summary["models"].items()
         }
     )
 
 
 def lengths(summary: dict) -> pd.DataFrame:
-    """Words of the answers, the physicians' last, and how many answers were cut off, empty, or cut for the
-    scorer."""
-    counts = {"cut": "cut at the limit", "too_long": "too long to be asked", "empty": "empty"}
+    """Words per answer of the models and the physicians, and the numbers of cut, empty and truncated ones."""
+    counts = {"cut": "cut at the limit", "too_long": "query too long", "empty": "empty"}
     counts |= {"truncated": "longer than the encoder reads"}
     return _by_model(
         {
-            model: {"words, mean": interval(measured["words"], digits=0)}
-            | {"median": measured["words"]["median"], "longest": measured["words"]["max"]}
-            | {title: measured.get(count, "") for count, title in counts.items()}
-            for model, measured in _sides(summary).items()
+            model: {"words, mean": interval(answers["words"], digits=0)}
+            | {"median": answers["words"]["median"], "longest": answers["words"]["max"]}
+            | {title: answers.get(count, "") for count, title in counts.items()}
+            for model, answers in _with_physicians(summary).items()
         }
     )
 
 
 def differences(summary: dict) -> pd.DataFrame:
-    """Paired differences over the cases; `same length`: both answers cut to the shorter one's words."""
+    """Paired differences over the cases. `same length`: both answers cut to the words of the shorter one."""
     return _by_model(
         {
-            _minus(model, measured): _means(measured, tables.SCORES)
-            | _means(measured["length_matched"], {"f1": "F1, same length"})
-            | {"words": interval(measured["words"], digits=0)}
-            | {"cases": summary["n"], "cases with two answers": measured["length_matched"]["n"]}
-            for model, measured in summary["differences"].items()
+            _minus(model, scores): _means(scores, tables.SCORES)
+            | _means(scores["length_matched"], {"f1": "F1, same length"})
+            | {"words": interval(scores["words"], digits=0)}
+            | {"cases": summary["n"], "cases with two answers": scores["length_matched"]["n"]}
+            for model, scores in summary["differences"].items()
         }
     )
 
 
 def control(summary: dict) -> pd.DataFrame:
-    """The same answers against another case's physician, and how much more their own physician gives."""
+    """F1 of the same answers against their own and against another case's physician."""
     return _by_model(
         {
             model: _means(summary["models"][model], {"f1": "F1, own physician"})
-            | _means(measured, {"f1": "F1, another case's", "gap": "difference"})
-            for model, measured in (summary["control"] or {}).items()
+            | _means(scores, {"f1": "F1, another case's", "gap": "difference"})
+            for model, scores in (summary["control"] or {}).items()
         }
     )
 
 
 def sampling(summary: dict) -> pd.DataFrame:
-    """F1 of the greedy answer, the mean sampled one and the best sampled one, and what picking adds."""
+    """F1 of the greedy answer, the mean and the best of the sampled ones, and the gain from picking."""
     sampled = summary["sampling"] or {"models": {}, "differences": {}}
     kinds = {"greedy": "greedy", "mean": "mean of the sampled", "best": "best of them"}
     gains = {"gain_of_best": "best minus mean", "best_minus_greedy": "best minus greedy"}
-    rows = {model: _means(measured, kinds | gains) for model, measured in sampled["models"].items()}
-    for model, measured in sampled["differences"].items():
-        rows[f"{arms.title(model)}, difference"] = _means(measured, kinds)
+    rows = {model: _means(scores, kinds | gains) for model, scores in sampled["models"].items()}
+    for model, scores in sampled["differences"].items():
+        rows[f"{arms.title(model)}, difference"] = _means(scores, kinds)
     return _by_model(rows).fillna("")
 
 
 def styles(summary: dict) -> pd.DataFrame:
-    """Percent of answers that show each marker, with Wilson's 95% interval, the physicians' last; and paired
-    differences in points, each on its own, with the bootstrap's."""
+    """Percent of answers with each style marker, with Wilson intervals, and paired differences in points.
+
+    The differences have bootstrap intervals that are not corrected for their number.
+    """
     n, rows = summary["n"], {}
     for name, (meaning, _) in MARKERS.items():
         row = rows[name] = {"means": meaning}
-        for model, measured in _sides(summary).items():
-            share = statistics.wilson(round(measured["style"][name] * n), n)
+        for model, answers in _with_physicians(summary).items():
+            share = statistics.wilson(round(answers["style"][name] * n), n)
             row[arms.title(model)] = percent(storage.plain(share))
-        for model, measured in summary["differences"].items():
-            row[_minus(model, measured)] = percent(measured["style"][name], "mean")
-        for model, measured in summary["models"].items():
-            row[f"{arms.title(model)} minus physicians"] = percent(
-                measured["style_minus_physicians"][name], "mean"
-            )
+        for model, scores in summary["differences"].items():
+            row[_minus(model, scores)] = percent(scores["style"][name], "mean")
+        for model, scores in summary["models"].items():
+            difference = scores["style_minus_physicians"][name]
+            row[f"{arms.title(model)} minus physicians"] = percent(difference, "mean")
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")

@@ -247,7 +247,7 @@ def test_scores_without_contaminated_questions(run):
     assert found["left_out"] == {"medqa": 2}
     own = found["datasets"]["medqa"]["models"]["base"]
     assert (own["correct"], own["n"]) == (1, 2) and found["datasets"]["pubmedqa"]["n"] == 3
-    table = display.clean(accuracy.mcq_summary(letters), found)
+    table = display.contamination_table(accuracy.mcq_summary(letters), found)
     assert table.loc[0, ["n", "n without"]].tolist() == [4, 2]
 
 

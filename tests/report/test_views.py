@@ -106,7 +106,7 @@ def test_contamination_is_a_line_and_a_table_where_there_is_any():
     none = summary | {"without_contaminated": {"left_out": {}, "datasets": {"medqa": own}}}
     assert "0 of 10 questions" in display.contamination(none).data
     unknown = display.contamination(none | {"contamination_known": False}).data
-    assert "no training rows" in unknown and "<table" not in unknown
+    assert "no training rows to search" in unknown and "<table" not in unknown
 
 
 def test_groups_are_a_line_a_benchmark_and_the_largest_first():
