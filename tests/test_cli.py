@@ -30,7 +30,7 @@ def empty_folder(tmp_path, monkeypatch):
         (["run", "cpu", "--run", "My Run"], "is not a valid run name"),
         (["run", "cpu", "--run", "../../out"], "is outside"),
         (["run", "cpu", "--data-dir", "nowhere"], "--data-dir nowhere is not a folder"),
-        (["run", "cpu", "--only", "3"], "--only 3 is no notebook; they are 01, 02, 03, 04, 05"),
+        (["run", "cpu", "--only", "3"], "--only 3 is not a notebook; choose from 01, 02, 03, 04, 05"),
         (["check", "laptop"], "unknown recipe"),
         (["check", "cpu", "--data-dir", "nowhere"], "--data-dir nowhere is not a folder"),
     ],

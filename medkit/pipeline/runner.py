@@ -1,4 +1,4 @@
-"""The pipeline: the numbered notebooks in their order, into one run's folder, told line by line."""
+"""The pipeline: executes the numbered notebooks in order into a run's folder."""
 
 import contextlib
 import os
@@ -20,25 +20,25 @@ from medkit.runs.inputs import check_data_dir
 from medkit.train import adapters, models
 
 NOTEBOOK_FOLDER = machine.CHECKOUT / "notebooks"
-DEFAULT_NAMES = {"cpu": "demo"}  # of a recipe's run; every other is the recipe's own
+DEFAULT_NAMES = {"cpu": "demo"}  # recipe -> name of its run; for other recipes the recipe's name
 
 
 class RunFailed(Exception):
-    """A notebook failed on the way; the message names it and its cell."""
+    """A notebook failed; the message names the notebook and the cell."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One execution of a notebook. Arms of an experiment are steps of one notebook that differ in `fixed`."""
+    """One execution of a notebook. Steps of the same notebook differ in `fixed`."""
 
-    number: str  # what --only names
+    number: str  # for --only
     notebook: str  # notebooks/NOTEBOOK.ipynb
-    takes: tuple[str, ...]  # which of the run's recipe, run_dir, data_dir and settings are its parameters
+    takes: tuple[str, ...]  # parameters it takes from the run: recipe, run_dir, data_dir, settings
     fixed: dict = field(default_factory=dict)  # its other parameters
-    needs: tuple[str, ...] = ()  # files in the run's folder
-    reads: tuple[str, ...] = ()  # as DataSpec.source_part names them: "NAME train" or "NAME eval"
-    writes: tuple[str, ...] = ()  # in the run's folder: what later steps need
-    suffix: str = ""  # of the executed copy
+    needs: tuple[str, ...] = ()  # files it reads in the run's folder
+    reads: tuple[str, ...] = ()  # parts of sources, as preflight.inputs.check takes them
+    writes: tuple[str, ...] = ()  # files in the run's folder that later steps need
+    suffix: str = ""  # added to the name of the executed notebook
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ _ADAPTERS = tuple(f"{arms.ARMS[name].folder}/adapter" for name in ("med-mix", "m
 _EXAMS_TRAIN = tuple(f"{name} train" for name in sources.EXAMS)
 _EXAMS_EVAL = tuple(f"{name} eval" for name in sources.EXAMS)
 _CASES = ("icliniq eval", "healthcaremagic eval")
-_ROWS2 = (*_EXAMS_TRAIN, "dialogues train")
+_STAGE2_ROWS = (*_EXAMS_TRAIN, "dialogues train")
 _STAGE2: dict = {"takes": _TRAINING, "needs": _ADAPTERS[:1]}
 
 NOTEBOOKS = (
@@ -61,7 +61,7 @@ NOTEBOOKS = (
         "02_stage2",
         **_STAGE2,
         fixed={"replay": True},
-        reads=_ROWS2 + _EXAMS_EVAL + _CASES,  # what evaluates it is looked for in what trains it
+        reads=_STAGE2_ROWS + _EXAMS_EVAL + _CASES,  # searches the training rows for evaluation items
         writes=_ADAPTERS[1:2],
     ),
     Step(
@@ -69,7 +69,7 @@ NOTEBOOKS = (
         "02_stage2",
         **_STAGE2,
         fixed={"replay": False},
-        reads=_ROWS2,
+        reads=_STAGE2_ROWS,
         writes=_ADAPTERS[2:],
         suffix="_noreplay",
     ),
@@ -87,7 +87,7 @@ NOTEBOOKS = (
 
 
 def model_alone(model: str, adapter: str = "") -> Step:
-    """Notebook 03 on any model, with an adapter or without, in place of a run's own."""
+    """Notebook 03 on any model, with an optional adapter, instead of a run's models."""
     return Step("03", "03_mcq_eval", _EVALUATION, {"model": model, "adapter": adapter}, reads=_EXAMS_EVAL)
 
 
@@ -104,70 +104,69 @@ def run(
     folder: Path = NOTEBOOK_FOLDER,
     out=None,
 ) -> Path:
-    """Execute the steps (those of `only`) into results/NAME, and return that folder.
+    """Execute the steps, or those with a number in `only`, into results/NAME. Returns that folder.
 
-    A run without a name has its recipe's; that of `cpu` is `demo`, since results/cpu is the repository's.
-    Without resume, fresh or only, the folder must not hold a run. resume leaves out what is finished and
-    only executes its steps again, both in a run that must be the same; fresh replaces the run.
-    Raises MedkitError before anything is written, RunFailed where a notebook failed.
+    name: defaults to the recipe's name, for `cpu` to `demo`. resume: continue the run of that name and skip
+    finished notebooks. only: execute steps again in an existing run. fresh: replace the run. Without any of
+    these the folder must not contain a run.
+    Raises MedkitError before anything is written, and RunFailed if a notebook fails.
     """
     settings = "\n".join(settings)
     resolved = recipes.get(recipe, settings)
-    place = storage.folder(name or DEFAULT_NAMES.get(recipe, recipe))
-    storage.check_not_committed(place)
+    run_folder = storage.folder(name or DEFAULT_NAMES.get(recipe, recipe))
+    storage.check_not_committed(run_folder)
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
-    steps = _chosen(steps, only)
+    steps = _select(steps, only)
     check_data_dir(data_dir)
-    known = {"recipe": recipe, "run_dir": f"results/{place.name}", "data_dir": data_dir, "settings": settings}
-    parameters = step_parameters(steps, folder, known)
-    parts = [part for step in steps for part in step.reads]
-    inputs.check(resolved, data_dir, parts)
+    run_values = {"recipe": recipe, "run_dir": f"results/{run_folder.name}", "data_dir": data_dir}
+    parameters = step_parameters(steps, folder, run_values | {"settings": settings})
+    inputs.check(resolved, data_dir, [part for step in steps for part in step.reads])
     adapter = steps[0].fixed.get("adapter", "")
     if adapter:
         adapters.read_config(Path(adapter).expanduser())
-    described = run_json.describe(recipe, settings, data_dir, adapter)
-    with storage.lock(place):
-        _refuse_others_files(place)
-        info = None if fresh else _earlier(place, described, resume, bool(only))
-        done = _finished(place, info) if resume else set()
-        _refuse_missing(place, steps, fresh, done, joint=resolved.dmt.handover == "joint")
+    description = run_json.describe(recipe, settings, data_dir, adapter)
+    with storage.lock(run_folder):
+        _check_replaceable(run_folder)
+        info = None if fresh else _previous_run(run_folder, description, resume, bool(only))
+        finished = _finished(run_folder, info) if resume else set()
+        remaining = [step for step in steps if step.name not in finished]
+        _check_needs(run_folder, remaining, fresh, joint=resolved.dmt.handover == "joint")
         if fresh:
-            _remove(place)
-        opened = run_json.Run(place, info or described, resolved, data_dir)
+            _remove(run_folder)
+        opened = run_json.Run(run_folder, info or description, resolved, data_dir)
         if info:
-            _note_resumption(info, described)
+            _record_resumption(info, description)
         opened.info["status"] = "running"
-        storage.write_json(place / "run.json", opened.info)
+        storage.write_json(run_folder / "run.json", opened.info)
         with Status(out or sys.stderr) as status, _environment(hub.offline()) as environment:
-            status.line(f"{storage.relpath(place)}: recipe {recipe}, {len(steps)} notebooks")
+            status.line(f"{storage.relpath(run_folder)}: recipe {recipe}, {len(steps)} notebooks")
             for step, values in zip(steps, parameters, strict=True):
-                if step.name in done:
+                if step not in remaining:
                     status.line(f"{step.name:<22} finished before")
                     continue
                 try:
                     _execute(opened, step, values, folder, environment, status)
-                except (MedkitError, OSError) as error:  # a full disk, say: too late for a refusal
+                except (MedkitError, OSError) as error:  # e.g. a full disk
                     raise RunFailed(f"{step.name}: {error}") from None
-    return place
+    return run_folder
 
 
-def step_parameters(steps: Sequence[Step], folder: Path, known: dict[str, str]) -> list[dict]:
-    """Each step's parameters, out of the run's `known` ones. NotebookError where its notebook lacks one."""
-    parameters = [{key: known[key] for key in step.takes} | step.fixed for step in steps]
+def step_parameters(steps: Sequence[Step], folder: Path, run_values: dict[str, str]) -> list[dict]:
+    """Each step's parameters: those it takes of the run's, and its fixed ones. Raises NotebookError if a
+    notebook does not accept them."""
+    parameters = [{key: run_values[key] for key in step.takes} | step.fixed for step in steps]
     for step, values in zip(steps, parameters, strict=True):
         notebooks.check_parameters(folder / f"{step.notebook}.ipynb", values)
     return parameters
 
 
-def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, status) -> None:
+def _execute(opened, step: Step, parameters: dict, folder: Path, environment: dict, status) -> None:
     opened.note(step.name, status="running", started=run_json.utc_now())
     status.start(step.name)
-    began = time.monotonic()
-    output = opened.folder / "notebooks" / f"{step.name}.ipynb"
-    failure = notebooks.execute(
-        folder / f"{step.notebook}.ipynb", output, values, environment, on_cell=status.cell, stream=status
-    )
-    seconds = round(time.monotonic() - began, 1)
+    start = time.monotonic()
+    notebook, output = folder / f"{step.notebook}.ipynb", opened.folder / "notebooks" / f"{step.name}.ipynb"
+    failure = notebooks.execute(notebook, output, parameters, environment, on_cell=status.cell, stream=status)
+    seconds = round(time.monotonic() - start, 1)
     if failure:
         opened.info = run_json.read(opened.folder) or opened.info
         opened.info["failure"] = {"notebook": step.name, **failure._asdict()}
@@ -176,7 +175,7 @@ def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, 
         status.end("failed")
         raise RunFailed(
             f"{step.name}, cell {failure.cell}: {failure.error} (see {storage.relpath(output)}); "
-            "what was finished is kept; medkit run with --resume, and without --fresh, goes on"
+            "finished notebooks are kept; continue with medkit run --resume, without --fresh"
         )
     opened.note(step.name, status="complete", seconds=seconds)
     if step.notebook == "05_report":
@@ -187,89 +186,86 @@ def _execute(opened, step: Step, values: dict, folder: Path, environment: dict, 
     status.end("complete" + (f"  peak {peak:.2f} GB" if peak else ""))
 
 
-def _chosen(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
-    known = dict.fromkeys(step.number for step in steps)
+def _select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
+    numbers = dict.fromkeys(step.number for step in steps)
     for number in only:
-        if number not in known:
-            raise MedkitError(f"--only {number} is no notebook; they are {', '.join(known)}")
+        if number not in numbers:
+            raise MedkitError(f"--only {number} is not a notebook; choose from {', '.join(numbers)}")
     return [step for step in steps if not only or step.number in only]
 
 
-def _refuse_others_files(place: Path) -> None:
-    """What is no run is never replaced, not even with --fresh."""
-    if place.exists() and not (place / "run.json").exists() and (place.is_file() or any(place.iterdir())):
+def _check_replaceable(run_folder: Path) -> None:
+    """Raise MedkitError if the folder has files but no run. Not even --fresh may remove these."""
+    if (run_folder / "run.json").exists() or not run_folder.exists():
+        return
+    if run_folder.is_file() or any(run_folder.iterdir()):
         raise MedkitError(
-            f"{storage.relpath(place)} is no run and not empty; move it away or take another --run"
+            f"{storage.relpath(run_folder)} is not a run and not empty; move it or choose another --run"
         )
 
 
-def _earlier(place: Path, described: dict, resume: bool, only: bool) -> dict | None:
-    """run.json of the run to go on with, None where there is none; MedkitError where it is another one."""
-    info = run_json.read(place)
+def _previous_run(run_folder: Path, description: dict, resume: bool, only: bool) -> dict | None:
+    """run.json of the run to continue, or None. Raises MedkitError if it has other settings."""
+    info = run_json.read(run_folder)
     if info is None:
         if resume:
-            raise MedkitError(f"{storage.relpath(place)} holds no run to resume; leave --resume out")
+            raise MedkitError(f"{storage.relpath(run_folder)} contains no run to resume; omit --resume")
         return None
     if not (resume or only):
-        state, fix = "an unfinished run", "go on with --resume, replace it with --fresh"
+        state, fix = "an unfinished run", "continue it with --resume, replace it with --fresh"
         if info["status"] == "complete":
             state, fix = "a complete run", "replace it with --fresh"
-        raise MedkitError(f"{storage.relpath(place)} holds {state}; {fix}, or name another with --run")
-    run_json.check_same(place, info, described)
+        raise MedkitError(
+            f"{storage.relpath(run_folder)} contains {state}; {fix}, or choose another name with --run"
+        )
+    run_json.check_same(run_folder, info, description)
     return info
 
 
-def _note_resumption(info: dict, described: dict) -> None:
-    """That the run goes on here and now; what ran in a process that is no more has failed, as we hold the
-    lock."""
+def _record_resumption(info: dict, description: dict) -> None:
+    """Note in run.json when, where and with which versions the run continues."""
     for entry in info["notebooks"].values():
-        if entry["status"] == "running":
+        if entry["status"] == "running":  # we hold the lock, so its process has ended
             entry["status"] = "failed"
-    again = {key: described[key] for key in ("started", "git", "versions", "hardware")}
-    info.setdefault("continued", []).append(again)
+    resumption = {key: description[key] for key in ("started", "git", "versions", "hardware")}
+    info.setdefault("continued", []).append(resumption)
 
 
-def _finished(place: Path, info: dict | None) -> set[str]:
-    """Notebooks that are complete and whose executed copy is there."""
-    entries = (info or {}).get("notebooks", {})
-    copies = place / "notebooks"
+def _finished(run_folder: Path, info: dict | None) -> set[str]:
+    """Names of the complete notebooks with an executed copy."""
     return {
-        n
-        for n, entry in entries.items()
-        if entry["status"] == "complete" and (copies / f"{n}.ipynb").exists()
+        name
+        for name, entry in (info or {}).get("notebooks", {}).items()
+        if entry["status"] == "complete" and (run_folder / "notebooks" / f"{name}.ipynb").exists()
     }
 
 
-def _refuse_missing(place: Path, steps: Sequence[Step], fresh: bool, done: set[str], joint: bool) -> None:
-    """Before a kernel starts: what a step needs is there, or an earlier step of this call writes it."""
-    coming: set[str] = set()
+def _check_needs(run_folder: Path, steps: Sequence[Step], fresh: bool, joint: bool) -> None:
+    """Raise MedkitError unless the files each step needs exist or an earlier step writes them."""
+    written: set[str] = set()
     for step in steps:
-        if step.name in done:
-            continue
-        needed = [name for name in step.needs if name not in coming]
-        if joint:  # one stage learns everything: there may be no other
+        needed = [name for name in step.needs if name not in written]
+        if joint:  # one stage trains on everything, so stage 1 may be missing
             needed = [name for name in needed if not name.startswith("stage1/")]
         if fresh and needed:
-            raise MedkitError(
-                f"{step.name} needs {needed[0]}, and --fresh starts with nothing; leave one of them out"
-            )
-        storage.require(place, needed)
-        coming.update(step.writes)
+            raise MedkitError(f"{step.name} needs {needed[0]}, which --fresh removes; omit --fresh or --only")
+        storage.require(run_folder, needed)
+        written.update(step.writes)
 
 
-def _remove(place: Path) -> None:
-    """Put the old run out of the way in one step, so that no moment shows half of it, and then delete it."""
-    for left in place.parent.glob(f".{place.name}.old-*"):
-        shutil.rmtree(left)
-    if place.exists():
-        aside = place.with_name(f".{place.name}.old-{os.getpid()}")
-        place.rename(aside)
-        shutil.rmtree(aside)
+def _remove(run_folder: Path) -> None:
+    """Rename the old run in one step, so that it is never half deleted, and then delete it."""
+    for leftover in run_folder.parent.glob(f".{run_folder.name}.old-*"):
+        shutil.rmtree(leftover)
+    if run_folder.exists():
+        old = run_folder.with_name(f".{run_folder.name}.old-{os.getpid()}")
+        run_folder.rename(old)
+        shutil.rmtree(old)
 
 
 @contextlib.contextmanager
 def _environment(offline: bool):
-    """What the kernels' environment has beside this process's."""
+    """The kernels' environment variables, in addition to this process's."""
     with tempfile.TemporaryDirectory(prefix="medkit-") as scratch:
         environment = {
             "MEDKIT_RUNNER": str(os.getpid()),
@@ -277,11 +273,11 @@ def _environment(offline: bool):
             "PYTHONPATH": os.pathsep.join(
                 filter(None, (str(machine.CHECKOUT), os.environ.get("PYTHONPATH")))
             ),
-            "IPYTHONDIR": f"{scratch}/ipython",
-            # Unsloth imports what it compiled from here: never from where the user happens to stand.
+            "IPYTHONDIR": f"{scratch}/ipython",  # without the user's start-up files
+            # Unsloth imports the code it compiles from here. The default is the working folder.
             "UNSLOTH_COMPILE_LOCATION": f"{scratch}/unsloth",
-            # tqdm draws its bars as text in Spyder's kernels, told by such a name; in all others as
-            # widgets, which neither a terminal nor a log can show.
+            # tqdm detects Spyder by such a variable and draws text bars. Elsewhere it draws widgets, which
+            # neither a terminal nor a log can show.
             "SPYDER_TEXT_BARS": "1",
         }
         if offline:

@@ -203,7 +203,7 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
         assert line in executed
     assert "bar: 100%" not in executed  # progress is for whoever watches
 
-    with pytest.raises(MedkitError, match="an unfinished run; go on with --resume"):
+    with pytest.raises(MedkitError, match="an unfinished run; continue it with --resume"):
         call(place)
     with pytest.raises(MedkitError, match=r"stage1\.seed=[0-9]+, not 77"):
         call(place, resume=True, settings=["stage1.seed=77"])
@@ -233,10 +233,10 @@ def test_a_run_fails_is_resumed_and_is_replaced(place, monkeypatch):
         ({"data_dir": "absent"}, "--data-dir absent is not a folder"),
         ({"settings": ["stage1.lr=1"]}, "unknown field 'stage1.lr'"),
         ({"settings": ["stage1.learning_rate=fast"]}, "a value of type number was expected"),
-        ({"only": ["07"]}, "--only 07 is no notebook; they are 01, 02"),
+        ({"only": ["07"]}, "--only 07 is not a notebook; choose from 01, 02"),
         ({"only": ["02"]}, "stage1/adapter is missing"),
-        ({"only": ["02"], "fresh": True}, "--fresh starts with nothing"),
-        ({"resume": True}, "holds no run to resume"),
+        ({"only": ["02"], "fresh": True}, "which --fresh removes"),
+        ({"resume": True}, "contains no run to resume"),
     ],
 )
 def test_refusals_write_nothing(place, options, said):
@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_run_or_is_being_written_is_left_alone(place):
     other.mkdir(parents=True)
     (other / "thesis.txt").touch()
     for options in ({}, {"fresh": True}, {"resume": True}):
-        with pytest.raises(MedkitError, match="is no run and not empty"):
+        with pytest.raises(MedkitError, match="is not a run and not empty"):
             call(place, **options)
     with storage.lock(other), pytest.raises(MedkitError, match=f"being written by process {os.getpid()}"):
         call(place, fresh=True)
