@@ -1,7 +1,7 @@
-"""The models a run compares, on one base loaded once: each is an adapter switched in, or none.
+"""The models that a run compares. They share a base that is loaded once; adapters are switched.
 
-A model's identity distinguishes its weights from all others (base, adapter, dtype, quantization), so that
-what is stored of one model can never be read for another.
+A model's identity is a hash of its weights (base, adapter, dtype, quantization), so that stored results of
+one model are never used for another.
 """
 
 import gc
@@ -27,15 +27,15 @@ from medkit.train import models as training
 class Member:
     """One model before it is loaded."""
 
-    name: str  # as mcq/items.csv and the tables call it
-    spec: ModelSpec  # its base
-    adapter: Path | None = None  # folder of its adapter; None is the base itself
-    shown: tuple[str, str] = ("", "")  # base and adapter in tables, without this machine's paths
+    name: str  # in mcq/items.csv and the tables
+    spec: ModelSpec  # the base
+    adapter: Path | None = None  # adapter folder; None for the base itself
+    labels: tuple[str, str] = ("", "")  # base and adapter in tables, without local paths
 
 
 @dataclass(frozen=True)
 class Active:
-    """One model as it answers."""
+    """One loaded model."""
 
     name: str
     model: Any
@@ -44,16 +44,16 @@ class Active:
 
 
 class Lineup:
-    """The models of a comparison, in order. Iterating gives each as Active while it is switched in.
+    """The models of a comparison, in order. Iterating yields each one as Active while it is loaded.
 
-    A base is loaded when a member first needs it, and freed when a member needs another ("merge" puts the
-    stage-2 arms on a base of their own).
+    A base is loaded when first needed and freed when a member needs another one (after handover "merge", the
+    stage-2 arms have a merged base).
     """
 
     def __init__(self, members: Sequence[Member]):
         self.members = {member.name: member for member in members}
         self._loaded: ModelSpec | None = None
-        self._replaced = False  # whether an adapter has left weights of its own in the base
+        self._base_changed = False  # whether an adapter has replaced modules of the base
         self._model = self._tokenizer = None
 
     def __iter__(self) -> Iterator[Active]:
@@ -63,8 +63,10 @@ class Lineup:
 
     @contextmanager
     def as_model(self, name: str) -> Iterator[Active]:
-        """The member `name`, in evaluation mode and with a key-value cache, as long as the context lasts.
-        Raises AdapterError where an adapter does not fit its base."""
+        """Context manager: the member `name`, loaded, in evaluation mode and with a key-value cache.
+
+        Raises AdapterError if an adapter does not fit its base.
+        """
         if name not in self.members:
             raise MedkitError(f"no model {name!r} in this comparison; it has {', '.join(self.members)}")
         member = self.members[name]
@@ -74,13 +76,16 @@ class Lineup:
 
     def table(self) -> pd.DataFrame:
         """Base and adapter of each member."""
-        rows = {m.name: {"base": m.shown[0], "adapter": m.shown[1] or "none"} for m in self.members.values()}
+        rows = {
+            member.name: {"base": member.labels[0], "adapter": member.labels[1] or "none"}
+            for member in self.members.values()
+        }
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def close(self) -> None:
         """Free the base."""
         self._loaded = self._model = self._tokenizer = None
-        self._replaced = False
+        self._base_changed = False
         gc.collect()
         if cpu.on_gpu():
             import torch
@@ -88,31 +93,33 @@ class Lineup:
             torch.cuda.empty_cache()
 
     def _with_adapter(self, member: Member):
-        if self._loaded != member.spec or self._replaced:
+        if self._loaded != member.spec or self._base_changed:
             self.close()
             self._model, self._tokenizer = training.load(member.spec)
             self._loaded = member.spec
         self._model = adapters.detach(self._model)
         if member.adapter is not None:
-            self._replaced = adapters.replaces_modules(member.adapter)
+            self._base_changed = adapters.replaces_modules(member.adapter)
             try:
                 self._model = adapters.attach(self._model, member.adapter)
             except adapters.AdapterError:
-                self.close()  # what was loaded of it must not act on the next member's answers
+                self.close()  # a partly loaded adapter must not affect the next member
                 raise
         return self._model
 
 
 def arm_names(arms: str) -> list[str]:
-    """The names in "base, med-mix"."""
+    """Parse a comma-separated list such as "base, med-mix"."""
     storage.check_text("arms", arms)
     return [name.strip() for name in arms.split(",") if name.strip()]
 
 
 def of_run(run: Run, names: Sequence[str] = ()) -> Lineup:
-    """The arms `names` of a run, in that order; ResultsError, naming the notebook to run, where one has not
-    been trained, ArmError for a name that is no arm's. Without names all that are there; only the control arm
-    may be missing."""
+    """The arms `names` of a run, in that order; without names, all that are trained.
+
+    Only the control arm may be missing then. Raises ResultsError, naming the notebook to run, if an arm has
+    not been trained, and ArmError for an unknown arm.
+    """
     names = names or arms.present(run.folder, run.recipe)
     needed, members = arms.adapter_files(*names), []
     for arm in map(arms.ARMS.__getitem__, names):
@@ -127,19 +134,19 @@ def of_run(run: Run, names: Sequence[str] = ()) -> Lineup:
 
 
 def alone(run: Run, model: str, adapter: str = "") -> Lineup:
-    """Any model (hub id, folder, "smollm2"), with an adapter folder or without, named after them."""
+    """A single model (Hub id, folder, "smollm2") with an optional adapter folder."""
     name = Path(model).name + (f" + {Path(adapter).name}" if adapter else "")
     folder = Path(adapter).expanduser().resolve() if adapter else None
     if folder:
-        adapters.read_config(folder)  # raises AdapterError before a model is loaded
-    shown = (Path(model).name if Path(model).is_dir() else model, Path(adapter).name)
-    return Lineup([Member(name, replace(run.recipe.model, base=model), folder, shown)])
+        adapters.read_config(folder)  # raises AdapterError before the model is loaded
+    labels = (Path(model).name if Path(model).is_dir() else model, Path(adapter).name)
+    return Lineup([Member(name, replace(run.recipe.model, base=model), folder, labels)])
 
 
 def identity(member: Member, model) -> str:
-    """Hash of the base's and the adapter's files (of a hub id: its commit) and of their form in memory."""
+    """Hash of the files of base and adapter (for a Hub id, of its commit) and of their dtype in memory."""
     files = identities.of_model(
         training.base_folder(member.spec.base), member.adapter or "", member.spec.revision
     )
-    form = [member.spec.load_in_4bit, str(letter_scoring.compute_dtype(model))]
-    return hashlib.sha256(repr([files, *form]).encode()).hexdigest()[:32]
+    dtype = [member.spec.load_in_4bit, str(letter_scoring.compute_dtype(model))]
+    return hashlib.sha256(repr([files, *dtype]).encode()).hexdigest()[:32]
