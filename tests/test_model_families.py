@@ -72,7 +72,7 @@ def test_letters_and_words(folder, tmp_path, monkeypatch):
     tokenizer = models.load_tokenizer(run.recipe.model)
     active = Active("base", AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer, "id")
     items = [MCQItem(str(i), "medqa", f"Case {i}?", ("a", "b", "c", "d"), "ABCD"[i % 4]) for i in range(5)]
-    scored = mcq.score(run, active, items)
+    scored = mcq.score_letters(run, active, items)
     chat = prompts.ChatFormat.from_tokenizer(tokenizer)
     for item, outcome in zip(items, scored.outcomes, strict=True):
         # The prompt as a training row has it, and the model's own logits there.

@@ -1,6 +1,6 @@
-"""Evaluation: letters, answers in words, consumer queries, and their statistics.
+"""Evaluation: multiple choice, generated answers, consumer queries, and statistics.
 
-The eight steps of notebooks 03 and 04, in order; each is loaded when it is first asked for.
+Exports the steps of notebooks 03 and 04, in order. Each module is imported on first use.
 """
 
 from medkit import lazy_exports

@@ -78,7 +78,7 @@ def score(
 
     encode: returns an item's token ids up to where the answer begins; default: medkit's prompt in the
         model's chat template.
-    letter_tokens: token ids of A, B, C, D there; default: the letters without a space.
+    letter_tokens: token ids of A, B, C, D there; default: letters without a space before them.
     max_batch_tokens: tokens per batch including padding; a longer prompt gets its own batch.
     prefix_cache: compute the common prefix of all prompts once. It is compared with a plain pass on the
         shortest question. If the model accepts no cache or the logits differ, the prefix is not shared, and
@@ -91,8 +91,8 @@ def score(
     largest_move, tolerance, dtype, head_note ("" for float32 logits, otherwise why the model's own are used),
     prefix_tokens, prefix_note, from_store, seconds, items_per_s (without those from the store).
 
-    Raises MedkitError for an empty prompt, a store without a key, a missing chat template, or letters that are
-    not single tokens.
+    Raises MedkitError for an empty prompt, a store without a key, a missing chat template, or letters that
+    are not single tokens.
     """
     started = time.monotonic()
     dtype, saved = compute_dtype(model), Store(store, Outcome, key)

@@ -115,10 +115,10 @@ def arm_names(arms: str) -> list[str]:
 
 
 def of_run(run: Run, names: Sequence[str] = ()) -> Lineup:
-    """The arms `names` of a run, in that order; without names, all that are trained.
+    """The arms `names` of a run, in that order; by default the required arms and others that were trained.
 
-    Only the control arm may be missing then. Raises ResultsError, naming the notebook to run, if an arm has
-    not been trained, and ArmError for an unknown arm.
+    Raises ResultsError, naming the notebook to run, if an arm has not been trained, and ArmError for an
+    unknown arm.
     """
     names = names or arms.present(run.folder, run.recipe)
     needed, members = arms.adapter_files(*names), []

@@ -1,4 +1,4 @@
-"""The exam questions of a run, step by step as notebook 03 takes them: questions in, outcomes out."""
+"""Multiple-choice evaluation of a run, in the steps of notebook 03: from questions to mcq/summary.json."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from medkit import MedkitError, prompts
-from medkit.data.builtin import general as written
+from medkit.data.builtin import general as builtin_general
 from medkit.evaluate import (
     accuracy,
     answer_parsing,
@@ -33,31 +33,29 @@ from medkit.runs.storage import ResultsError
 from medkit.train import adapters, models, stages
 
 NOTEBOOK = "03_mcq_eval"
-ALONE = "recommended"  # the recipe of a model that is evaluated by itself
+SINGLE_MODEL_RECIPE = "recommended"  # for a model without a training run
 
 
 @dataclass(frozen=True)
 class ExamAnswers:
-    """What the models of a lineup answered to the exam questions: the rows of mcq/items.csv, answers.jsonl
-    (with the texts), permutations.csv and general.csv, empty where the recipe asks for none; and per model
-    letter_scoring's report, the hash of its weights, and lm-evaluation-harness's results."""
+    """The answers of all models, as rows of the files in mcq/. What the recipe does not evaluate is empty."""
 
-    letters: pd.DataFrame
-    words: pd.DataFrame
-    orders: pd.DataFrame
-    general: pd.DataFrame
-    scoring: dict[str, dict]
-    identities: dict[str, str]
-    lm_eval: dict[str, dict[str, dict]]
+    letters: pd.DataFrame  # items.csv
+    words: pd.DataFrame  # answers.jsonl, with the texts
+    orders: pd.DataFrame  # permutations.csv
+    general: pd.DataFrame  # general.csv
+    scoring: dict[str, dict]  # per model, letter_scoring's report
+    identities: dict[str, str]  # per model, the hash of its weights
+    lm_eval: dict[str, dict[str, dict]]  # per model, lm-evaluation-harness's results
 
 
 def begin_exams(
     run_dir: str, data_dir: str = "", model: str = "", adapter: str = "", arms: str = ""
 ) -> tuple[Run, Lineup]:
-    """Notebook 03's run, and the models it compares: the run's base and trained arms, those of them that
-    `arms` names ("base,med-mix"), or any one `model` with an `adapter` or without.
+    """Open notebook 03's run and the models it compares.
 
-    Raises ResultsError where the run lacks an arm, ArmError for an unknown arm.
+    These are the base and the trained arms, only the `arms` named ("base,med-mix"), or a single `model` with
+    an optional `adapter`. Raises ResultsError if the run lacks an arm, ArmError for an unknown arm.
     """
     names = lineup.arm_names(arms)
     if model and names:
@@ -68,99 +66,118 @@ def begin_exams(
 
 
 def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms: Sequence[str] = ()) -> Run:
-    """The run to evaluate; a `model` alone gets a run of its own, begun here where there is none.
+    """Open the run to evaluate. For a single `model`, create it if necessary.
 
-    Raises ResultsError where a model alone would write over a run's results, or over another model's.
+    Raises ResultsError if a single model would overwrite a training run's or another model's results.
     """
     storage.check_text("model", model)
     storage.check_text("adapter", adapter)
-    place = storage.folder(run_dir)
-    info = run_json.read(place)
+    folder = storage.folder(run_dir)
+    info = run_json.read(folder)
     if adapter:
         adapters.read_config(Path(adapter).expanduser())
     if not model or info is None:
-        recipe, settings = (ALONE, f"model.base={model}{_as_trained(adapter)}") if model else ("", "")
+        recipe, settings = "", ""
+        if model:
+            recipe, settings = SINGLE_MODEL_RECIPE, f"model.base={model}{_training_settings(adapter)}"
         needs = () if model else adapter_files(*(arms or ["med-mix", "med-nirvana"]))
         return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
-        raise ResultsError(f"{storage.relpath(place)} is a run of {base}; give {model} a run_dir of its own")
+        raise ResultsError(f"{storage.relpath(folder)} is a run of {base}; give {model} a run_dir of its own")
     if run_json.adapter_hash(adapter) != info.get("adapter", ""):
         raise ResultsError(
-            f"{storage.relpath(place)} is a run of {model} with another adapter, or none; give this one a "
+            f"{storage.relpath(folder)} is a run of {model} with another adapter, or none; give this one a "
             "run_dir of its own"
         )
     return run_json.begin(run_dir, NOTEBOOK, data_dir=data_dir)
 
 
-def _as_trained(adapter: str) -> str:
-    """What an adapter's run, where it still lies in its folder, has settled for its evaluation: one that saw
-    PubMedQA's labelled rows is asked the official fold alone."""
+def _training_settings(adapter: str) -> str:
+    """Settings from the adapter's training run, if it is still in the run's folder, that affect evaluation.
+
+    An adapter trained on PubMedQA's labelled rows is evaluated on the official fold only.
+    """
     info = run_json.read(Path(adapter).expanduser().resolve().parents[1]) if adapter else None
-    trained = info["recipe"]["data"].get("pubmedqa_train", "artificial") if info else "artificial"
-    return "" if trained == "artificial" else f"\ndata.pubmedqa_train={trained}"
+    pubmedqa_train = info["recipe"]["data"].get("pubmedqa_train", "artificial") if info else "artificial"
+    return "" if pubmedqa_train == "artificial" else f"\ndata.pubmedqa_train={pubmedqa_train}"
 
 
 def exam_items(run: Run) -> list[MCQItem]:
-    """The evaluation questions of the three benchmarks, cut to the recipe's rows by file order."""
+    """The evaluation questions of the three benchmarks, limited to the recipe's rows in file order.
+
+    Raises MedkitError if two questions of a benchmark have the same id.
+    """
     loaded = stages.load_exams(run, "eval")
-    items = [item for rows in loaded.values() for item in first_of_each(rows.records, run.recipe.mcq.rows)]
-    twice = [name for name, count in Counter((item.source, item.id) for item in items).items() if count > 1]
-    if twice:
-        source, name = twice[0]
-        raise MedkitError(f"{source} has two questions {name}; give each an id of its own")
+    items = [item for source in loaded.values() for item in first_rows(source.records, run.recipe.mcq.rows)]
+    counts = Counter((item.source, item.id) for item in items)
+    if duplicates := [key for key, count in counts.items() if count > 1]:
+        source, item_id = duplicates[0]
+        raise MedkitError(f"{source} has two questions {item_id}; give each question a unique id")
     return items
 
 
 def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnswers:
-    """Every model's answers to `items` and to whatever else the recipe asks, kept as they come: a killed
-    evaluation resumes where it stopped. Frees the models at the end."""
-    frames, scoring, identities, others = [], {}, {}, {}
+    """Answer `items` and all else that the recipe evaluates with every model, then free the models.
+
+    Answers are stored as they come, so that an interrupted evaluation resumes.
+    """
+    frames, scoring, identities, lm_eval = [], {}, {}, {}
     for active in models:
-        scored = score(run, active, items)
+        scored = score_letters(run, active, items)
         letters = letter_scoring.frame(active.name, items, scored.outcomes)
-        words, orders = answer_in_words(run, active, items), in_every_order(run, active, items, letters)
+        words, orders = answer_in_words(run, active, items), answer_all_orders(run, active, items, letters)
         frames.append((letters, words, orders, answer_general(run, active)))
         scoring[active.name], identities[active.name] = scored.report, active.identity
-        others[active.name] = harness.measure(active, run.recipe.mcq.lm_eval_tasks, run.folder / ".cache")
+        lm_eval[active.name] = harness.measure(active, run.recipe.mcq.lm_eval_tasks, run.folder / ".cache")
     models.close()
-    letters, words, orders, general = (pd.concat(own, ignore_index=True) for own in zip(*frames, strict=True))
-    return ExamAnswers(letters, words, orders, general, scoring, identities, others)
+    tables = [pd.concat(by_model, ignore_index=True) for by_model in zip(*frames, strict=True)]
+    return ExamAnswers(*tables, scoring, identities, lm_eval)
 
 
-def in_every_order(run: Run, active: Active, items: Sequence[MCQItem], letters: pd.DataFrame) -> pd.DataFrame:
-    """One model's letters to the first questions of each benchmark in every cyclic order of their options.
-    Order 0 is the questions' own, as in `letters`. Columns: option_order.COLUMNS."""
-    asked = first_of_each(items, run.recipe.mcq.permutations) if run.recipe.mcq.permutations else []
-    rotations = option_order.rotations(asked)
-    turned = [item for _, item in rotations]
-    others = letter_scoring.frame(active.name, turned, score(run, active, turned).outcomes)
-    others = others.assign(rotation=[k for k, _ in rotations])
-    ids = pd.MultiIndex.from_tuples([(item.source, item.id) for item in asked], names=["dataset", "item_id"])
-    original = letters.set_index(["dataset", "item_id"]).loc[ids].reset_index().assign(rotation=0)
-    return pd.concat([original, others], ignore_index=True)[option_order.COLUMNS]
+def answer_all_orders(
+    run: Run, active: Active, items: Sequence[MCQItem], letters: pd.DataFrame
+) -> pd.DataFrame:
+    """A model's letters for the first questions of each benchmark in all cyclic option orders.
+
+    Order 0 is the original and taken from `letters`. Columns: option_order.COLUMNS.
+    """
+    count = run.recipe.mcq.permutations
+    questions = first_rows(items, count) if count else []
+    rotations = option_order.rotations(questions)
+    rotated_items = [item for _, item in rotations]
+    rotated = letter_scoring.frame(
+        active.name, rotated_items, score_letters(run, active, rotated_items).outcomes
+    )
+    rotated = rotated.assign(rotation=[k for k, _ in rotations])
+    names = ["dataset", "item_id"]
+    ids = pd.MultiIndex.from_tuples([(item.source, item.id) for item in questions], names=names)
+    original = letters.set_index(names).loc[ids].reset_index().assign(rotation=0)
+    return pd.concat([original, rotated], ignore_index=True)[option_order.COLUMNS]
 
 
 def answer_general(run: Run, active: Active) -> pd.DataFrame:
-    """One model's letters to the built-in general questions and its loss on the texts, as general.frame."""
-    items, texts = (written.questions(), written.texts()) if run.recipe.mcq.general else ([], [])
+    """A model's letters for the built-in general questions and its loss on the texts; see general.frame."""
+    items, texts = [], []
+    if run.recipe.mcq.general:
+        items, texts = builtin_general.questions(), builtin_general.texts()
     losses = general.losses(
         active.model, active.tokenizer, texts, run.folder / ".cache" / "losses.jsonl", active.identity
     )
-    return general.frame(active.name, items, score(run, active, items).outcomes, losses)
+    return general.frame(active.name, items, score_letters(run, active, items).outcomes, losses)
 
 
 def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_text: bool = False) -> dict:
-    """mcq/items.csv, answers.jsonl, permutations.csv, general.csv and summary.json; returns the summary: that
-    of accuracy.mcq_summary and what the functions below add under their names.
+    """Write items.csv, answers.jsonl, permutations.csv, general.csv and summary.json to mcq/.
 
-    Raises MedkitError where items.csv does not hold what was answered.
+    Returns the summary: accuracy.mcq_summary with the results of the other evaluations added. Raises
+    MedkitError if items.csv does not contain the answers.
     """
-    contaminated_questions = contaminated(run)
+    contaminated = contaminated_ids(run)
     summary = accuracy.mcq_summary(answers.letters) | {
         "protocols": protocols(answers.letters, answers.words),
-        "without_contaminated": without(answers.letters, contaminated_questions or set()),
-        "contamination_known": contaminated_questions is not None,
+        "without_contaminated": without_contaminated(answers.letters, contaminated or set()),
+        "contamination_known": contaminated is not None,
         "calibration": calibration.summary(answers.letters),
         "overconfidence": calibration.overconfidence(answers.letters, "med-mix", "med-nirvana"),
         "option_order": option_order.summary(answers.orders),
@@ -172,21 +189,21 @@ def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_t
     for name, frame in (("permutations", answers.orders), ("general", answers.general)):
         if len(frame):
             storage.write_csv(run.folder / "mcq" / f"{name}.csv", _rounded(frame))
-    read = accuracy.read_items(run.folder)
+    saved = accuracy.read_items(run.folder)
     correct = accuracy.is_correct(answers.letters).sum()
-    if len(read) != len(answers.letters) or accuracy.is_correct(read).sum() != correct:
-        raise MedkitError("mcq/items.csv is not what the models answered; run notebook 03 again")
+    if len(saved) != len(answers.letters) or accuracy.is_correct(saved).sum() != correct:
+        raise MedkitError("mcq/items.csv differs from the models' answers; run notebook 03 again")
     return summary
 
 
-def first_of_each(items: Iterable[MCQItem], rows: int) -> list[MCQItem]:
-    """The first `rows` questions of every benchmark; 0 takes all."""
-    numbers: dict = defaultdict(itertools.count)  # of a benchmark's questions, from 0
+def first_rows(items: Iterable[MCQItem], rows: int) -> list[MCQItem]:
+    """The first `rows` questions of each benchmark; 0 = all."""
+    numbers: dict = defaultdict(itertools.count)  # running number within each benchmark
     return [item for item in items if not rows or next(numbers[item.source]) < rows]
 
 
-def score(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.Scored:
-    """The letters of one model, kept as they come, so that a killed evaluation goes on."""
+def score_letters(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.Scored:
+    """letter_scoring.score with the run's settings and store."""
     return letter_scoring.score(
         active.model,
         active.tokenizer,
@@ -200,27 +217,32 @@ def score(run: Run, active: Active, items: Sequence[MCQItem]) -> letter_scoring.
 
 
 def answer_in_words(run: Run, active: Active, items: Sequence[MCQItem]) -> pd.DataFrame:
-    """One model's answers in words to the first questions of each benchmark: greedily, for the parser; and as
-    the released notebooks asked, for their rule. Columns: model, dataset, item_id, gold; text, finish,
-    tokens, letter, tier, first_last_disagree; released (a letter), released_text, released_finish."""
+    """A model's generated answers to the first questions of each benchmark, by two protocols.
+
+    medkit decodes greedily and parses the answer. The released notebooks sample and have their own rule.
+    Columns: model, dataset, item_id, gold; text, finish, tokens, letter, tier, first_last_disagree; released
+    (a letter), released_text, released_finish.
+    """
     spec = run.recipe.mcq
-    asked = first_of_each(items, spec.generated_rows) if spec.generated_rows else []
-    _, ours = _generated(run, active, asked, "", max_new_tokens=spec.max_new_tokens)
-    prompts_seen, theirs = _generated(run, active, asked, "\nAnswer:", **RELEASED)
+    questions = first_rows(items, spec.generated_rows) if spec.generated_rows else []
+    _, answers = _generate(run, active, questions, "", max_new_tokens=spec.max_new_tokens)
+    released_prompts, released_answers = _generate(run, active, questions, "\nAnswer:", **RELEASED)
     rows = []
-    for item, answer, prompt, as_theirs in zip(asked, ours, prompts_seen, theirs, strict=True):
+    for item, answer, prompt, released in zip(
+        questions, answers, released_prompts, released_answers, strict=True
+    ):
         row = {"model": active.name, "dataset": item.source, "item_id": item.id, "gold": item.answer}
         row |= storage.plain(answer)
         row |= storage.plain(answer_parsing.parse(answer.text, item, cut=answer.finish == "cut"))
-        row["released"] = answer_parsing.as_released(prompt, as_theirs.text, item)
-        rows.append(row | {"released_text": as_theirs.text, "released_finish": as_theirs.finish})
+        row["released"] = answer_parsing.as_released(prompt, released.text, item)
+        rows.append(row | {"released_text": released.text, "released_finish": released.finish})
     return pd.DataFrame(rows)
 
 
-def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **decoding):
-    """(prompts, answers), with `end` put behind each question."""
+def _generate(run: Run, active: Active, items: Sequence[MCQItem], suffix: str, **decoding):
+    """(prompts, answers), with `suffix` appended to each question."""
     chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
-    ids = [prompts.prompt_ids(active.tokenizer, chat, item, end) for item in items]
+    ids = [prompts.prompt_ids(active.tokenizer, chat, item, suffix) for item in items]
     answers = generation.generate_answers(
         active.model,
         active.tokenizer,
@@ -230,93 +252,98 @@ def _generated(run: Run, active: Active, items: Sequence[MCQItem], end: str, **d
         store=run.folder / ".cache" / "words.jsonl",
         key=active.identity,
     )
-    return [prompts.prompt(chat, item, end) for item in items], [answer for (answer,) in answers]
+    return [prompts.prompt(chat, item, suffix) for item in items], [answer for (answer,) in answers]
 
 
 def answer(model, tokenizer, item: MCQItem, max_new_tokens: int = 32) -> str:
-    """A model's greedy answer to one question, in words."""
+    """Generate a model's greedy answer to one question."""
     ids = prompts.prompt_ids(tokenizer, prompts.ChatFormat.from_tokenizer(tokenizer), item)
     settings: dict = {"batch_size": 1, "store": None, "key": "", "progress": False}
     with models.for_inference(model):
-        ((said,),) = generation.generate_answers(
+        ((generated,),) = generation.generate_answers(
             model, tokenizer, [ids], max_new_tokens=max_new_tokens, **settings
         )
-    return said.text
+    return generated.text
 
 
 def protocols(letters: pd.DataFrame, words: pd.DataFrame) -> list[dict]:
-    """Per model and benchmark, how the protocols fared on the questions that were answered in both ways.
+    """Compare the answering protocols per model and benchmark, on the questions that were also generated.
 
-    "scored": letters by log-probability; "generated": answers in words by answer_parsing.parse; "released":
-    by the released notebooks' rule. Every share is of `n`, unparsed answers included.
+    "scored": letters by log-probability; "generated": answers parsed by answer_parsing.parse; "released":
+    answers by the released notebooks' rule. Shares are of `n`, including unparsed answers.
     """
     if words.empty:
         return []
-    keys, in_words, found = ["model", "dataset", "item_id"], ("generated", "released"), []
-    both = words.merge(letters[[*keys, "predicted"]].fillna(""), on=keys, how="left")
-    for (model, dataset), rows in both.groupby(["model", "dataset"], sort=False):
-        given = {"scored": rows["predicted"], "generated": rows["letter"], "released": rows["released"]}
-        right = {name: letter == rows["gold"] for name, letter in given.items()}
+    keys, generated, results = ["model", "dataset", "item_id"], ("generated", "released"), []
+    merged = words.merge(letters[[*keys, "predicted"]].fillna(""), on=keys, how="left")
+    for (model, dataset), rows in merged.groupby(["model", "dataset"], sort=False):
+        predicted = {"scored": rows["predicted"], "generated": rows["letter"], "released": rows["released"]}
+        correct = {name: letters == rows["gold"] for name, letters in predicted.items()}
         tiers = {tier: rows["tier"] == tier for tier in answer_parsing.TIERS}
-        same = {name: (given[name] == given["scored"]) & (given[name] != "") for name in in_words}
-        found.append(
+        scored = predicted["scored"]
+        agree = {name: (predicted[name] == scored) & (predicted[name] != "") for name in generated}
+        gains = {name: statistics.compare(correct["scored"], correct[name]) for name in generated}
+        results.append(
             {
                 "model": model,
                 "dataset": dataset,
                 "n": len(rows),
-                "correct": {name: outcomes.sum() for name, outcomes in right.items()},
-                "accuracy": {name: outcomes.mean() for name, outcomes in right.items()},
-                "unparsed": {name: (letter == "").sum() for name, letter in given.items()},
-                "tiers": {tier: {"count": own.sum(), "share": own.mean()} for tier, own in tiers.items()},
+                "correct": {name: outcomes.sum() for name, outcomes in correct.items()},
+                "accuracy": {name: outcomes.mean() for name, outcomes in correct.items()},
+                "unparsed": {name: (letters == "").sum() for name, letters in predicted.items()},
+                "tiers": {tier: {"count": mask.sum(), "share": mask.mean()} for tier, mask in tiers.items()},
                 "first_last_disagree": rows["first_last_disagree"].mean(),
-                "agreement_with_scored": {name: own.mean() for name, own in same.items()},
+                "agreement_with_scored": {name: mask.mean() for name, mask in agree.items()},
                 "cut": (rows["finish"] == "cut").mean(),  # at max_new_tokens
-                "too_long": (rows["finish"] == "too long").sum(),  # for the model's context: not asked
-                "minus_scored": {name: statistics.compare(right["scored"], right[name]) for name in in_words},
+                "too_long": (rows["finish"] == "too long").sum(),  # for the model's context; not generated
+                "minus_scored": gains,
             }
         )
-    return storage.plain(found)
+    return storage.plain(results)
 
 
-def contaminated(run: Run) -> set[tuple[str, str]] | None:
-    """(source, id) of the questions that appear in training rows of either stage; None without a
-    data/manifest.json."""
+def contaminated_ids(run: Run) -> set[tuple[str, str]] | None:
+    """(source, id) of the questions that occur in training rows of either stage.
+
+    None if there is no data/manifest.json.
+    """
     path = run.folder / "data" / "manifest.json"
     if not path.is_file():
         return None
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    # A joint arm has no stage 1 of its own: its one stage has looked through all rows.
-    stages_found = [part.get("overlap", {}) for part in (manifest, manifest.get("stage2", {}))]
-    return {tuple(name.split("/", 1)) for found in stages_found for name in found.get("contaminated", [])}
+    # A joint arm has no separate stage 1; its "stage2" covers all rows.
+    overlaps = [stage.get("overlap", {}) for stage in (manifest, manifest.get("stage2", {}))]
+    return {tuple(name.split("/", 1)) for overlap in overlaps for name in overlap.get("contaminated", [])}
 
 
-def without(letters: pd.DataFrame, found: set[tuple[str, str]]) -> dict:
-    """Accuracies over the questions that appear in no training row, and how many were left out."""
+def without_contaminated(letters: pd.DataFrame, contaminated: set[tuple[str, str]]) -> dict:
+    """Accuracies without the contaminated questions, and how many were left out per benchmark."""
     keys = pd.Series(list(zip(letters["dataset"], letters["item_id"], strict=True)), index=letters.index)
-    clean = letters[~keys.isin(found)]
-    left_out = letters[keys.isin(found)].drop_duplicates(["dataset", "item_id"])
+    is_contaminated = keys.isin(contaminated)
+    left_out = letters[is_contaminated].drop_duplicates(["dataset", "item_id"])
     return {
         "left_out": left_out["dataset"].value_counts().to_dict(),
-        "datasets": accuracy.accuracies(clean),
+        "datasets": accuracy.accuracies(letters[~is_contaminated]),
     }
 
 
 def wrong(letters: pd.DataFrame, model: str, count: int, seed: int = 0) -> pd.DataFrame:
-    """A seeded sample of up to `count` questions that `model` has wrong."""
-    own = letters[(letters["model"] == model) & ~accuracy.is_correct(letters)]
-    return own.sample(min(count, len(own)), random_state=seed).sort_index()
+    """A seeded sample of up to `count` questions that `model` answered incorrectly."""
+    errors = letters[(letters["model"] == model) & ~accuracy.is_correct(letters)]
+    return errors.sample(min(count, len(errors)), random_state=seed).sort_index()
 
 
 def write_mcq(run: Run, letters: pd.DataFrame, words: pd.DataFrame, summary: dict, show_text: bool) -> None:
-    """mcq/items.csv, mcq/answers.jsonl and mcq/summary.json.
+    """Write mcq/items.csv, mcq/answers.jsonl and mcq/summary.json.
 
-    A model's answer repeats options, so its text is a data set's: it is kept with the built-in corpus only.
+    Generated texts repeat the data set's options, so they are written only if the run may show its rows.
     """
     folder = run.folder / "mcq"
     storage.write_csv(folder / "items.csv", _rounded(letters))
-    texts = [] if run_json.may_show(run, show_text) else ["text", "released_text"]
-    kept = words.drop(columns=texts, errors="ignore")
-    storage.write_jsonl(folder / "answers.jsonl", kept.to_dict("records"))
+    hidden = [] if run_json.may_show(run, show_text) else ["text", "released_text"]
+    storage.write_jsonl(
+        folder / "answers.jsonl", words.drop(columns=hidden, errors="ignore").to_dict("records")
+    )
     storage.write_json(folder / "summary.json", summary)
 
 

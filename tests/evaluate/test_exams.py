@@ -51,8 +51,8 @@ def letters_of(model, items, predicted):
 def test_questions_are_the_first_of_each_benchmark(run):
     items = mcq.exam_items(run)
     assert Counter(one.source for one in items) == dict.fromkeys(accuracy.CHANCE, 5)
-    everything = mcq.first_of_each(items, 0)
-    assert everything == items and len(mcq.first_of_each(items, 3)) == 9
+    everything = mcq.first_rows(items, 0)
+    assert everything == items and len(mcq.first_rows(items, 3)) == 9
 
 
 def test_an_id_that_two_questions_of_a_benchmark_have(run, monkeypatch):
@@ -61,7 +61,7 @@ def test_an_id_that_two_questions_of_a_benchmark_have(run, monkeypatch):
     monkeypatch.setattr(mcq.stages, "load_exams", lambda *_: {k: Records(v) for k, v in loaded.items()})
     assert len(mcq.exam_items(run)) == 2
     loaded["medqa"] *= 2
-    with pytest.raises(MedkitError, match="medqa has two questions medqa-1; give each an id"):
+    with pytest.raises(MedkitError, match="medqa has two questions medqa-1; give each question"):
         mcq.exam_items(run)
 
 
@@ -130,14 +130,14 @@ def test_what_was_written_is_read_again(tmp_path, tiny_llama, monkeypatch):
     answers = evaluate.answer_exams(run, two_models(tiny_llama), items)
     whole = accuracy.read_items
     monkeypatch.setattr(accuracy, "read_items", lambda place: whole(place).iloc[1:])
-    with pytest.raises(MedkitError, match="is not what the models answered"):
+    with pytest.raises(MedkitError, match="differs from the models' answers"):
         evaluate.write_exams(run, items, answers)
 
 
 def test_both_protocols_cover_the_questions_they_say(run, tiny_llama):
     items = mcq.exam_items(run)
     active = Active("base", *tiny_llama, "identity-of-base")
-    scored = mcq.score(run, active, items)
+    scored = mcq.score_letters(run, active, items)
     words = mcq.answer_in_words(run, active, items)
     letters = letter_scoring.frame("base", items, scored.outcomes)
     assert len(letters) == 15 and Counter(words["dataset"]) == dict.fromkeys(accuracy.CHANCE, 2)
@@ -147,11 +147,11 @@ def test_both_protocols_cover_the_questions_they_say(run, tiny_llama):
         own = letters[(letters["dataset"] == one["dataset"])].head(2)
         assert one["correct"]["scored"] == own["correct"].sum()
     # asked again, everything comes from the store, and is the same
-    again = mcq.score(run, active, items)
+    again = mcq.score_letters(run, active, items)
     assert again.report["from_store"] == 15 and again.outcomes == scored.outcomes
     assert mcq.answer_in_words(run, active, items).equals(words)
     # another model's name is no matter, its identity is
-    other = mcq.score(run, Active("base", *tiny_llama, "another identity"), items)
+    other = mcq.score_letters(run, Active("base", *tiny_llama, "another identity"), items)
     assert other.report["from_store"] == 0
 
 
@@ -241,8 +241,8 @@ def test_scores_without_contaminated_questions(run):
     letters = pd.concat([letters_of("base", items, "AABBABB"), letters_of("med-mix", items, "AAAAAAA")])
     overlap = {"contaminated": ["medqa/medqa-0", "medqa/medqa-2"]}
     storage.write_json(run.folder / "data" / "manifest.json", {"overlap": overlap})
-    assert mcq.contaminated(run) == {("medqa", "medqa-0"), ("medqa", "medqa-2")}
-    found = mcq.without(letters, mcq.contaminated(run))
+    assert mcq.contaminated_ids(run) == {("medqa", "medqa-0"), ("medqa", "medqa-2")}
+    found = mcq.without_contaminated(letters, mcq.contaminated_ids(run))
     # base has questions 0 and 1 of four right: without 0 and 2 that is one (1) of two (1, 3)
     assert found["left_out"] == {"medqa": 2}
     own = found["datasets"]["medqa"]["models"]["base"]
@@ -254,11 +254,11 @@ def test_scores_without_contaminated_questions(run):
 def test_a_joint_arm_has_only_its_one_stage_to_know_of_contamination(run):
     manifest = {"recipe": "cpu", "stage2": {"overlap": {"contaminated": ["medqa/medqa-1"]}}}
     storage.write_json(run.folder / "data" / "manifest.json", manifest)
-    assert mcq.contaminated(run) == {("medqa", "medqa-1")}
+    assert mcq.contaminated_ids(run) == {("medqa", "medqa-1")}
 
 
 def test_a_run_without_a_manifest_knows_of_no_contamination(run):
-    assert mcq.contaminated(run) is None
+    assert mcq.contaminated_ids(run) is None
 
 
 def test_errors_are_a_seeded_sample_of_the_wrong_ones():
