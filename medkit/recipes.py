@@ -335,7 +335,7 @@ def from_dict(fields: dict) -> Recipe:
         }
         return Recipe(**parts)
     except (TypeError, KeyError) as error:
-        raise RecipeError(f"the recipe in run.json is not one of this version's ({error})") from None
+        raise RecipeError(f"the recipe in run.json does not match this version's fields ({error})") from None
 
 
 def parse_settings(text: str) -> dict[str, str]:

@@ -231,7 +231,7 @@ def test_a_recipe_comes_back_from_its_json(name):
     from medkit.runs.storage import plain
 
     assert recipes.from_dict(plain(get(name))) == get(name)
-    with pytest.raises(RecipeError, match="is not one of this version's"):
+    with pytest.raises(RecipeError, match="does not match this version's"):
         recipes.from_dict(plain(get(name)) | {"stage3": {}})
 
 

@@ -6,9 +6,9 @@ causal language model of Transformers, with or without an adapter or 4-bit weigh
 The letters' logits are computed in float32 from the last hidden state. In bfloat16, logits between 16 and 32
 are multiples of 0.125, and a few percent of the questions would be exact ties.
 
-Predictions do not depend on the batch, although its rounding errors do. A question whose two best letters are
-within TOLERANCE is therefore scored again on its own, without padding or shared prefix, and this result
-counts. The report says how often it changed the letter.
+Rounding errors depend on the batch, but predictions must not. A question whose two best letters are within
+TOLERANCE is therefore scored again on its own, without padding or shared prefix, and this result counts. The
+report says how often it changed the letter.
 """
 
 import contextlib

@@ -133,7 +133,7 @@ def of_run(run: Run, names: Sequence[str] = ()) -> Lineup:
     return Lineup(members)
 
 
-def alone(run: Run, model: str, adapter: str = "") -> Lineup:
+def single(run: Run, model: str, adapter: str = "") -> Lineup:
     """A single model (Hub id, folder, "smollm2") with an optional adapter folder."""
     name = Path(model).name + (f" + {Path(adapter).name}" if adapter else "")
     folder = Path(adapter).expanduser().resolve() if adapter else None

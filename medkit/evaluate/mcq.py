@@ -59,10 +59,10 @@ def begin_exams(
     """
     names = lineup.arm_names(arms)
     if model and names:
-        raise ResultsError(f"model={model} is evaluated alone; leave arms={arms} out, or the model")
+        raise ResultsError(f"model={model} cannot be combined with arms={arms}; set only one of them")
     run = begin(run_dir, data_dir, model, adapter, names)
     lm_eval_tasks.check(run.recipe.mcq.lm_eval_tasks)
-    return run, lineup.alone(run, model, adapter) if model else lineup.of_run(run, names)
+    return run, lineup.single(run, model, adapter) if model else lineup.of_run(run, names)
 
 
 def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms: Sequence[str] = ()) -> Run:
@@ -84,11 +84,11 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms:
         return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
-        raise ResultsError(f"{storage.relpath(folder)} is a run of {base}; give {model} a run_dir of its own")
+        raise ResultsError(f"{storage.relpath(folder)} is a run of {base}; use another run_dir for {model}")
     if run_json.adapter_hash(adapter) != info.get("adapter", ""):
         raise ResultsError(
-            f"{storage.relpath(folder)} is a run of {model} with another adapter, or none; give this one a "
-            "run_dir of its own"
+            f"{storage.relpath(folder)} is a run of {model} with another adapter, or none; use another "
+            "run_dir for this one"
         )
     return run_json.begin(run_dir, NOTEBOOK, data_dir=data_dir)
 

@@ -293,15 +293,15 @@ def test_a_model_alone_gets_a_run_of_its_own_and_no_other(monkeypatch, tmp_path)
     storage.write_json(run.folder / "run.json", run.info)
     assert (run.recipe.name, run.recipe.model.base) == ("recommended", "some/model")
     assert mcq.begin("alone", "", "some/model").recipe == run.recipe
-    with pytest.raises(ResultsError, match="is a run of some/model; give other/model a run_dir of its own"):
+    with pytest.raises(ResultsError, match="is a run of some/model; use another run_dir for other/model"):
         mcq.begin("alone", "", "other/model")
     trained = run_json.describe("cpu") | {"notebooks": {"01_stage1": {"status": "complete"}}}
     storage.write_json(tmp_path / "cpu" / "run.json", trained)
-    with pytest.raises(ResultsError, match="is a run of smollm2; give smollm2 a run_dir of its own"):
+    with pytest.raises(ResultsError, match="is a run of smollm2; use another run_dir for smollm2"):
         mcq.begin("cpu", "", "smollm2")
     with pytest.raises(ResultsError, match="is not a run; run notebook 01_stage1 first"):
         mcq.begin("nothing", "")
-    with pytest.raises(ResultsError, match="some/model is evaluated alone; leave arms=base out"):
+    with pytest.raises(ResultsError, match="some/model cannot be combined with arms=base"):
         evaluate.begin_exams("alone", "", "some/model", arms="base")
 
 

@@ -158,7 +158,7 @@ def test_an_adapter_of_a_changed_base_is_refused_by_name(run, tmp_path, kind):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": kind}))
     with pytest.raises(AdapterError, match=f"a changed base .init_lora_weights={kind}.*plain LoRA"):
-        lineup.alone(run, run.recipe.model.base, str(tmp_path))
+        lineup.single(run, run.recipe.model.base, str(tmp_path))
 
 
 def test_an_adapter_of_another_type_is_refused_by_name(run, tiny_llama_folder, tmp_path):
@@ -172,7 +172,7 @@ def test_an_adapter_of_another_type_is_refused_by_name(run, tiny_llama_folder, t
         model = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
         get_peft_model(model, config).save_pretrained(tmp_path)
         with pytest.raises(AdapterError, match=f"of type {config.peft_type.value}; only LoRA"):
-            lineup.alone(run, run.recipe.model.base, str(tmp_path))
+            lineup.single(run, run.recipe.model.base, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_configuration_that_is_none(run, tmp_path, text):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(AdapterError, match="adapter"):
-        team = lineup.alone(run, run.recipe.model.base, str(tmp_path))
+        team = lineup.single(run, run.recipe.model.base, str(tmp_path))
         next(iter(team))
 
 
@@ -255,11 +255,11 @@ def test_an_adapter_changed_in_place_is_another_model(run, tmp_path):
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (adapter / name).write_bytes((run.folder / "stage1" / "adapter" / name).read_bytes())
     base = run.recipe.model.base
-    with lineup.alone(run, base, str(adapter)).as_model("tiny-llama0 + adapter") as active:
+    with lineup.single(run, base, str(adapter)).as_model("tiny-llama0 + adapter") as active:
         before = active.identity
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
-    with lineup.alone(run, base, str(adapter)).as_model("tiny-llama0 + adapter") as active:
+    with lineup.single(run, base, str(adapter)).as_model("tiny-llama0 + adapter") as active:
         assert active.identity != before
 
 
@@ -322,10 +322,10 @@ def test_merged_arms_stand_on_a_base_of_their_own(run, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_no_adapter_and_one_of_another_base(run, tmp_path):
     with pytest.raises(AdapterError, match="is no adapter folder"):
-        lineup.alone(run, run.recipe.model.base, str(tmp_path))
+        lineup.single(run, run.recipe.model.base, str(tmp_path))
     model, tokenizer = make_tiny_llama(hidden_size=32)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    team = lineup.alone(run, str(tmp_path / "other"), str(run.folder / "stage1" / "adapter"))
+    team = lineup.single(run, str(tmp_path / "other"), str(run.folder / "stage1" / "adapter"))
     with pytest.raises(AdapterError, match="belongs to another base"):
         next(iter(team))
