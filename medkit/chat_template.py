@@ -58,8 +58,8 @@ def use_date(date: str) -> None:
 class Piece(NamedTuple):
     """A part of a conversation that is tokenized separately, up to the next control token."""
 
-    context: str  # text without loss
-    answer: str | None = None  # the model's text, after `context`; "" at the end of a prompt
+    context: str  # the text before the answer
+    answer: str | None = None  # the model's text; "" at the end of a prompt
     ends_answer: bool = False  # the first token ends an answer
     continues: bool = False  # begins inside a message's content
 
@@ -82,13 +82,13 @@ class ChatFormat:
 
     @classmethod
     def from_tokenizer(cls, tokenizer) -> "ChatFormat":
-        """Raises PromptError if there is no template, or it cannot be used for both training and scoring."""
+        """Load the tokenizer's template. Raises PromptError if it cannot be used for training and scoring."""
         if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise PromptError("the tokenizer is not a fast one; take a model with a tokenizer.json")
+            raise PromptError("the tokenizer has no fast implementation; use a model with a tokenizer.json")
         try:
             template = tokenizer.get_chat_template()
         except ValueError:
-            raise PromptError("the tokenizer has no chat template; take an instruct model") from None
+            raise PromptError("the tokenizer has no chat template; use an instruct model") from None
 
         def render(turns, add_generation_prompt: bool = False) -> str:
             date = _date or datetime.date.today()
@@ -173,7 +173,7 @@ class ChatFormat:
                 self._texts_by_roles[roles] = self._template_texts(roles)
             if not isinstance(texts := self._texts_by_roles[roles], str):
                 return arranged, texts
-        raise PromptError(f"the chat template {texts}; take another model, or set model.chat_template=chatml")
+        raise PromptError(f"the chat template {texts}; use another model, or set model.chat_template=chatml")
 
     def _template_texts(self, roles: tuple[str, ...]) -> list[str] | str:
         """The template's texts around the contents of these roles, or the reason it cannot be used."""
@@ -193,7 +193,7 @@ class ChatFormat:
         return texts
 
     def _find_empty_thought(self) -> str:
-        """The empty thinking block that the generation prompt adds before an answer; "" if there is none.
+        """The empty thinking block with which the generation prompt opens an answer; "" if there is none.
 
         An unclosed block is dropped because thinking is off.
         """
@@ -206,7 +206,7 @@ class ChatFormat:
         if added == generation or "think" not in added.lower():
             raise PromptError(
                 f"the chat template's generation prompt ends in {generation[-40:]!r}, but in a conversation "
-                f"answers follow {trained[-40:]!r}; take another model, or set model.chat_template=chatml"
+                f"answers follow {trained[-40:]!r}; use another model, or set model.chat_template=chatml"
             )
         return added if "/think" in added.lower() else ""
 
@@ -218,12 +218,12 @@ class ChatFormat:
                 turns = [{"role": role, "content": content} for role in roles]
                 text, rendered = self.text(turns), self.render(self._arrange(turns)[0])
                 if text.replace(self.empty_thought, "") != rendered.replace(self.empty_thought, ""):
-                    raise PromptError("the chat template rewrites a message's text; take another model")
+                    raise PromptError("the chat template rewrites a message's text; use another model")
                 ids = _encode(tokenizer, [text])[0]
                 if token_arrays(tokenizer, self, [turns])[0].tolist() != ids:
                     raise PromptError(
                         "the tokenizer joins the chat template's text and an answer's into one token; "
-                        "take another model"
+                        "use another model"
                     )
 
 

@@ -86,7 +86,7 @@ def letter_position(tokenizer, target: str) -> dict:
     try:
         lead, letter_tokens = chat_template.answer_position(tokenizer, chat, chats)
     except PromptError as error:
-        fix = "take another model" if target == "letter" else "set data.mcq_target=letter"
+        fix = "use another model" if target == "letter" else "set data.mcq_target=letter"
         raise PromptError(f"{error}; {fix}") from None
     return {"encode": lambda item: prompt_ids(tokenizer, chat, item) + lead, "letter_tokens": letter_tokens}
 

@@ -436,9 +436,7 @@ def test_letters_that_are_not_one_token_each_are_refused(letter, spelled):
 
     tokenizer = joining([])
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(letter, spelled)
-    with pytest.raises(
-        prompts.PromptError, match="not one token each for this tokenizer; take another model"
-    ):
+    with pytest.raises(prompts.PromptError, match="not one token each for this tokenizer; use another model"):
         prompts.letter_position(tokenizer, "letter")
     with pytest.raises(prompts.PromptError, match=r"tokenizer; set data\.mcq_target=letter"):
         prompts.letter_position(tokenizer, "letter_and_text")

@@ -451,7 +451,7 @@ def test_the_command_names_rows_that_cannot_be_made(tiny_llama, tmp_path, monkey
     bare.save_pretrained(tmp_path / "bare")
     assert main(["check", "cpu", "--set", f"model.base={tmp_path / 'bare'}"]) == 2
     assert "fail  rows " in (out := capsys.readouterr().out)
-    assert "the tokenizer has no chat template; take an instruct model" in out
+    assert "the tokenizer has no chat template; use an instruct model" in out
 
 
 TEMPLATE = make_tokenizer().chat_template
