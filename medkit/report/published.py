@@ -1,10 +1,9 @@
-"""The published numbers, and which of them a whole count of questions can give.
+"""Published accuracies, and which of them are attainable: k/n for a whole number k of correct answers.
 
-An accuracy over n questions is k/n for a whole k, printed to so many decimals. `attainable` lists the k that
-give the printed figure, rounded or truncated. Precision is the string's own ("57.5" has one decimal) unless
-`decimals` says otherwise: the paper's Table 3 drops trailing zeros, so its own three rows, which print two
-decimals wherever the second is not zero, are read with two (57.5 is 57.50, 75 is 75.00). Rows reprinted from
-elsewhere are read as printed, which is the more lenient way. All figures in percent.
+`attainable` lists the k that print as a given figure, rounded or truncated. A figure's precision is that of
+its string ("57.5" has one decimal), except in the three rows that the paper measured: its Table 3 drops
+trailing zeros, so these are read with two decimals (57.5 is 57.50, 75 is 75.00). Reprinted rows are read as
+printed, which accepts more counts. All figures are in percent.
 """
 
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from medkit import MedkitError
 from medkit.evaluate import statistics
 from medkit.report.markdown import grid, plain_table, significance, wrap
 
-SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # the paper's Table 1, test samples
+SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # test samples, the paper's Table 1
 TITLES = {"medqa": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
 RULES = ("rounded", "truncated")
-PUBMEDQA_FOLD = 500  # PubMedQA's official test fold, on which most others report
+PUBMEDQA_FOLD = 500  # PubMedQA's official test fold, which most other papers report on
 
 PAPER = "the paper, Table 3"
 REPRINTED = f"{PAPER}, after Wu et al. (doi 10.1093/jamia/ocae045)"
@@ -27,34 +26,34 @@ UNKNOWN = "not known"
 
 
 class PublishedError(MedkitError):
-    """A printed figure that is no percentage of anything; one line."""
+    """A printed figure that is not a percentage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model's printed accuracies in percent, as strings so that the printed decimals survive."""
+    """One model's printed accuracies in percent, as strings to keep the printed decimals."""
 
     model: str
     size: str
-    printed: str  # MedQA, MedMCQA, PubMedQA and, where the source prints it, their average; "-" for none
+    printed: str  # MedQA, MedMCQA, PubMedQA and, if printed, their average; "-" for none
     source: str = REPRINTED
     protocol: str = UNKNOWN
-    base: str = ""  # the row it is compared with
-    people: bool = False  # a pass mark, or experts: no run over the test set
+    base: str = ""  # model of the row it is compared with
+    people: bool = False  # a pass mark or experts, not a model
 
     @property
     def first_hand(self) -> bool:
-        """Read in the publication that measured it, and not in somebody's copy."""
+        """Whether it was read in the publication that measured it, not in a copy."""
         return self.source == PAPER
 
     @property
     def decimals(self) -> int | None:
-        """None: as many as printed."""
+        """Decimals of the figures; None: as printed."""
         return 2 if self.first_hand else None
 
     @property
     def percents(self) -> dict[str, str]:
-        """Printed figure by benchmark (and "average"), the missing ones left out."""
+        """Printed figure by benchmark (and "average"), without the missing ones."""
         figures = zip((*SIZES, "average"), self.printed.split(), strict=False)
         return {name: figure for name, figure in figures if figure != "-"}
 
@@ -94,11 +93,11 @@ ROWS = (
     Row("II-Medical-8B-SFT", "", "86.57 71.92 77.4", "its model card", base=BASE),
 )
 
-# The paper's Table 4, and its Tables 1 and 2 (rows of training, of test or validation).
+# The paper's Table 4, then Tables 1 and 2: (training rows, test or validation rows).
 BERTSCORE_N = 50
 BERTSCORE_PROTOCOL = (
-    "50 cases; several answers a model, the best chosen by hand; the paper names neither encoder nor "
-    "rescaling (its values are of the size that roberta-large gives without rescaling)"
+    "50 cases; several answers per model, the best chosen by hand; the paper names neither encoder nor "
+    "rescaling (its values are as large as roberta-large's without rescaling)"
 )
 BERTSCORE = {
     BASE: {"precision": "0.843382", "recall": "0.840448", "f1": "0.841783"},
@@ -111,14 +110,14 @@ STAGE2_ROWS = {"notechat": (100_000, 10_000), "replay": (33_333, 3_333)}
 def attainable(percent: str, n: int, decimals: int | None = None, rules=RULES) -> list[int]:
     """Whole counts k of n whose percentage prints as `percent` by one of `rules`, ascending.
 
-    "rounded" takes a half either way. `decimals` is the precision printed, where trailing zeros were dropped;
-    by default the string's own. Raises PublishedError for a string that is no number in [0, 100] or has more
-    decimals than that, and for n < 1.
+    "rounded" takes a half either way. decimals: the printed precision, if trailing zeros were dropped; by
+    default that of the string. Raises PublishedError if the string is not a number in [0, 100] or has more
+    decimals, or if n < 1.
     """
     if n < 1:
         raise PublishedError(f"a test set of {n} questions has no accuracy; n must be at least 1")
     value, decimals = _scaled(percent, decimals)
-    scale = 100 * 10**decimals  # k/n is scale * k / n units of the last decimal; whole numbers throughout
+    scale = 100 * 10**decimals  # k/n is scale * k / n units of the last decimal; integers only
     counts = set()
     if "rounded" in rules:  # (value - 1/2) n <= scale k <= (value + 1/2) n
         counts.update(range(-(-(2 * value - 1) * n // (2 * scale)), (2 * value + 1) * n // (2 * scale) + 1))
@@ -128,12 +127,12 @@ def attainable(percent: str, n: int, decimals: int | None = None, rules=RULES) -
 
 
 def fitting_sizes(percents: list[str], limit: int, decimals: int | None = None) -> list[int]:
-    """Test sizes 1..limit at which all of `percents` are attainable by one and the same rule, ascending."""
+    """Test sizes 1..limit for which all of `percents` are attainable by the same rule."""
     return [n for n in range(1, limit + 1) if _fit([(percent, n) for percent in percents], decimals)]
 
 
 def fitting_runs(percents: dict[str, str], limit: int = 20, decimals: int | None = None) -> list[int]:
-    """Numbers of runs 1..limit over Table 1's full test sets whose mean accuracies print as `percents`."""
+    """Numbers of runs 1..limit over Table 1's test sets whose mean accuracies can print as `percents`."""
     return [
         runs
         for runs in range(1, limit + 1)
@@ -150,19 +149,19 @@ def _scaled(percent: str, decimals: int | None) -> tuple[int, int]:
         value = Decimal(percent)
         printed = max(0, -int(value.as_tuple().exponent))
     except (InvalidOperation, TypeError, ValueError):
-        raise PublishedError(f"{percent!r} is no percentage; write it as printed, e.g. '57.5'") from None
+        raise PublishedError(f"{percent!r} is not a percentage; write it as printed, e.g. '57.5'") from None
     decimals = printed if decimals is None else decimals
     if not 0 <= value <= 100 or printed > decimals:
-        raise PublishedError(f"{percent!r} is no percentage between 0 and 100 with {decimals} decimals")
+        raise PublishedError(f"{percent!r} is not a percentage between 0 and 100 with {decimals} decimals")
     return int(value.scaleb(decimals)), decimals
 
 
 def audit() -> pd.DataFrame:
-    """Every published accuracy: one row per model and benchmark, figures in percent (points).
+    """One row per published accuracy (model and benchmark), in percent and points.
 
-    Columns: model, size, benchmark, published (as printed), n (Table 1's; for rows from elsewhere it is an
-    assumption), counts (the k that fit), attainable (None for people), fold_counts (PubMedQA: the k of the
-    500-row fold), low, high (Wilson), base, difference, difference_low, difference_high (Newcombe, unpaired),
+    Columns: model, size, benchmark, published (as printed), n (Table 1's, an assumption for other sources),
+    counts (the k that fit), attainable (None for people), fold_counts (the k that fit on PubMedQA's 500-row
+    fold), low, high (Wilson), base, difference, difference_low, difference_high (Newcombe, unpaired),
     protocol, source, first_hand.
     """
     percents = {row.model: row.percents for row in ROWS}
@@ -179,11 +178,9 @@ def audit() -> pd.DataFrame:
                 "published": percent,
             }
             if not row.people:
-                counts, interval = (
-                    attainable(percent, n, row.decimals),
-                    statistics.wilson(float(percent) * n / 100, n),
-                )
+                counts = attainable(percent, n, row.decimals)
                 fold = attainable(percent, PUBMEDQA_FOLD, row.decimals) if benchmark == "pubmedqa" else []
+                interval = statistics.wilson(float(percent) * n / 100, n)
                 record |= {"n": n, "counts": counts, "attainable": bool(counts), "fold_counts": fold}
                 record |= {"low": 100 * interval.low, "high": 100 * interval.high}
             if row.base:
@@ -193,85 +190,85 @@ def audit() -> pd.DataFrame:
                 )
                 record |= {"base": row.base, "difference": float(Decimal(percent) - Decimal(base))}
                 record |= {"difference_low": 100 * low, "difference_high": 100 * high}
-            about = {"protocol": row.protocol, "source": row.source, "first_hand": row.first_hand}
-            records.append(record | about)
+            source = {"protocol": row.protocol, "source": row.source, "first_hand": row.first_hand}
+            records.append(record | source)
     return pd.DataFrame(records).astype({"n": "Int64"})
 
 
 def audit_text() -> str:
-    """What the audit finds, in sentences computed from it; one paragraph a finding."""
+    """The audit's findings as paragraphs."""
     table = audit()
-    papers = table[table["first_hand"]]
-    paragraphs = [_own_row(model, papers[papers["model"] == model]) for model in (BASE, MED_MIX, MED_NIRVANA)]
-    missed = papers[~papers["attainable"].astype(bool)]
+    paper = table[table["first_hand"]]
+    paragraphs = [_verdict(model, paper[paper["model"] == model]) for model in (BASE, MED_MIX, MED_NIRVANA)]
+    missed = paper[~paper["attainable"].astype(bool)]
     paragraphs += [_explanation(model, rows) for model, rows in missed.groupby("model", sort=False)]
-    return "\n\n".join([*paragraphs, _against_base(papers), _others(table[~table["first_hand"]])])
+    return "\n\n".join([*paragraphs, _against_base(paper), _reprinted(table[~table["first_hand"]])])
 
 
-def _own_row(model: str, rows: pd.DataFrame) -> str:
-    fits = rows[rows["attainable"].astype(bool)]
-    each = "; ".join(
+def _verdict(model: str, rows: pd.DataFrame) -> str:
+    fitting = rows[rows["attainable"].astype(bool)]
+    counts = "; ".join(
         f"{TITLES[row.benchmark]} {row.published} is {_counts(row.counts)} of {row.n:,}"
-        for row in fits.itertuples()
+        for row in fitting.itertuples()
     )
-    sentences = [f"{each}."] if each else []
-    for row in rows.drop(fits.index).itertuples():
+    sentences = [f"{counts}."] if counts else []
+    for row in rows.drop(fitting.index).itertuples():
         below = int(Decimal(row.published) * int(row.n) / 100)
-        near = " and ".join(f"{k:,} of {row.n:,} is {100 * k / row.n:.4f}" for k in (below, below + 1))
-        sentences.append(f"{TITLES[row.benchmark]} {row.published} is not attainable: {near}.")
-    verdict = {len(rows): "attainable", 0: "not attainable"}.get(len(fits), "attainable in part")
+        nearest = " and ".join(f"{k:,} of {row.n:,} is {100 * k / row.n:.4f}" for k in (below, below + 1))
+        sentences.append(f"{TITLES[row.benchmark]} {row.published} is not attainable: {nearest}.")
+    verdict = {len(rows): "attainable", 0: "not attainable"}.get(len(fitting), "attainable in part")
     return f"**{model}: {verdict} on Table 1's test sizes.** " + " ".join(sentences)
 
 
-def _explanation(model: str, misses: pd.DataFrame) -> str:
-    """Which other sizes would give unattainable figures: fewer questions, or the mean of several runs."""
+def _explanation(model: str, missed: pd.DataFrame) -> str:
+    """What else could give unattainable figures: fewer questions, or the mean of several runs."""
     sizes = []
-    for row in misses.itertuples():
+    for row in missed.itertuples():
         fitting = fitting_sizes([row.published], row.n, decimals=2)
         sizes.append(f"{TITLES[row.benchmark]} {row.published}: from {fitting[0]:,} up to {fitting[-1]:,}")
-    percents = dict(zip(misses["benchmark"], misses["published"], strict=True))
+    percents = dict(zip(missed["benchmark"], missed["published"], strict=True))
     limit = min(SIZES[benchmark] for benchmark in percents)
-    joint = fitting_sizes(list(percents.values()), limit, decimals=2)
-    together = f"{joint[0]:,} at the least" if joint else f"none up to {limit:,}"
+    common = fitting_sizes(list(percents.values()), limit, decimals=2)
+    smallest = f"at least {common[0]:,}" if common else f"none up to {limit:,}"
     runs = fitting_runs(percents, decimals=2)
     mean = f"{runs[0]} is the smallest number of runs" if runs else "no number of runs up to 20 is one"
-    fold = "" if misses["fold_counts"].map(len).sum() else " PubMedQA's 500-row fold does not give it either."
+    fold = "" if missed["fold_counts"].map(len).sum() else " PubMedQA's 500-row fold does not give it either."
     return (
-        f"What could give {model}'s figures instead. Fewer questions than Table 1 says, the smallest and the "
-        f"largest such number per benchmark: {'; '.join(sizes)}. The same number for all: {together}.{fold} "
+        f"What could give {model}'s figures instead. Fewer questions than in Table 1, with the smallest and "
+        f"largest number per benchmark: {'; '.join(sizes)}. The same number for all: {smallest}.{fold} "
         f"The mean of several runs over the full sets: {mean} that fits all of them. Arithmetic cannot tell "
         "which of these happened."
     )
 
 
-def _against_base(papers: pd.DataFrame) -> str:
-    rows = []
-    for row in papers[papers["base"].notna()].itertuples():
+def _against_base(paper: pd.DataFrame) -> str:
+    results = []
+    for row in paper[paper["base"].notna()].itertuples():
         interval = f"{row.difference:+.2f}, {row.difference_low:+.2f} to {row.difference_high:+.2f}"
         differs = not row.difference_low <= 0 <= row.difference_high
-        rows.append((f"{row.model} on {TITLES[row.benchmark]} ({interval})", differs))
+        results.append((f"{row.model} on {TITLES[row.benchmark]} ({interval})", differs))
     return (
-        f"Against {BASE}, in points with the unpaired 95% interval. {significance(rows)} The outcomes "
-        "question by question were not published; paired, the intervals would usually be narrower."
+        f"Against {BASE}, in points with the unpaired 95% interval. {significance(results)} The outcomes "
+        "per question were not published; paired intervals would usually be narrower."
     )
 
 
-def _others(others: pd.DataFrame) -> str:
-    others = others[others["n"].notna()]
-    listed = "; ".join(
-        f"{_named(row)} on {TITLES[row.benchmark]} ({row.published})"
-        for row in others[~others["attainable"].astype(bool)].itertuples()
+def _reprinted(rows: pd.DataFrame) -> str:
+    rows = rows[rows["n"].notna()]
+    missed = "; ".join(
+        f"{_title(row)} on {TITLES[row.benchmark]} ({row.published})"
+        for row in rows[~rows["attainable"].astype(bool)].itertuples()
     )
-    fold = others["fold_counts"].map(len).gt(0).sum()
+    fold = rows["fold_counts"].map(len).gt(0).sum()
     return (
-        f"The other {len(others)} figures were read in copies, not where they were measured, and their test "
-        f"sizes are assumed to be Table 1's. On these no whole count gives: {listed or 'none'}. "
-        f"{fold} of the PubMedQA figures could as well come from the 500-row fold, where the interval "
-        "is wider than the one printed."
+        f"The other {len(rows)} figures were read in copies, not in the publications that measured them, and "
+        f"their test sizes are assumed to be Table 1's. No whole count gives: {missed or 'none'}. "
+        f"{fold} of the PubMedQA figures could also come from the 500-row fold, where the interval is wider "
+        "than the one printed."
     )
 
 
-def _named(row) -> str:
+def _title(row) -> str:
     return f"{row.model} {row.size}".strip()
 
 
@@ -280,29 +277,29 @@ def _counts(counts: list[int]) -> str:
 
 
 def render_audit() -> str:
-    """The audit as Markdown: its table, then its sentences."""
-    table = pd.DataFrame(_shown(row) for row in audit().itertuples())
+    """The audit as Markdown: table and findings."""
+    table = pd.DataFrame(_cells(row) for row in audit().itertuples())
     return f"# Published accuracies, audited\n\n{grid(table)}\n\n{audit_text()}\n"
 
 
 def terminal_audit() -> str:
-    """The audit for a terminal, markdown.WIDTH columns wide: each figure with the counts that give it."""
+    """The audit for a terminal, markdown.WIDTH columns wide: each figure with the counts that fit."""
     rows: dict[str, dict[str, str]] = {}
     for row in audit().itertuples():
         counts = "" if pd.isna(row.n) else f" ({_counts(row.counts)})"
-        rows.setdefault(_named(row), {})[TITLES[row.benchmark]] = row.published + counts
+        rows.setdefault(_title(row), {})[TITLES[row.benchmark]] = row.published + counts
     sizes = ", ".join(f"{TITLES[name]} {n:,}" for name, n in SIZES.items())
     legend = (
-        "In brackets: the whole numbers of right answers that print as the figure, of as many questions as "
-        f"Table 1 says ({sizes}); none: not attainable. medkit audit --markdown adds intervals and sources."
+        "In brackets: the numbers of correct answers that print as the figure, out of Table 1's test sizes "
+        f"({sizes}); none: not attainable. medkit audit --markdown adds intervals and sources."
     )
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[*TITLES.values()]).fillna("")
     cells = plain_table(table.rename_axis("model").reset_index())
     return f"Published accuracies, audited\n\n{cells}\n\n{wrap(legend)}\n\n{wrap(audit_text())}\n"
 
 
-def _shown(row) -> dict[str, str]:
-    cells = {"model": _named(row), "benchmark": TITLES[row.benchmark]}
+def _cells(row) -> dict[str, str]:
+    cells = {"model": _title(row), "benchmark": TITLES[row.benchmark]}
     cells |= {"published": row.published, "n": "", "counts that fit": "", "attainable": "no test run"}
     cells |= {"95% interval": "", "minus its base (unpaired)": "", "base": ""}
     if not pd.isna(row.n):
