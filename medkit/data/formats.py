@@ -51,10 +51,12 @@ def data_files(folder: Path, parents: tuple[str, ...] = ()) -> list[Path]:
     for path in paths:
         if os.path.isdir(path):
             files += data_files(path, (*parents, real_path))
-        elif suffix_of(path) in SUFFIXES and path.name not in METADATA_FILES:
-            # Pipes and devices are skipped, as reading them may never end. A broken link is kept, so that
-            # reading it raises an error.
-            files += [path] if os.path.isfile(path) or not os.path.exists(path) else []
+            continue
+        # Pipes and devices are skipped, as reading them may never end. A broken link is kept, so that reading
+        # it raises an error.
+        is_file_or_broken = os.path.isfile(path) or not os.path.exists(path)
+        if is_file_or_broken and suffix_of(path) in SUFFIXES and path.name not in METADATA_FILES:
+            files.append(path)
     return files
 
 

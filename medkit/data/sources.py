@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -216,7 +215,6 @@ class Loaded:
     origin: str = ""  # "files" or "hub"
     files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256, or hub id -> commit
     notes: Counter = field(default_factory=Counter)  # changes to rows that were kept, and irregularities
-    example: tuple[dict, Any] | None = None  # the first row that was kept, and its record
 
     def by_row(self) -> list:
         """The record of each row read, in order; None for a dropped row."""
@@ -300,7 +298,6 @@ def _records(source: Source, part: str, files: list[RawFile], loaded: Loaded, pr
                 loaded.notes["rows whose id repeats an earlier one's"] += 1
                 record = replace(record, id=f"{record.id}-{number}")
             ids.add(record.id)
-            loaded.example = loaded.example or (row, record)
             yield record
         earlier_answers |= answers
 
@@ -331,10 +328,9 @@ def _converter(source: Source, file: RawFile):
     if (first := next(raw, None)) is None:
         raise SourceError(f"{file.name}: expected rows, found none")
     columns = set(first[1])
-    matching = [form for form in source.forms if set(form.columns) <= columns]
     # If no form matches, the error names the columns of the closest one.
     closest = max(source.forms, key=lambda form: len(set(form.columns) & columns))
-    form = next(iter(matching), closest)
+    form = next((form for form in source.forms if set(form.columns) <= columns), closest)
     rows = _read_columns(source, form, file, chain([first], raw))
     if form.convert is not converters.medmcqa:
         return form, form.convert, rows

@@ -236,12 +236,6 @@ def test_a_file_that_fits_a_form_may_have_other_columns_too(tmp_path):
     assert len(load("medqa", "train", tmp_path, progress=False).records) == 1
 
 
-def test_the_first_kept_row_is_there_to_be_shown(tmp_path):
-    put(tmp_path, "medqa/train.jsonl", [MEDQA | {"answer_idx": "E"}, MEDQA, MEDQA])
-    row, record = (loaded := load("medqa", "train", tmp_path, progress=False)).example
-    assert row["question"] == MEDQA["question"] and record == loaded.records[0]
-
-
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=50))
 def test_cop_base_never_guesses(letters):
     for base in (0, 1):
