@@ -76,16 +76,13 @@ def score(
 ) -> Scored:
     """Score every item by letter.
 
-    encode: returns an item's token ids up to where the answer begins; default: medkit's prompt in the
-        model's chat template.
+    encode: returns an item's token ids up to the answer; default: medkit's prompt in the chat template.
     letter_tokens: token ids of A, B, C, D there; default: letters without a space before them.
     max_batch_tokens: tokens per batch including padding; a longer prompt gets its own batch.
-    prefix_cache: compute the common prefix of all prompts once. It is compared with a plain pass on the
-        shortest question. If the model accepts no cache or the logits differ, the prefix is not shared, and
-        `prefix_note` in the report says why.
-    store: JSON Lines file to which each finished batch is appended, so that an interrupted evaluation resumes
-        with the same result. Its entries are identified by `key` (identities.of_model), dtype, template,
-        prompt and item.
+    prefix_cache: compute the common prefix of all prompts once, unless this fails or changes the logits of
+        the shortest question (the report's `prefix_note` says how).
+    store: JSON Lines file to which finished batches are appended, so that an interrupted evaluation resumes.
+        Its entries are identified by `key` (identities.of_model), dtype, template, prompt and item.
 
     The report contains n, too_long (for the model's context), invalid (not finite), ties, rescored, flips,
     largest_move, tolerance, dtype, head_note ("" for float32 logits, otherwise why the model's own are used),
