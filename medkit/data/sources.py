@@ -279,8 +279,9 @@ def _records(source: Source, part: str, files: list[RawFile], loaded: Loaded, pr
             number = f"{loaded.rows:06d}"
             loaded.rows += 1
             id = converters.identifier(row.get(form.id_column)) or f"{source.name}-{part}-{number}"
+            notes: Counter = Counter()  # added once the row is kept
             try:
-                record = convert(row, id, loaded.notes)
+                record = convert(row, id, notes)
                 _check_record(source.parts[part], record)
                 if compare_files:
                     key, answer = content_key(record), getattr(record, "answer", "")
@@ -298,6 +299,7 @@ def _records(source: Source, part: str, files: list[RawFile], loaded: Loaded, pr
                 loaded.notes["rows whose id repeats an earlier one's"] += 1
                 record = replace(record, id=f"{record.id}-{number}")
             ids.add(record.id)
+            loaded.notes.update(notes)
             yield record
         earlier_answers |= answers
 
@@ -326,7 +328,7 @@ def _converter(source: Source, file: RawFile):
     """The file's form, judged by its first row, its converter, and its rows with the columns of the form."""
     raw = iter(file.rows)
     if (first := next(raw, None)) is None:
-        raise SourceError(f"{file.name}: expected rows, found none")
+        raise SourceError(f"{file.name}: expected rows, found none; fetch or write it again")
     columns = set(first[1])
     # If no form matches, the error names the columns of the closest one.
     closest = max(source.forms, key=lambda form: len(set(form.columns) & columns))

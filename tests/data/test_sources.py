@@ -585,6 +585,16 @@ def test_advertising_tail_is_cut_where_it_is_one(tmp_path, reference, kept):
     assert loaded.notes["references with an advertisement cut"] == (kept != reference.strip())
 
 
+def test_what_was_done_to_a_row_is_counted_for_kept_rows_only(tmp_path):
+    advertised = ICLINIQ | {"answer_icliniq": "Rest it. For more information consult a dentist online "}
+    # 2 rows were cut, 1 of them repeats the other file's: 2 - 1 = 1.
+    put(tmp_path, "icliniq/a.jsonl", [advertised])
+    put(tmp_path, "icliniq/b.jsonl", [advertised, ICLINIQ | {"input": "My foot hurts."}])
+    loaded = load("icliniq", "eval", tmp_path, progress=False)
+    assert loaded.dropped == {"repeated in another file": 1}
+    assert loaded.notes == {"references with an advertisement cut": 1}
+
+
 BOTH = pytest.mark.parametrize(
     ("name", "row", "column"), [("icliniq", ICLINIQ, "answer_icliniq"), ("healthcaremagic", MAGIC, "output")]
 )
