@@ -87,14 +87,14 @@ def pair(models: Sequence[str]) -> tuple[str, str]:
     return models[0], "med-nirvana" if "med-nirvana" in models else models[-1]
 
 
-def select_cases(gains: Sequence[float], each: int) -> dict[str, list[int]]:
-    """Positions of the `each` best, median and worst gains, best first, without repetition."""
+def select_cases(gains: Sequence[float], count: int) -> dict[str, list[int]]:
+    """Positions of the `count` best, median and worst gains, best first, without repetition."""
     order = sorted(range(len(gains)), key=lambda i: (-gains[i], i))
-    each = min(each, max(1, len(order) // 3))
-    best, rest = order[:each], order[each:]
-    worst, middle = rest[max(0, len(rest) - each) :], rest[: max(0, len(rest) - each)]
-    start = (len(middle) - each + 1) // 2 if len(middle) > each else 0
-    return {"Best": best, "Median": middle[start : start + each], "Worst": worst}
+    count = min(count, max(1, len(order) // 3))
+    best, rest = order[:count], order[count:]
+    worst, middle = rest[max(0, len(rest) - count) :], rest[: max(0, len(rest) - count)]
+    start = (len(middle) - count + 1) // 2 if len(middle) > count else 0
+    return {"Best": best, "Median": middle[start : start + count], "Worst": worst}
 
 
 def escape(text: str) -> str:
