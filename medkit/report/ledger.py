@@ -18,7 +18,7 @@ from medkit.runs import run_json, storage
 
 SILENT = "silent"
 NOT_STATED = (SILENT, "not released", "not recorded")
-CHOSEN = "this kit's choice: neither says"
+CHOSEN = "medkit's choice; neither source states it"
 COLUMNS = ["knob", "paper", "release", "run", "why"]
 
 
