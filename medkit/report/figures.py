@@ -247,7 +247,7 @@ def f1_difference_per_case(ax: Axes, scores: pd.DataFrame, first: str, second: s
     ax.bar(ranks, differences, color=colours, width=0.8)
     mean = statistics.bootstrap_mean(differences)
     if not np.isnan(mean.low):
-        band = {"color": SKY, "alpha": 0.3, "linewidth": 0, "zorder": 0}
+        band: dict = {"color": SKY, "alpha": 0.3, "linewidth": 0, "zorder": 0}
         ax.axhspan(mean.low, mean.high, label="95% interval of the mean", **band)
     ax.axhline(mean.mean, color="black", linestyle="--", linewidth=1.2, label=f"mean {mean.mean:+.4f}")
     ax.axhline(0, color="black", linewidth=0.8)
