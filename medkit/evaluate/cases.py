@@ -15,7 +15,7 @@ from medkit.records import ConsumerQuery
 from medkit.runs import run_json, storage
 from medkit.runs.arms import adapter_files
 from medkit.runs.run_json import Run
-from medkit.text_keys import normalize
+from medkit.text_keys import normalize, text_of
 from medkit.train import stages
 
 REPEATED = 8  # consecutive words; an answer that repeats as many from a data set has its text withheld
@@ -115,7 +115,7 @@ def write_answers(run: Run, cases: Sequence[ConsumerQuery], answers: dict, show_
             for sample, answer in enumerate(case_answers):
                 row = {"model": model, "source": case.source, "case": case.id, "sample": sample}
                 row |= storage.plain(answer)
-                if not show_all and _ngrams(answer.text) & _ngrams(f"{case.query}\n{case.reference}"):
+                if not show_all and _ngrams(answer.text) & _ngrams(text_of(case)):
                     row["text"] = None
                 rows.append(row)
     storage.write_jsonl(run.folder / "consumer" / "answers.jsonl", rows)

@@ -142,15 +142,13 @@ class _Evaluation:
     def of_model(self, model: str) -> dict:
         rows = self.scores[model, 0]
         means = {metric: self.mean(rows[metric]) for metric in SCORES}
-        rescaled = None
-        if self.scorer.baseline:
-            rescaled = {
-                metric: {name: self.scorer.rescale(metric, value) for name, value in means[metric].items()}
-                for metric in BERTSCORE
-            }
+        rescaled = {
+            metric: {name: self.scorer.rescale(metric, value) for name, value in means[metric].items()}
+            for metric in (BERTSCORE if self.scorer.baseline else ())
+        }
         return {
             **means,
-            "rescaled": rescaled,
+            "rescaled": rescaled or None,
             "words": self.lengths(rows["words"]),
             "style": rows[list(MARKERS)].mean().to_dict(),
             "cut": (rows["finish"] == "cut").sum(),

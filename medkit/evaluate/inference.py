@@ -25,10 +25,8 @@ def context_length(model) -> int | None:
 
 
 def pad_right(model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Token ids of shape (rows, tokens) on the model's device.
-
-    A causal model never attends to padding on the right, so it needs no mask and can be any token.
-    """
+    """Token ids of shape (rows, tokens). A causal model never attends to padding on the right, so it needs
+    no mask."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     return ids.to(model.get_input_embeddings().weight.device)
@@ -36,10 +34,7 @@ def pad_right(model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
 @torch.no_grad()  # not inference_mode: the model may be trained later, with tensors it cached here
 def prefill(model, ids: tuple[int, ...]) -> Cache:
-    """The model's key-value cache after `ids`.
-
-    On a GPU, Unsloth returns a tuple of keys and values per layer; it is wrapped in a DynamicCache.
-    """
+    """The model's key-value cache after `ids`. On a GPU, Unsloth returns tuples instead of a Cache."""
     cache = model(input_ids=pad_right(model, [ids]), use_cache=True).past_key_values
     return cache if isinstance(cache, Cache) else DynamicCache(cache)
 

@@ -71,8 +71,13 @@ class Scorer:
     @property
     def settings(self) -> dict:
         """The scorer's settings, for the summary."""
-        settings = {"model": self.name, "layers": self.layers, "hash": self.hash}
-        return settings | {"rescaled": bool(self.baseline), "limit_tokens": self.limit}
+        return {
+            "model": self.name,
+            "layers": self.layers,
+            "hash": self.hash,
+            "rescaled": bool(self.baseline),
+            "limit_tokens": self.limit,
+        }
 
     def score(self, answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
         """One row per pair: precision, recall, f1, rouge_l (in [0, 1], higher is more similar), truncated.

@@ -62,9 +62,8 @@ class Store:
     ) -> None:
         """Compute the jobs missing from `results`, and add them to it and to the file.
 
-        A job has a `key`. `compute` returns a batch's results in order. A batch is computed whole even if the
-        file has some of its results, so that a resumed run computes the same batches. `unit` labels the
-        progress bar; "" hides it.
+        Jobs have a `key`. A batch with missing results is computed whole, so that a resumed run computes the
+        same batches. `unit` labels the progress bar; "" hides it.
         """
         total = sum(job.key not in results for batch in batches for job in batch)
         with tqdm(total=total, desc=f"{unit}s", unit=unit, disable=not unit or not total) as bar:
