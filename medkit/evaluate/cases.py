@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -93,8 +94,8 @@ def answer_cases(run: Run, active: Active, cases: Sequence[ConsumerQuery]) -> li
     spec = run.recipe.consumer
     chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
     ids = [prompts.prompt_ids(active.tokenizer, chat, case) for case in cases]
-    settings = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size, "key": active.identity}
-    settings["store"] = run.folder / ".cache" / "consumer.jsonl"
+    settings: dict[str, Any] = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size}
+    settings |= {"key": active.identity, "store": run.folder / ".cache" / "consumer.jsonl"}
     answers = generation.generate_answers(active.model, active.tokenizer, ids, **settings)
     if spec.samples:
         settings |= {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed}

@@ -131,8 +131,10 @@ def answer_exams(run: Run, models: Lineup, items: Sequence[MCQItem]) -> ExamAnsw
         scoring[active.name], identities[active.name] = scored.report, active.identity
         lm_eval[active.name] = harness.measure(active, run.recipe.mcq.lm_eval_tasks, run.folder / ".cache")
     models.close()
-    tables = [pd.concat(by_model, ignore_index=True) for by_model in zip(*frames, strict=True)]
-    return ExamAnswers(*tables, scoring, identities, lm_eval)
+    letters, words, orders, general = (
+        pd.concat(by_model, ignore_index=True) for by_model in zip(*frames, strict=True)
+    )
+    return ExamAnswers(letters, words, orders, general, scoring, identities, lm_eval)
 
 
 def answer_all_orders(
@@ -167,7 +169,7 @@ def answer_general(run: Run, active: Active) -> pd.DataFrame:
     return general.frame(active.name, items, score_letters(run, active, items).outcomes, losses)
 
 
-def write_exams(run: Run, items: Sequence[MCQItem], answers: ExamAnswers, show_text: bool = False) -> dict:
+def write_exams(run: Run, answers: ExamAnswers, show_text: bool = False) -> dict:
     """Write items.csv, answers.jsonl, permutations.csv, general.csv and summary.json to mcq/.
 
     Returns the summary: accuracy.mcq_summary with the results of the other evaluations added. Raises

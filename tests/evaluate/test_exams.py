@@ -82,7 +82,7 @@ def test_a_call_answers_and_a_call_writes(run, tiny_llama):
     assert twins.closed and answers.identities["med-mix"] == "identity of med-mix"
     assert answers.letters["model"].tolist() == ["base"] * 15 + ["med-mix"] * 15
     assert Counter(answers.words["model"]) == {"base": 6, "med-mix": 6}  # two of each benchmark
-    summary = evaluate.write_exams(run, items, answers)
+    summary = evaluate.write_exams(run, answers)
     assert summary == json.loads((run.folder / "mcq" / "summary.json").read_text())
     assert summary["models"] == ["base", "med-mix"] and summary["scoring"]["base"]["n"] == 15
     assert [one["difference"] for one in summary["comparisons"]] == [0, 0, 0]
@@ -115,7 +115,7 @@ def test_neither_other_orders_nor_general_questions(monkeypatch, tmp_path, tiny_
     items = evaluate.exam_items(run)
     answers = evaluate.answer_exams(run, two_models(tiny_llama), items)
     assert answers.orders.empty and answers.general.empty
-    summary = evaluate.write_exams(run, items, answers)
+    summary = evaluate.write_exams(run, answers)
     assert summary["option_order"] == summary["general"] == {} and summary["calibration"]
     assert {path.name for path in (run.folder / "mcq").iterdir()} == {
         "items.csv",
@@ -131,7 +131,7 @@ def test_what_was_written_is_read_again(tmp_path, tiny_llama, monkeypatch):
     whole = accuracy.read_items
     monkeypatch.setattr(accuracy, "read_items", lambda place: whole(place).iloc[1:])
     with pytest.raises(MedkitError, match="differs from the models' answers"):
-        evaluate.write_exams(run, items, answers)
+        evaluate.write_exams(run, answers)
 
 
 def test_both_protocols_cover_the_questions_they_say(run, tiny_llama):

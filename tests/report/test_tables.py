@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medkit import MedkitError
@@ -115,6 +115,7 @@ def columns(text: str) -> int:
 CELLS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=60)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_a_table_for_a_terminal_fits_and_loses_nothing(rows):
     frame = pd.DataFrame(rows, columns=["model", "a title of some words", "MedQA"])
