@@ -1,10 +1,9 @@
-"""`medkit sweep`: the trials of a sweep's file that are missing, and what is known before they start.
+"""`medkit sweep`: executes the missing trials of a sweep.
 
-results/NAME/trials/ has the trials' runs; results/NAME/outcomes/ what the study reads of them, which is all
-that a clone needs to go on with the sweep on another machine.
+results/NAME/trials/ has the trials' runs. results/NAME/outcomes/ has the files the study reads, and is all that
+another machine needs to continue the sweep.
 """
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,28 +20,28 @@ from medkit.runs.inputs import check_data_dir
 
 
 class Plan:
-    """Which of a sweep's trials are done, and which are to be executed, here and now."""
+    """Which of a sweep's trials are done, and which are to be executed on this machine."""
 
     def __init__(self, sweep: Sweep, data_dir: str = "", notebook_folder: Path = runner.NOTEBOOK_FOLDER):
         self.sweep, self.data_dir, self.notebook_folder = sweep, data_dir, notebook_folder
         self.folder = storage.root() / sweep.name
         self.by_name = {trial.name: trial for trial in sweep.trials}
-        self.stages = {trial.stage1 for trial in sweep.trials} - {""}
-        self.outcomes = {trial.name: self._outcome(trial) for trial in sweep.trials}
+        self.stages = {trial.stage1 for trial in sweep.trials} - {""}  # names of the shared stages 1
+        self.outcomes = {trial.name: self.read_outcome(trial) for trial in sweep.trials}
 
-    def _outcome(self, trial: Trial) -> dict | None:
-        """run.json of a finished trial; SweepError where it is that of another trial of this name."""
-        place = trials.outcome_folder(self.folder, trial.name)
-        info = run_json.read(place)
+    def read_outcome(self, trial: Trial) -> dict | None:
+        """run.json of a finished trial; None if there is none. Raises SweepError if its settings differ."""
+        folder = trials.outcome_folder(self.folder, trial.name)
+        info = run_json.read(folder)
         if info is None:
             return None
-        # A field that has come since has its default in the finished trial: it knew no other way.
-        finished, wanted = recipes.flat(recipes.from_dict(info["recipe"])), recipes.flat(trial.recipe)
-        for field in wanted.keys() - {"about"}:
-            if finished[field] != wanted[field]:
+        # Fields that are newer than the outcome get their defaults.
+        finished, planned = recipes.flat(recipes.from_dict(info["recipe"])), recipes.flat(trial.recipe)
+        for field in planned.keys() - {"about"}:
+            if finished[field] != planned[field]:
                 raise SweepError(
-                    f"{storage.relpath(place)} was run with {field}={finished[field]}, the sweep has "
-                    f"{wanted[field]}; give the sweep another name, or remove that folder"
+                    f"{storage.relpath(folder)} was run with {field}={finished[field]}, the sweep has "
+                    f"{planned[field]}; give the sweep another name, or remove that folder"
                 )
         return info
 
@@ -60,29 +59,30 @@ class Plan:
             notebooks=str(self.notebook_folder),
         )
 
-    def _hash_here(self, name: str) -> str:
-        """Of a finished stage 1's adapter on this machine; "" for none."""
-        info = run_json.read(place := trials.trials_folder(self.folder) / name)
-        return trials.adapter_hash(place) if info and info["status"] == "complete" else ""
+    def _local_hash(self, stage1: str) -> str:
+        """Hash of a finished stage 1's adapter on this machine; "" if there is none."""
+        run_folder = trials.trials_folder(self.folder) / stage1
+        info = run_json.read(run_folder)
+        return trials.adapter_hash(run_folder) if info and info["status"] == "complete" else ""
 
-    def stage1_hash(self, name: str) -> str:
-        """The same, else that of its outcome."""
-        kept = (self.outcomes[name] or {}).get("trial") or {}
-        return self._hash_here(name) or kept.get("stage1_adapter", "")
+    def stage1_hash(self, stage1: str) -> str:
+        """Hash of a stage 1's adapter on this machine, else the one recorded in its outcome."""
+        recorded = (self.outcomes[stage1] or {}).get("trial") or {}
+        return self._local_hash(stage1) or recorded.get("stage1_adapter", "")
 
-    def here(self, name: str) -> bool:
-        """Whether a stage 1 can be gone on from on this machine."""
-        return self.outcomes[name] is not None and bool(self._hash_here(name))
+    def can_continue_from(self, stage1: str) -> bool:
+        """Whether a stage 1 is complete, with its adapter on this machine."""
+        return self.outcomes[stage1] is not None and bool(self._local_hash(stage1))
 
     def done(self, trial: Trial) -> bool:
-        """Whether its outcome is there and, where it has a stage 1, is that of the stage 1 there is now."""
+        """Whether the trial has an outcome, and continued from the current stage 1 if it has one."""
         info = self.outcomes[trial.name]
         if info is None or not trial.stage1:
             return info is not None
         return info["trial"]["stage1_adapter"] == self.stage1_hash(trial.stage1)
 
-    def described(self) -> dict:
-        """outcomes/sweep.json: by which the study knows what is missing."""
+    def description(self) -> dict:
+        """The content of outcomes/sweep.json, from which the study knows which trials are missing."""
         listed = [
             {"name": trial.name, "arm": trial.arm, "seed": trial.seed, "is_stage1": trial.name in self.stages}
             for trial in self.sweep.trials
@@ -90,10 +90,11 @@ class Plan:
         return {"name": self.sweep.name, "recipe": self.sweep.recipe, "trials": listed}
 
     def missing(self) -> list[Trial]:
-        """In order; a stage 1 only where a trial that goes on from it is missing, or its outcome is."""
-        missing = [one for one in self.sweep.trials if one.name not in self.stages and not self.done(one)]
+        """The trials to execute, in order. A stage 1 is missing if its outcome is, or if a missing trial
+        needs its adapter on this machine."""
+        missing = [t for t in self.sweep.trials if t.name not in self.stages and not self.done(t)]
         names = {trial.name for trial in missing}
-        names |= {trial.stage1 for trial in missing if not (trial.stage1 and self.here(trial.stage1))}
+        names |= {t.stage1 for t in missing if t.stage1 and not self.can_continue_from(t.stage1)}
         names |= {name for name in self.stages if self.outcomes[name] is None}
         return [trial for trial in self.sweep.trials if trial.name in names]
 
@@ -107,163 +108,136 @@ def run(
     notebook_folder: Path = runner.NOTEBOOK_FOLDER,
     out=None,
 ) -> int:
-    """Execute the missing trials of the sweep in `path`; 0, or 1 where a trial failed or a signal came.
+    """Execute the missing trials of the sweep in `path`.
 
-    Raises MedkitError before anything is written where the sweep, its data or an earlier sweep of its name
-    refuses it.
+    Returns 0, or 1 if a trial failed or a signal stopped the sweep. Raises MedkitError before anything is
+    written if the sweep, its data or an earlier sweep of its name does not allow it.
     """
     out = out or sys.stderr
     plan = Plan(sweep_file.read(path), data_dir, notebook_folder)
     check(plan, resume)
     with engines.choose(engine, plan.sweep.cpus) as executor, storage.lock(plan.folder):
-        missing = plan.missing()
-        storage.write_json(plan.folder / "outcomes" / "sweep.json", plan.described())
-        print(
-            f"{storage.relpath(plan.folder)}: {len(plan.sweep.trials)} runs, {len(missing)} to do", file=out
-        )
+        missing, total = plan.missing(), len(plan.sweep.trials)
+        storage.write_json(plan.folder / "outcomes" / "sweep.json", plan.description())
+        print(f"{storage.relpath(plan.folder)}: {total} runs, {len(missing)} to do", file=out)
         failed = _Execution(plan, executor, out).run(missing)
     if failed is None:
-        print(f"stopped; medkit sweep {path} --resume goes on", file=out)
+        print(f"stopped; continue with medkit sweep {path} --resume", file=out)
         return 1
-    for name, why in failed.items():
-        print(f"failed: {name}: {why}", file=out)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=out)
     return 1 if failed else 0
 
 
 def check(plan: Plan, resume: bool) -> None:
-    """Everything that can be refused before the first trial starts."""
+    """Raise MedkitError for anything that would make a trial fail later."""
     storage.check_not_committed(plan.folder)
     machine.check_writable(storage.root(), "MEDKIT_RESULTS")
     check_data_dir(plan.data_dir)
-    begun = any(
-        place.is_dir() and any(place.iterdir())
-        for place in (plan.folder / "outcomes", trials.trials_folder(plan.folder))
-    )
-    if begun and not resume:
+    folders = (plan.folder / "outcomes", trials.trials_folder(plan.folder))
+    if not resume and any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
         raise SweepError(
-            f"{storage.relpath(plan.folder)} holds a sweep; go on with --resume, or name it otherwise"
+            f"{storage.relpath(plan.folder)} contains a sweep; continue it with --resume, or choose another "
+            "name"
         )
-    reads: dict[tuple, tuple] = {}
+    by_inputs: dict[tuple, recipes.Recipe] = {}  # the same inputs are checked only once
     placeholders = dict.fromkeys(("recipe", "run_dir", "data_dir", "settings"), "")
     for trial in plan.sweep.trials:
         steps = trials.steps(plan.job(trial))
         runner.step_parameters(steps, plan.notebook_folder, placeholders)
-        parts = tuple(part for step in steps for part in step.reads)
-        reads[trial.recipe.model, trial.recipe.data, trial.recipe.consumer.scorer, parts] = (
-            trial.recipe,
-            parts,
-        )
-    for recipe, parts in reads.values():
+        parts, recipe = tuple(part for step in steps for part in step.reads), trial.recipe
+        by_inputs[recipe.model, recipe.data, recipe.consumer.scorer, parts] = recipe
+    for (*_, parts), recipe in by_inputs.items():
         inputs.check(recipe, plan.data_dir, parts)
 
 
 class _Execution:
-    """The sweep while it runs: what may start, what has ended, and how long the rest may take."""
+    """A running sweep: which trials may start, which have ended, and how long the others may take."""
 
     def __init__(self, plan: Plan, engine, out):
         self.plan, self.engine, self.out = plan, engine, out
-        self.began: dict[str, float] = {}
         self.rank = {trial.name: rank for rank, trial in enumerate(plan.sweep.trials)}
-        self.seconds: dict[bool, list[float]] = {True: [], False: []}  # of a stage 1; of another trial
-        for name, info in plan.outcomes.items():
-            if info:
-                is_stage1 = name in plan.stages
-                self.seconds[is_stage1].append(sweep_costs.seconds(info, is_stage1))
-        self.failed: dict[str, str] = {}
+        self.seconds = sweep_costs.durations(plan)
+        self.submitted: dict[str, float] = {}  # trial -> time
+        self.last_end = 0.0
+        self.failed: dict[str, str] = {}  # trial -> reason
 
     def run(self, missing: list[Trial]) -> dict[str, str] | None:
-        """Trial -> why it failed; None where a signal stopped the sweep."""
-        self.left = {trial.name for trial in missing}
-        pending = {trial.name for trial in missing if trial.name in self.plan.stages}
+        """Returns the failed trials with the reason; None if a signal stopped the sweep."""
+        self.remaining = {trial.name for trial in missing}
         for trial in missing:
-            if trial.stage1 not in pending:
+            if trial.stage1 not in self.remaining:
                 self._submit(trial)
         try:
-            while self.at_work:
-                job, why = self.engine.next()
-                self._ended(job, why)
+            while self.submitted:
+                self._finish(*self.engine.next())
         except engines.Stopped:
             return None
         return self.failed
 
-    @property
-    def at_work(self) -> int:
-        return len(self.began)
-
     def _submit(self, trial: Trial) -> None:
-        self.began[trial.name] = time.monotonic()
-        self.left.add(trial.name)
+        self.submitted[trial.name] = time.monotonic()
+        self.remaining.add(trial.name)
         self.engine.submit(self.rank[trial.name], self.plan.job(trial))
 
-    def _ended(self, job: Job, why: str) -> None:
-        # Of an engine that runs one at a time all were submitted at once: it took since the last one ended.
-        began = max(self.began.pop(job.name), getattr(self, "last", 0.0) if self.engine.at_once == 1 else 0.0)
-        self.last = time.monotonic()
-        self.left.discard(job.name)
-        self.plan.outcomes[job.name] = self.plan._outcome(self.plan.by_name[job.name])
-        if why:
-            self.failed[job.name] = why
+    def _finish(self, job: Job, failure: str) -> None:
+        start = self.submitted.pop(job.name)
+        if self.engine.at_once == 1:  # submitted trials wait until the previous one ends
+            start = max(start, self.last_end)
+        self.last_end = time.monotonic()
+        self.remaining.discard(job.name)
+        self.plan.outcomes[job.name] = self.plan.read_outcome(self.plan.by_name[job.name])
+        if failure:
+            self.failed[job.name] = failure
         else:
-            self.seconds[job.is_stage1].append(self.last - began)
+            self.seconds[job.is_stage1].append(self.last_end - start)
         if job.is_stage1:
-            self._after_stage1(job.name, why)
-        state = "failed" if why else "complete"
-        print(f"{job.name:<22} {minutes(self.last - began)}  {state}  {self._time_left()}", file=self.out)
+            self._after_stage1(job.name, failure)
+        state = "failed" if failure else "complete"
+        print(f"{job.name:<22} {minutes(self.last_end - start)}  {state}  {self._time_left()}", file=self.out)
 
-    def _after_stage1(self, name: str, why: str) -> None:
-        followers = [
-            trial for trial in self.plan.sweep.trials if trial.stage1 == name and trial.name not in self.began
-        ]
-        if why:
+    def _after_stage1(self, name: str, failure: str) -> None:
+        """Submit the trials that continue from this stage 1, or mark them as failed."""
+        followers = [t for t in self.plan.sweep.trials if t.stage1 == name and t.name not in self.submitted]
+        if failure:
             for trial in followers:
-                if trial.name in self.left:
-                    self.failed[trial.name] = f"{name}, which it goes on from, failed"
-                    self.left.discard(trial.name)
+                if trial.name in self.remaining:
+                    self.failed[trial.name] = f"{name}, which it continues from, failed"
+                    self.remaining.discard(trial.name)
             return
-        again = [trial for trial in followers if trial.name not in self.left and not self.plan.done(trial)]
-        if again:
+        outdated = [t for t in followers if t.name not in self.remaining and not self.plan.done(t)]
+        if outdated:
             print(
-                f"{name} came out different from the one that {len(again)} finished trials went on from; "
-                "they are done again",
+                f"{name} differs from the one that {len(outdated)} finished trials continued from; they are "
+                "repeated",
                 file=self.out,
             )
         for trial in followers:
             if self.plan.done(trial):
-                self.left.discard(trial.name)
+                self.remaining.discard(trial.name)
             else:
                 self._submit(trial)
 
     def _time_left(self) -> str:
         total = len(self.plan.sweep.trials)
-        progress = f"{total - len(self.left)} of {total}"
-        if not self.left:
+        progress = f"{total - len(self.remaining)} of {total}"
+        durations = [self.seconds[name in self.plan.stages] for name in self.remaining]
+        if not self.remaining or not all(durations):
             return progress
-        seconds = 0.0
-        for name in self.left:
-            known = self.seconds[name in self.plan.stages]
-            if not known:
-                return progress
-            seconds += fmean(known) / min(self.engine.at_once, len(self.left))
+        seconds = sum(map(fmean, durations)) / min(self.engine.at_once, len(self.remaining))
         return f"{progress}, about {minutes(seconds).strip()} left"
 
 
 def dry_run(path: str, data_dir: str = "", notebook_folder: Path = runner.NOTEBOOK_FOLDER) -> str:
-    """The trials with their settings, hours and disk, as text; nothing is executed."""
+    """The trials with their settings, hours and disk space, as text. Executes nothing."""
     plan = Plan(sweep_file.read(path), data_dir, notebook_folder)
     check(plan, resume=True)
-    missing = plan.missing()
-    common = set.intersection(
-        *(set(trial.lines) for trial in plan.sweep.trials if trial.name not in plan.stages)
-    )
-    lines = [f"{plan.sweep.name}: recipe {plan.sweep.recipe}; every trial: {', '.join(sorted(common))}"]
-    for trial in plan.sweep.trials:
+    missing, sweep = plan.missing(), plan.sweep
+    common = set.intersection(*(set(t.lines) for t in sweep.trials if t.name not in plan.stages))
+    lines = [f"{sweep.name}: recipe {sweep.recipe}; every trial: {', '.join(sorted(common))}"]
+    for trial in sweep.trials:
         settings = [line for line in trial.lines if line not in common]
         state = "to do" if trial in missing else "done"
         source = f" from {trial.stage1}" if trial.stage1 else ""
         lines.append(f"  {trial.name:<26} {state:<6}{source}  {' '.join(settings)}")
-    free = shutil.disk_usage(_existing(plan.folder)).free
-    return "\n".join([*lines, *sweep_costs.lines(plan, missing, free)])
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    return "\n".join([*lines, *sweep_costs.lines(plan, missing)])

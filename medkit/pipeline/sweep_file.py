@@ -1,30 +1,31 @@
-"""A sweep's file, read and checked: which trials there are, and which of them share a stage 1.
+"""Reads and checks a sweep file: its trials, and which of them share a stage 1.
 
 name = "replay-cpu"                     # results/replay-cpu/
 recipe = "cpu"
 seeds = [0, 1, 2]
 seed_fields = ["stage1.seed", "stage2.seed"]  # what a seed sets; this is the default
 measure = ["mcq", "consumer"]           # notebooks 03 and 04; this is the default
-cpus = 2                                # cores that the ray engine gives a trial; this is the default
+cpus = 2                                # cores per trial with the ray engine; this is the default
 
-[settings]                              # of every trial: any fields of the recipe
+[settings]                              # recipe fields that every trial sets
 data.rows_pubmedqa = 300
 
-[arms.k25]                              # an arm: its name, and the fields that make it one
+[arms.k25]                              # an arm: its name, and the fields it sets
 dmt.replay_share = "1/3"
 
-[arms.again]                            # an arm may have seeds of its own
+[arms.again]                            # an arm may have its own seeds
 seeds = [0]
 dmt.replay_share = "1/3"
 
-[axes]                                  # each value of each axis with every arm and seed
+[axes]                                  # each value is combined with every arm and seed
 stage2.learning_rate = [1e-4, 3e-4]
 """
 
 import itertools
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medkit import MedkitError, recipes
@@ -43,24 +44,25 @@ KEYS = {
     "arms": dict,
     "axes": dict,
 }
-_STAGE2 = ("stage2", "dmt")  # what a stage 1 and its evaluation do not depend on; of `dmt` see _stage1_key
+_TYPE_NAMES = {str: "text", list: "a list", int: "a whole number", dict: "a table"}
+_STAGE2 = ("stage2", "dmt")  # parts of a recipe that stage 1 does not depend on, except in _stage1_key
 
 
 class SweepError(MedkitError):
-    """A sweep's file that cannot be read as one, or whose trials contradict each other."""
+    """A sweep file that cannot be read, or has contradictory trials."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: a stage 1, or a stage 2 that goes on from one."""
+    """One run of a sweep: a stage 1, a stage 2 that continues from one, or a joint stage."""
 
-    name: str  # of its run and of its folder in outcomes/
+    name: str  # name of its run and of its folder in outcomes/
     arm: str  # "" for a stage 1
     seed: int
-    axes: dict[str, str]  # field -> the value that this trial has of each axis
-    settings: dict[str, str]  # field -> value, as medkit run takes them with --set
+    axes: dict[str, str]  # field -> this trial's value on that axis
+    settings: dict[str, str]  # field -> value, as for --set
     recipe: recipes.Recipe
-    stage1: str = ""  # the run whose stage 1 it goes on from; "" where it has none, or is one
+    stage1: str = ""  # name of the stage 1 it continues from, if any
 
     @property
     def lines(self) -> list[str]:
@@ -73,45 +75,51 @@ class Sweep:
     recipe: str
     measure: tuple[str, ...]
     cpus: int
-    trials: tuple[Trial, ...]  # each stage 1 stands before the trials that go on from it
+    trials: tuple[Trial, ...]  # each stage 1 precedes the trials that continue from it
 
 
 def read(path: str | Path) -> Sweep:
-    """The sweep in a TOML file. SweepError or RecipeError, in one line, for whatever is wrong with it."""
+    """Read a sweep from a TOML file. Raises a one-line SweepError if anything is wrong with it."""
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SweepError(f"{path} cannot be read as a sweep: {reason}") from None
     try:
-        return _sweep(table)
+        return _parse(table)
     except MedkitError as error:
         raise SweepError(f"{path}: {error}") from None
 
 
-def _sweep(table: dict) -> Sweep:
+def _parse(table: dict) -> Sweep:
     _check_keys(table)
-    fields = list(table.get("seed_fields", SEED_FIELDS))
+    seed_fields = list(table.get("seed_fields", SEED_FIELDS))
     measure = tuple(table.get("measure", MEASURES))
     for name in measure:
         if name not in MEASURES:
-            raise SweepError(f"measure has {name!r}; it may have {' and '.join(MEASURES)}")
+            raise SweepError(f"measure has {name!r}; choose from {' and '.join(MEASURES)}")
     common = _settings("settings", table.get("settings", {}))
-    if both := common.keys() & set(fields):
-        raise SweepError(f"settings has {min(both)}, which each seed sets; leave one of them out")
+    if both := common.keys() & set(seed_fields):
+        raise SweepError(f"settings has {min(both)}, which each seed sets; remove one of them")
     arms = table.get("arms") or {"trial": {}}
     axes = _axes(table.get("axes", {}))
     trials = []
     for arm, arm_table in arms.items():
         if not isinstance(arm_table, dict):
-            raise SweepError(f"arms.{arm} is no table; write [arms.{arm}] with the arm's fields below")
-        of_arm = _settings(f"arms.{arm}", {k: v for k, v in arm_table.items() if k != "seeds"})
+            raise SweepError(f"arms.{arm} is not a table; write [arms.{arm}] with the arm's fields below")
+        arm_settings = _settings(f"arms.{arm}", {k: v for k, v in arm_table.items() if k != "seeds"})
+        if both := axes.keys() & arm_settings.keys():
+            raise SweepError(f"{min(both)} is an axis and a field of arm {arm!r}; remove one of them")
         seeds = _seeds(f"arms.{arm}.seeds", arm_table.get("seeds", table["seeds"]))
-        for seed, point in itertools.product(seeds, _points(axes, of_arm, arm)):
-            settings = common | dict.fromkeys(fields, str(seed)) | point | of_arm
+        for seed, values in itertools.product(seeds, itertools.product(*axes.values())):
+            point = dict(zip(axes, values, strict=True))
+            settings = common | dict.fromkeys(seed_fields, str(seed)) | point | arm_settings
             trials.append(_trial(table["recipe"], arm, seed, point, settings))
     stages = _stage1_runs(table["recipe"], trials)
-    trials = [_going_on(trial, stages) for trial in trials]
+    trials = [
+        trial if _is_joint(trial) else replace(trial, stage1=stages[_stage1_key(trial.recipe)].name)
+        for trial in trials
+    ]
     ordered = _in_order([*stages.values()], trials)
     _check_names(ordered)
     return Sweep(table["name"], table["recipe"], measure, table.get("cpus", 2), tuple(ordered))
@@ -122,8 +130,7 @@ def _check_keys(table: dict) -> None:
         if key not in KEYS:
             raise SweepError(f"unknown key {key!r}; a sweep has {', '.join(KEYS)}")
         if type(value) is not KEYS[key]:
-            wanted = {str: "text", list: "a list", int: "a whole number", dict: "a table"}[KEYS[key]]
-            raise SweepError(f"{key}={value!r} is not {wanted}")
+            raise SweepError(f"{key}={value!r} is not {_TYPE_NAMES[KEYS[key]]}")
     for key in ("name", "recipe", "seeds"):
         if key not in table:
             raise SweepError(f"{key} is missing; a sweep needs name, recipe and seeds")
@@ -131,11 +138,13 @@ def _check_keys(table: dict) -> None:
     if table.get("cpus", 1) < 1:
         raise SweepError(f"cpus={table['cpus']}; a trial needs at least one core")
     if not storage.RUN_NAME.fullmatch(table["name"]):
-        raise SweepError(f"name={table['name']!r} is no run name; take lower-case letters, digits, '._-'")
-    known = recipes.flat(recipes.get(table["recipe"]))
+        raise SweepError(
+            f"name={table['name']!r} is not a valid run name; use lower-case letters, digits, '._-'"
+        )
+    defaults = recipes.flat(recipes.get(table["recipe"]))
     for field in table.get("seed_fields", SEED_FIELDS):
-        if field not in known or type(known[field]) is not int:
-            raise SweepError(f"seed_fields has {field!r}, which is no whole-numbered field of a recipe")
+        if field not in defaults or type(defaults[field]) is not int:
+            raise SweepError(f"seed_fields has {field!r}, which is not a whole-numbered field of a recipe")
 
 
 def _seeds(key: str, values) -> list[int]:
@@ -147,16 +156,33 @@ def _seeds(key: str, values) -> list[int]:
     return values
 
 
-def _settings(where: str, table: dict, path: str = "") -> dict[str, str]:
-    """field -> value as text. A dotted key is a nested table to TOML, a quoted one is not: both are read."""
-    fields: dict[str, str] = {}
+def _flat(table: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted field, value). TOML reads a dotted key as nested tables, a quoted one as it is."""
     for key, value in table.items():
-        field = f"{path}.{key}" if path else key
-        inner = _settings(where, value, field) if isinstance(value, dict) else {field: _text(field, value)}
-        if twice := fields.keys() & inner.keys():
-            raise SweepError(f"{where} sets {min(twice)} twice; give it once")
-        fields |= inner
-    return fields
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _settings(where: str, table: dict) -> dict[str, str]:
+    """field -> value as text."""
+    settings: dict[str, str] = {}
+    for field, value in _flat(table):
+        if field in settings:
+            raise SweepError(f"{where} sets {field} twice; remove one of them")
+        settings[field] = _text(field, value)
+    return settings
+
+
+def _axes(table: dict) -> dict[str, list[str]]:
+    """field -> values as text."""
+    axes = {}
+    for field, values in _flat(table):
+        if not isinstance(values, list) or not values:
+            raise SweepError(f"axis {field} is {values!r}; list its values, e.g. {field} = [1e-4, 3e-4]")
+        axes[field] = [_text(field, value) for value in values]
+    return axes
 
 
 def _text(field: str, value) -> str:
@@ -168,32 +194,12 @@ def _text(field: str, value) -> str:
         return str(value)
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return ",".join(value)
-    raise SweepError(f"{field}={value!r} is no value of a recipe's field; give a number, text or true/false")
-
-
-def _axes(table: dict) -> dict[str, list[str]]:
-    def flat(inner: dict, path: str):
-        for key, value in inner.items():
-            field = f"{path}.{key}" if path else key
-            if isinstance(value, dict):
-                yield from flat(value, field)
-            elif not isinstance(value, list) or not value:
-                raise SweepError(f"axis {field} is {value!r}; list its values, e.g. {field} = [1e-4, 3e-4]")
-            else:
-                yield field, [_text(field, item) for item in value]
-
-    return dict(flat(table, ""))
-
-
-def _points(axes: dict[str, list[str]], of_arm: dict[str, str], arm: str) -> list[dict[str, str]]:
-    if both := axes.keys() & of_arm.keys():
-        raise SweepError(f"{min(both)} is an axis and a field of arm {arm!r}; leave one of them out")
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    raise SweepError(f"{field}={value!r} is not a field's value; give a number, text or true/false")
 
 
 def _trial(recipe: str, arm: str, seed: int, point: dict[str, str], settings: dict[str, str]) -> Trial:
-    parts = [arm, *(f"{field.rpartition('.')[2]}-{value}" for field, value in point.items()), f"s{seed}"]
-    name = re.sub(r"[^a-z0-9._-]+", "-", "-".join(parts).lower())
+    words = [arm, *(f"{field.rpartition('.')[2]}-{value}" for field, value in point.items()), f"s{seed}"]
+    name = re.sub(r"[^a-z0-9._-]+", "-", "-".join(words).lower())
     try:
         resolved = recipes.get(recipe, settings)
     except recipes.RecipeError as error:
@@ -201,54 +207,47 @@ def _trial(recipe: str, arm: str, seed: int, point: dict[str, str], settings: di
     return Trial(name, arm, seed, point, settings, resolved)
 
 
+def _is_joint(trial: Trial) -> bool:
+    """Whether one stage trains on everything at once, without a stage 1."""
+    return trial.recipe.dmt.handover == "joint"
+
+
 def _stage1_key(recipe: recipes.Recipe) -> tuple:
-    """What two trials have in common that share a stage 1. The rest of `dmt` is stage 2's."""
-    fields = recipes.flat(recipe)
-    return (
-        *((name, value) for name, value in fields.items() if name.partition(".")[0] not in _STAGE2),
-        recipe.dmt.handover == "merge",  # it has the merged model beside its adapter
-    )
-
-
-def _without_stage1(recipe: recipes.Recipe) -> bool:
-    return recipe.dmt.handover == "joint"  # one stage on everything at once
+    """Equal for recipes that can share a stage 1."""
+    fields = [
+        (field, value)
+        for field, value in recipes.flat(recipe).items()
+        if field.partition(".")[0] not in _STAGE2
+    ]
+    return (*fields, recipe.dmt.handover == "merge")  # such a stage 1 also writes the merged model
 
 
 def _stage1_runs(recipe: str, trials: list[Trial]) -> dict[tuple, Trial]:
-    """Key -> the run that trains it. The first of a seed is stage1-sSEED, another has its first arm's name.
+    """Key -> the run that trains it, with the settings that stage 1 and its evaluation depend on.
 
-    Its settings are those that stage 1 and its evaluation depend on.
+    The first stage 1 of a seed is called stage1-sSEED; others include the name of their first trial.
     """
     stages: dict[tuple, Trial] = {}
     carried = {_stage1_key(trial.recipe) for trial in trials if trial.recipe.dmt.optimizer_state == "carried"}
     for trial in trials:
         key = _stage1_key(trial.recipe)
-        if _without_stage1(trial.recipe) or key in stages:
+        if _is_joint(trial) or key in stages:
             continue
-        settings = {
-            field: value for field, value in trial.settings.items() if field.partition(".")[0] not in _STAGE2
-        }
+        settings = {f: value for f, value in trial.settings.items() if f.partition(".")[0] not in _STAGE2}
         if trial.recipe.dmt.handover == "merge":
             settings["dmt.handover"] = "merge"
-        if key in carried:  # the same training, which leaves its optimizer's state too
+        if key in carried:  # the same training, but the optimizer's state is kept as well
             settings["dmt.optimizer_state"] = "carried"
             settings["stage2.optimizer"] = trial.recipe.stage1.optimizer
-        taken = {stage.name for stage in stages.values()}
         name = f"stage1-s{trial.seed}"
-        name = f"stage1-{trial.name}" if name in taken else name
+        if name in {stage.name for stage in stages.values()}:
+            name = f"stage1-{trial.name}"
         stages[key] = Trial(name, "", trial.seed, {}, settings, recipes.get(recipe, settings))
     return stages
 
 
-def _going_on(trial: Trial, stages: dict[tuple, Trial]) -> Trial:
-    if _without_stage1(trial.recipe):
-        return trial
-    name = stages[_stage1_key(trial.recipe)].name
-    return Trial(**{**vars(trial), "stage1": name})
-
-
 def _in_order(stages: list[Trial], trials: list[Trial]) -> list[Trial]:
-    """Seed by seed, so that a sweep that is broken off has whole seeds; each stage 1 before its trials."""
+    """Seed by seed, so that an interrupted sweep has complete seeds; each stage 1 before its trials."""
     ordered = []
     for seed in dict.fromkeys(trial.seed for trial in trials):
         for stage in stages:
@@ -259,10 +258,10 @@ def _in_order(stages: list[Trial], trials: list[Trial]) -> list[Trial]:
 
 
 def _check_names(trials: list[Trial]) -> None:
-    seen = set()
+    names = set()
     for trial in trials:
         if not storage.RUN_NAME.fullmatch(trial.name):
-            raise SweepError(f"trial {trial.name!r} has no possible name; take a shorter arm's name")
-        if trial.name in seen:
-            raise SweepError(f"two trials are named {trial.name}; name their arms, or list seeds, apart")
-        seen.add(trial.name)
+            raise SweepError(f"trial name {trial.name!r} is not a valid run name; take a shorter arm's name")
+        if trial.name in names:
+            raise SweepError(f"two trials are named {trial.name}; give arms and seeds different names")
+        names.add(trial.name)

@@ -200,7 +200,7 @@ def test_stage_1_is_trained_once_a_seed_and_shared_by_name(place, sweep_here, ti
 def test_an_earlier_sweep_is_not_mixed_with(place, sweep_here, tiny_llama_folder):
     write_sweep(place, tiny_llama_folder, [0], seeds=[0])
     sweep_here()
-    with pytest.raises(MedkitError, match=r"results/s holds a sweep; go on with --resume"):
+    with pytest.raises(MedkitError, match=r"results/s contains a sweep; continue it with --resume"):
         sweep_here()
     code, ran, said = sweep_here(resume=True)
     assert (code, ran) == (0, [])
@@ -234,7 +234,7 @@ def test_what_goes_on_from_a_failed_stage_1_is_named_too(place, sweep_here, tiny
     code, ran, said = sweep_here()
     assert (code, ran) == (1, ["stage1-s0", "stage1-s1", "k0-s1"])
     assert "failed: stage1-s0: no memory" in said
-    assert "failed: k0-s0: stage1-s0, which it goes on from, failed" in said
+    assert "failed: k0-s0: stage1-s0, which it continues from, failed" in said
 
 
 def test_a_clone_with_the_outcomes_alone_does_only_what_is_missing(place, sweep_here, tiny_llama_folder):
@@ -264,7 +264,7 @@ def test_another_stage_1_has_all_trials_of_its_seed_done_again(place, sweep_here
     (place / "machine").write_text("B")
     code, ran, said = sweep_here(resume=True)
     assert (code, ran) == (0, ["stage1-s0", "k0-s0", "k1-s0"])
-    assert "stage1-s0 came out different from the one that 1 finished trials went on from" in said
+    assert "stage1-s0 differs from the one that 1 finished trials continued from" in said
     assert outcome(place, "k0-s0", "mcq/items.csv").endswith("0 B 0.0\n")
     assert outcome(place, "k0-s1", "mcq/items.csv").endswith("1 A 0.0\n")
     # Broken off before they were: the outcomes of the old stage 1 do not count as done.
@@ -333,7 +333,7 @@ def test_stopped_and_killed_it_goes_on_where_it_was(place, notebook_folder, tiny
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "stopped; medkit sweep s.toml --resume goes on" in said
+    assert "stopped; continue with medkit sweep s.toml --resume" in said
 
     process = start("--resume")
     process.kill()

@@ -102,11 +102,11 @@ def test_without_arms_there_is_one(tmp_path):
         (HEAD.replace("[0, 1]", "[1, 1]"), "two trials are named trial-s1"),
         (HEAD.replace("[0, 1]", "[-1]"), "seeds has -1"),
         (HEAD.replace('"cpu"', '"gpu"'), "unknown recipe 'gpu'"),
-        (HEAD.replace('"s"', '"S p"'), "name='S p' is no run name"),
+        (HEAD.replace('"s"', '"S p"'), "name='S p' is not a valid run name"),
         (HEAD + "axis = 1", "unknown key 'axis'"),
         (HEAD + "cpus = 0", "cpus=0; a trial needs at least one core"),
         (HEAD + 'measure = ["mcq", "speed"]', "measure has 'speed'"),
-        (HEAD + 'seed_fields = ["stage1.loss_on"]', "no whole-numbered field"),
+        (HEAD + 'seed_fields = ["stage1.loss_on"]', "not a whole-numbered field"),
         (HEAD + "[axes]\nstage2.lr = [1e-4]", "unknown field 'stage2.lr'"),
         (HEAD + "[axes]\nstage2.learning_rate = 1e-4", "list its values"),
         (HEAD + "[axes]\nstage2.learning_rate = []", "list its values"),
@@ -117,10 +117,10 @@ def test_without_arms_there_is_one(tmp_path):
         (HEAD + "[arms.a]\nstage1.epochs = true", "stage1.epochs=true: a value of type number"),
         (HEAD + "[arms.a]\nstage1.max_steps = 1.5", "a value of type whole number"),
         (HEAD + "[arms.a]\nstage1.epochs = {}", ""),
-        (HEAD + "[arms.a]\nmodel.base = ''", "model.base='' is no value"),
-        (HEAD + "[arms.a]\nmodel.base = 'x;stage1.seed=3'", "is no value"),
-        (HEAD + "[arms.a]\nmodel.base = 2026-01-01", "is no value"),
-        (HEAD + "[arms]\na = 3", "arms.a is no table"),
+        (HEAD + "[arms.a]\nmodel.base = ''", "model.base='' is not a field's value"),
+        (HEAD + "[arms.a]\nmodel.base = 'x;stage1.seed=3'", "is not a field's value"),
+        (HEAD + "[arms.a]\nmodel.base = 2026-01-01", "is not a field's value"),
+        (HEAD + "[arms]\na = 3", "arms.a is not a table"),
         (HEAD + "[arms.a]\nseeds = []", "arms.a.seeds is []"),
         (HEAD + "[arms.A]\n[arms.a]", "two trials are named a-s0"),
         (HEAD + "[arms.stage1]", "two trials are named stage1-s0"),
@@ -158,7 +158,7 @@ def test_as_many_trials_as_the_product_and_each_after_its_stage_1(seeds, arms, e
     given_ = {"name": "s", "recipe": "cpu", "seeds": seeds, "arms": {arm: {} for arm in arms}}
     if epochs:
         given_["axes"] = {"stage2": {"epochs": epochs}}
-    trials = sweep_file._sweep(given_).trials
+    trials = sweep_file._parse(given_).trials
     assert len(trials) == len(seeds) * (1 + len(arms) * max(1, len(epochs)))
     at = {one.name: place for place, one in enumerate(trials)}
     assert all(at[one.stage1] < at[one.name] for one in trials if one.stage1)
@@ -166,6 +166,6 @@ def test_as_many_trials_as_the_product_and_each_after_its_stage_1(seeds, arms, e
 
 def test_the_example_in_the_docstring_is_a_sweep():
     example = sweep_file.__doc__.partition("\n\n")[2]
-    sweep = sweep_file._sweep(tomllib.loads(example))
+    sweep = sweep_file._parse(tomllib.loads(example))
     # k25: 3 seeds x 2 rates; again: 1 seed x 2 rates; a stage 1 for each of the 3 seeds
     assert len(sweep.trials) == 3 * 2 + 1 * 2 + 3

@@ -248,6 +248,6 @@ def test_a_sweep_leaves_the_list_that_the_study_reads(place):
     from medkit.pipeline import sweep, sweep_file
 
     plan = sweep.Plan(sweep_file.read(machine.CHECKOUT / "sweeps" / "replay_cpu.toml"))
-    described = storage.plain(plan.described())
+    described = storage.plain(plan.description())
     assert described["trials"][0] == {"name": "stage1-s0", "arm": "", "seed": 0, "is_stage1": True}
     assert {one["name"] for one in described["trials"]} == set(plan.by_name)
