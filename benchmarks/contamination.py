@@ -1,21 +1,20 @@
-"""Contamination check at the paper's size: seconds and memory of contamination.find on rows of real length.
+"""Seconds and memory of the contamination check (contamination.find) at the paper's size.
 
     python benchmarks/contamination.py [--scale 1.0]
 
-Rows are words drawn from a Zipf-like vocabulary, as long as the data sets' rows are (mean and standard
-deviation of words a row, measured on real rows of each). Into the training rows go copies of known
-evaluation items: as they are, with one word in thirty replaced, as a passage of 40 words in another row, with
-the options in another order, with other options, and of short questions with the correct answer among other
-options. Every other copy, and every short one, has invisible characters in its words. The last line printed
-is one JSON object with what was planted and what was found. `not_planted` are items that a method found
-besides those planted for it: a copy with other options still shares its 13-grams.
+Rows are words drawn from a Zipf-like vocabulary, as long as real rows (mean and standard deviation of words
+per row, measured on each data set). Copies of evaluation items are planted into the training rows: unchanged,
+with one word in thirty replaced, as a passage of 40 words in another row, with the options in another order,
+with other options, and short questions with the correct answer among other options. Every second copy, and
+every short one, has invisible characters in its words. The last line printed is a JSON object with the planted
+and the found matches. `not_planted` counts items that a method found in addition to those planted for it; e.g.
+a copy with other options still shares its 13-grams.
 """
 
 import argparse
 import json
 import random
 import time
-from collections import Counter
 
 import numpy as np
 
@@ -26,14 +25,14 @@ from medkit.records import MCQItem
 from medkit.runs import machine
 from medkit.text_keys import normalize, text_of
 
-# Words a row: mean, standard deviation. Whole exam item, or abstract and question.
+# Words per row (mean, standard deviation) of a whole exam item, or of an abstract and its question.
 LENGTHS = {"medqa": (140, 50), "medmcqa": (25, 16), "pubmedqa": (226, 53)}
 VOCABULARY = 150_000
 PLANTED = 200  # evaluation items per kind of copy, at full scale
 
 
 class Generator:
-    """Records of one source's length, from words drawn by rank with probability ~ 1 / (rank + 3)."""
+    """Makes records of real length. A word's probability is proportional to 1 / (rank + 3)."""
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
@@ -55,59 +54,61 @@ class Generator:
 def record(source: str, id: str, words: list[str]) -> MCQItem:
     if source == "pubmedqa":
         return MCQItem(id, source, " ".join(words[-12:]), pubmedqa.OPTIONS, "A", " ".join(words[:-12]))
-    ends = words[-8:]
-    options = tuple(" ".join(ends[i : i + 2]) for i in range(0, 8, 2))
+    last = words[-8:]
+    options = tuple(" ".join(last[i : i + 2]) for i in range(0, 8, 2))
     return MCQItem(id, source, " ".join(words[:-8]), options, "A")
 
 
-def plant(train: list, evaluation: list, planted: int, generator: Generator) -> dict[str, set[str]]:
-    """Put copies of evaluation items over training rows; the (source, id) that each method must find."""
+def plant(train: list, evaluation: list, count: int, generator: Generator) -> dict[str, set[str]]:
+    """Replace training rows by copies of evaluation items. Returns the (source, id) each method must find.
+
+    count: copies of each of the five kinds.
+    """
     rng = random.Random(1)
-    long_enough = [e for e in evaluation if len(normalize(text_of(e)).split()) >= 60]
-    chosen = rng.sample(long_enough, 5 * planted)
-    places = iter(rng.sample(range(len(train) - planted), 5 * planted))  # plant_short has the last ones
-    must = {method: set() for method in METHODS}
-    for number, item in enumerate(chosen):
+    long_items = [item for item in evaluation if len(normalize(text_of(item)).split()) >= 60]
+    items = rng.sample(long_items, 5 * count)
+    positions = rng.sample(range(len(train) - count), 5 * count)  # the last `count` are for plant_short
+    expected = {method: set() for method in METHODS}
+    for number, (item, position) in enumerate(zip(items, positions, strict=True)):
         words = normalize(text_of(item)).split()
         key = item.source, item.id
         options, question, context = pubmedqa.OPTIONS, "", ""
-        if number % 5 == 0:  # the same
+        if number % 5 == 0:  # unchanged
             for method in ("exact", "13-gram", "near-duplicate"):
-                must[method].add(key)
-        elif number % 5 == 1:  # one word in thirty replaced, at an even distance
+                expected[method].add(key)
+        elif number % 5 == 1:  # one word in thirty replaced, evenly spaced
             for i in range(15, len(words), 30):
                 words[i] = "replaced"
-            must["near-duplicate"].add(key)
-            must["13-gram"].add(key)
+            expected["near-duplicate"].add(key)
+            expected["13-gram"].add(key)
         elif number % 5 == 2:  # a passage inside another row
             assert len(words[10:50]) >= NGRAM
             words = generator.words(60) + words[10:50] + generator.words(60)
-            must["13-gram"].add(key)
-        elif number % 5 == 3:  # the options in another order; an abstract's are no part of its text
+            expected["13-gram"].add(key)
+        elif number % 5 == 3:  # the options in another order; those of PubMedQA are not part of its text
             question, context, options = item.question, item.context, tuple(reversed(item.options))
-            must["exact" if item.options != pubmedqa.OPTIONS else "same question"].add(key)
+            expected["exact" if item.options != pubmedqa.OPTIONS else "same question"].add(key)
         else:  # other options
             question, context, options = item.question, item.context, tuple(generator.words(4))
-            must["same question"].add(key)
-        place = next(places)
+            expected["same question"].add(key)
         question = question or " ".join(words)
         if number % 2:
-            question, context = hidden(question), hidden(context)
-        train[place] = MCQItem(train[place].id, "pubmedqa", question, options, "A", context)
-    return must
+            question, context = add_invisible(question), add_invisible(context)
+        train[position] = MCQItem(train[position].id, "pubmedqa", question, options, "A", context)
+    return expected
 
 
-def plant_short(train: list, evaluation: list, planted: int, generator: Generator) -> set[tuple[str, str]]:
-    """The same for short questions, over the last training rows: the correct answer at another letter."""
-    chosen = [e for e in evaluation if e.source == "medmcqa" and len(e.question.split()) < QUESTION][:planted]
-    for place, item in zip(range(len(train) - len(chosen), len(train)), chosen, strict=True):
+def plant_short(train: list, evaluation: list, count: int, generator: Generator) -> set[tuple[str, str]]:
+    """The same for short questions, in the last training rows. The correct answer has another letter."""
+    items = [e for e in evaluation if e.source == "medmcqa" and len(e.question.split()) < QUESTION][:count]
+    for position, item in zip(range(len(train) - len(items), len(train)), items, strict=True):
         options = (*generator.words(3), item.options[0])
-        train[place] = MCQItem(train[place].id, "medmcqa", hidden(item.question), options, "D")
-    return {(item.source, item.id) for item in chosen}
+        train[position] = MCQItem(train[position].id, "medmcqa", add_invisible(item.question), options, "D")
+    return {(item.source, item.id) for item in items}
 
 
-def hidden(text: str) -> str:
-    """The text with characters in its words that are not seen."""
+def add_invisible(text: str) -> str:
+    """Insert a zero-width space and a soft hyphen into each word."""
     return " ".join(f"{word[:2]}\u200b{word[2:3]}\u00ad{word[3:]}" for word in text.split(" "))
 
 
@@ -118,25 +119,27 @@ def main() -> None:
     generator = Generator(0)
     train = [r for source in LENGTHS for r in generator.records(source, "train", scale)]
     evaluation = [r for source in LENGTHS for r in generator.records(source, "eval", max(scale, 0.2))]
-    planted = max(5, round(PLANTED * scale))
-    must = plant(train, evaluation, planted, generator)
-    must["short question"] = plant_short(train, evaluation, planted, generator)
+    count = max(5, round(PLANTED * scale))
+    expected = plant(train, evaluation, count, generator)
+    expected["short question"] = plant_short(train, evaluation, count, generator)
 
     start = time.perf_counter()
     matches = find(train, evaluation)
     seconds = time.perf_counter() - start
 
-    hits = {method: {(m.eval_source, m.eval_id) for m in matches if m.method == method} for method in METHODS}
+    found = {
+        method: {(m.eval_source, m.eval_id) for m in matches if m.method == method} for method in METHODS
+    }
     result = {
         "rows": len(train),
         "eval_rows": len(evaluation),
         "words": sum(len(text_of(r).split()) for r in train),
         "seconds": round(seconds, 1),
         **machine.peak_memory(),
-        "planted": {method: len(keys) for method, keys in must.items()},
-        "found": {method: len(keys) for method, keys in hits.items()},
-        "missed": {method: len(must[method] - hits[method]) for method in METHODS},
-        "not_planted": dict(Counter({method: len(hits[method] - must[method]) for method in METHODS})),
+        "planted": {method: len(keys) for method, keys in expected.items()},
+        "found": {method: len(keys) for method, keys in found.items()},
+        "missed": {method: len(expected[method] - found[method]) for method in METHODS},
+        "not_planted": {method: len(found[method] - expected[method]) for method in METHODS},
         "hardware": machine.hardware(),
     }
     print(json.dumps(result))

@@ -1,4 +1,4 @@
-"""What to run first on a CUDA machine: versions, and two training steps of a tiny 4-bit model."""
+"""First check of a CUDA machine: prints versions and trains a tiny 4-bit model for two steps."""
 
 import sys
 import tempfile
@@ -33,9 +33,9 @@ def main():
     model = models.attach_lora(model, recipe.lora, seed=0)
     rows = random_rows(recipe, "stage1", 256, 4000)
     columns = ("input_ids", "labels")
-    small = rows.map(lambda row: {name: [t % 250 if t >= 0 else t for t in row[name]] for name in columns})
-    held_out = small.select(range(32))
-    fit = fitting.fit(model, tokenizer, small, held_out, spec, folder=folder / "s", max_length=2048)
+    train = rows.map(lambda row: {name: [t % 250 if t >= 0 else t for t in row[name]] for name in columns})
+    validation = train.select(range(32))
+    fit = fitting.fit(model, tokenizer, train, validation, spec, folder=folder / "s", max_length=2048)
     print(fit)
     print((folder / "s" / "loss.csv").read_text())
 

@@ -1,9 +1,9 @@
-"""Token counts of real training rows under the real Llama 3 tokenizer: the input of throughput.py.
+"""Counts the tokens of real training rows with the Llama 3 tokenizer, for throughput.py.
 
     python benchmarks/token_lengths.py --data-dir DIR
 
-writes benchmarks/token_lengths.json: per chat template, exam target and source a list of [tokens, supervised
-tokens with loss_on=answer], numbers only. Prints one JSON line last.
+writes benchmarks/token_lengths.json: for each chat template, exam target and source a list of [tokens,
+supervised tokens with loss_on=answer]. The last line printed is a JSON object.
 """
 
 import argparse
@@ -27,16 +27,20 @@ def main():
     from medkit.data import sources
 
     tokenizer = llama3_tokenizer()
-    own, lengths, means = tokenizer.chat_template, {}, {}
+    lengths, means = {}, {}
     names = ("medqa", "medmcqa", "pubmedqa", "notechat")
     records = {name: sources.load(name, "train", args.data_dir, progress=False).records for name in names}
-    for template, jinja in (("own", own), ("chatml", prompts.CHATML)):
+    templates = {"own": tokenizer.chat_template, "chatml": prompts.CHATML}
+    for template, jinja in templates.items():
         tokenizer.chat_template = jinja
         chat = prompts.ChatFormat.from_tokenizer(tokenizer)
         for target, name in product(("letter", "letter_and_text"), names):
             chats = [prompts.messages(record, target) for record in records[name]]
             ids, labels = prompts.training_ids(tokenizer, chat, chats)
-            pairs = [[len(i), len(x) - x.count(prompts.IGNORED)] for i, x in zip(ids, labels, strict=True)]
+            pairs = [
+                [len(row), len(row) - row_labels.count(prompts.IGNORED)]
+                for row, row_labels in zip(ids, labels, strict=True)
+            ]
             lengths.setdefault(template, {}).setdefault(target, {})[name] = pairs
             mean = round(sum(pair[0] for pair in pairs) / len(pairs), 1)
             means[f"{template}, {target}, {name}"] = [len(pairs), mean]

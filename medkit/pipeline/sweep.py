@@ -1,7 +1,7 @@
 """`medkit sweep`: executes the missing trials of a sweep.
 
-results/NAME/trials/ has the trials' runs. results/NAME/outcomes/ has the files the study reads, and is all that
-another machine needs to continue the sweep.
+results/NAME/trials/ has the runs of the trials. results/NAME/outcomes/ has the files that the study reads;
+another machine needs nothing else to continue the sweep.
 """
 
 import sys
