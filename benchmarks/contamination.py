@@ -6,9 +6,9 @@ Rows are words drawn from a Zipf-like vocabulary, as long as real rows (mean and
 per row, measured on each data set). Copies of evaluation items are planted into the training rows: unchanged,
 with one word in thirty replaced, as a passage of 40 words in another row, with the options in another order,
 with other options, and short questions with the correct answer among other options. Every second copy, and
-every short one, has invisible characters in its words. The last line printed is a JSON object with the planted
-and the found matches. `not_planted` counts items that a method found in addition to those planted for it; e.g.
-a copy with other options still shares its 13-grams.
+every short one, has invisible characters in its words. The last line printed is a JSON object with the
+planted and the found matches. `not_planted` counts items that a method found in addition to those planted for
+it; e.g. a copy with other options still shares its 13-grams.
 """
 
 import argparse

@@ -1,16 +1,17 @@
-"""Letter scoring side by side with lm-evaluation-harness: the same answers, and how much sooner.
+"""Compares letter scoring with lm-evaluation-harness: agreement of the answers, and speed.
 
     python benchmarks/mcq_vs_lm_eval.py --data-dir DIR --n 400 [--dtype float32|bfloat16] [--out FILE]
 
-Both score the first N rows of MedMCQA dev and of MedQA test, with one SmolLM2-135M-Instruct in memory, from
-the same tokens (checked): on the kit's prompts (instruction and chat template), and on the harness's own for
-`medmcqa` and `medqa_4options`. They take turns, a part of the rows at a time, and change places every part,
-so that what else the machine does falls on both. Time is that of scoring, tokenizing included, loading not.
+Both programs score the first N rows of MedMCQA dev and of MedQA test with the same SmolLM2-135M-Instruct in
+memory and the same tokens (checked): with the kit's prompts (instruction and chat template), and with the
+harness's own for `medmcqa` and `medqa_4options`. They take turns on parts of the rows, and change the order
+after every part, so that other load on the machine affects both. The time includes tokenizing, but not
+loading.
 
-The harness is asked through its own `loglikelihood`, at its own default batch size of 1, which is also its
-fastest here; it too computes each prompt once for all four letters.
+The harness runs through its own `loglikelihood` with its default batch size of 1, which is also its fastest
+here. It, too, computes each prompt only once for all four letters.
 
-Needs lm-eval (pip install medkit[bench]). Prints one JSON line last.
+Needs lm-eval (pip install medkit[bench]). The last line printed is a JSON object.
 """
 
 import argparse
@@ -39,26 +40,24 @@ from medkit.train import smollm2
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """One way to ask."""
-
+class PromptStyle:
     name: str
-    render: Callable[[MCQItem], str]  # the text up to where the answer begins
-    space: str  # between that and the letter
+    render: Callable[[MCQItem], str]  # the text before the answer
+    space: str  # between the text and the letter
 
 
 @dataclass
 class Answers:
-    """What one program answered, part after part of the rows, and in how many seconds each."""
+    """The answers of one program, and its seconds for each part of the rows."""
 
     letters: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    rescored: int = 0  # medkit's near-ties
+    rescored: int = 0  # near-ties, medkit only
     flips: int = 0
 
 
 def harness_prompt(item: MCQItem) -> str:
-    """The prompt of the harness's own task for the item, made by the task's own code."""
+    """The prompt of the harness's task, made by the task's own code."""
     if item.source == "medmcqa":
         named = zip(("opa", "opb", "opc", "opd"), item.options, strict=True)
         return medmcqa_prompt({"question": item.question, **dict(named)})
@@ -66,26 +65,26 @@ def harness_prompt(item: MCQItem) -> str:
     return medqa_prompt({"sent1": item.question, **dict(named)})
 
 
-def ask_harness(lm: HFLM, way: Prompts, items: list[MCQItem]) -> list[str]:
-    pairs = [(way.render(item), way.space + letter) for item in items for letter in LETTERS]
+def ask_harness(lm: HFLM, style: PromptStyle, items: list[MCQItem]) -> list[str]:
+    pairs = [(style.render(item), style.space + letter) for item in items for letter in LETTERS]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     return best([score for score, _ in lm.loglikelihood(requests, disable_tqdm=True)])
 
 
 def best(scores: list[float]) -> list[str]:
-    """Four scores an item, in order, to its best letter; of equals the first, as the harness takes it."""
+    """The best letter of each item from its four scores; of equal scores the first, as in the harness."""
     return [LETTERS[i] for i in np.array(scores).reshape(-1, 4).argmax(axis=1)]
 
 
 def ask_kit(
-    model, tokenizer, way: Prompts, items: list[MCQItem], max_batch_tokens: int, answers=None
+    model, tokenizer, style: PromptStyle, items: list[MCQItem], max_batch_tokens: int, answers=None
 ) -> list[str]:
     scored = letter_scoring.score(
         model,
         tokenizer,
         items,
-        encode=lambda item: tokenizer.encode(way.render(item), add_special_tokens=False),
-        letter_tokens=letter_tokens(tokenizer, way),
+        encode=lambda item: tokenizer.encode(style.render(item), add_special_tokens=False),
+        letter_tokens=letter_tokens(tokenizer, style),
         max_batch_tokens=max_batch_tokens,
         progress=False,
     )
@@ -95,18 +94,20 @@ def ask_kit(
     return [outcome.predicted for outcome in scored.outcomes]
 
 
-def letter_tokens(tokenizer, way: Prompts) -> list[int]:
-    return [tokenizer.encode(way.space + letter, add_special_tokens=False)[-1] for letter in LETTERS]
+def letter_tokens(tokenizer, style: PromptStyle) -> list[int]:
+    return [tokenizer.encode(style.space + letter, add_special_tokens=False)[-1] for letter in LETTERS]
 
 
-def check_same_tokens(lm: HFLM, tokenizer, way: Prompts, items: list[MCQItem]) -> None:
-    """The harness's own encoding of text and letter is to be the same tokens, else nothing here compares."""
+def check_same_tokens(lm: HFLM, tokenizer, style: PromptStyle, items: list[MCQItem]) -> None:
+    """Exit unless the harness encodes text and letter as the same tokens as medkit."""
     for item in items:
-        text = way.render(item)
-        for letter, token in zip(LETTERS, letter_tokens(tokenizer, way), strict=True):
-            context, continuation = lm._encode_pair(text, way.space + letter)
+        text = style.render(item)
+        for letter, token in zip(LETTERS, letter_tokens(tokenizer, style), strict=True):
+            context, continuation = lm._encode_pair(text, style.space + letter)
             if context + continuation != [*tokenizer.encode(text, add_special_tokens=False), token]:
-                raise SystemExit(f"{way.name}, {item.source} {item.id}: the harness tokenizes it otherwise")
+                raise SystemExit(
+                    f"{style.name}, {item.source} {item.id}: the harness tokenizes it differently"
+                )
 
 
 def compare(data_dir: str, n: int, dtype: str, parts: int, harness_batch: int, max_batch_tokens: int) -> dict:
@@ -118,32 +119,33 @@ def compare(data_dir: str, n: int, dtype: str, parts: int, harness_batch: int, m
     items = []
     for name in ("medmcqa", "medqa"):
         items += sources.load(name, "eval", data_dir=data_dir, limit=n, progress=False).records
-    ways = {
-        "kit_prompts": Prompts("kit", lambda item: chat.prompt(prompts.messages(item)[:2]), ""),
-        "harness_prompts": Prompts("harness", harness_prompt, " "),
+    styles = {
+        "kit_prompts": PromptStyle("kit", lambda item: chat.prompt(prompts.messages(item)[:2]), ""),
+        "harness_prompts": PromptStyle("harness", harness_prompt, " "),
     }
-    for way in ways.values():
-        check_same_tokens(lm, tokenizer, way, items)
-        ask_harness(lm, way, items[:2])  # what a first call sets up is not to count
-        ask_kit(model, tokenizer, way, items[:2], max_batch_tokens)
+    for style in styles.values():
+        check_same_tokens(lm, tokenizer, style, items)
+        ask_harness(lm, style, items[:2])  # warm-up, not timed
+        ask_kit(model, tokenizer, style, items[:2], max_batch_tokens)
 
-    shares = [items[i::parts] for i in range(parts)]  # of both data sets alike
-    found = {(who, name): Answers() for name in ways for who in ("medkit", "lm_eval")}
-    bar = tqdm(total=parts * len(found), desc="parts scored", unit="part")
-    for turn, share in enumerate(shares):
-        for who, name in found if turn % 2 else reversed(found):
-            answers = found[who, name]
+    item_parts = [items[i::parts] for i in range(parts)]  # each with rows of both data sets
+    answers = {(program, name): Answers() for name in styles for program in ("medkit", "lm_eval")}
+    bar = tqdm(total=parts * len(answers), desc="parts scored", unit="part")
+    for turn, part in enumerate(item_parts):
+        for program, name in answers if turn % 2 else reversed(answers):
+            result, style = answers[program, name], styles[name]
             start = time.perf_counter()
-            if who == "medkit":
-                answers.letters += ask_kit(model, tokenizer, ways[name], share, max_batch_tokens, answers)
+            if program == "medkit":
+                result.letters += ask_kit(model, tokenizer, style, part, max_batch_tokens, result)
             else:
-                answers.letters += ask_harness(lm, ways[name], share)
-            answers.seconds.append(time.perf_counter() - start)
+                result.letters += ask_harness(lm, style, part)
+            result.seconds.append(time.perf_counter() - start)
             bar.update()
     bar.close()
-    gold = [item.answer for share in shares for item in share]
-    kit_prompts = summary(found["medkit", "kit_prompts"], found["lm_eval", "kit_prompts"], gold)
-    harness_prompts = summary(found["medkit", "harness_prompts"], found["lm_eval", "harness_prompts"], gold)
+    gold = [item.answer for part in item_parts for item in part]
+    kit_prompts, harness_prompts = (
+        summary(answers["medkit", name], answers["lm_eval", name], gold) for name in styles
+    )
     return {
         "n": n,
         "dtype": dtype,
@@ -161,11 +163,11 @@ def compare(data_dir: str, n: int, dtype: str, parts: int, harness_batch: int, m
 
 
 def summary(kit: Answers, harness: Answers, gold: list[str]) -> dict:
-    """The ratio is of total seconds, above 1 where medkit is sooner; that of each part shows the noise."""
+    """speed_ratio: total seconds of the harness over those of medkit. The ratios by part show the noise."""
     return {
-        "agreement": same(kit.letters, harness.letters),
-        "accuracy_medkit": same(kit.letters, gold),
-        "accuracy_lm_eval": same(harness.letters, gold),
+        "agreement": share_equal(kit.letters, harness.letters),
+        "accuracy_medkit": share_equal(kit.letters, gold),
+        "accuracy_lm_eval": share_equal(harness.letters, gold),
         "speed_ratio": sum(harness.seconds) / sum(kit.seconds),
         "speed_ratio_by_part": [b / a for a, b in zip(kit.seconds, harness.seconds, strict=True)],
         "seconds_medkit": sum(kit.seconds),
@@ -175,7 +177,7 @@ def summary(kit: Answers, harness: Answers, gold: list[str]) -> dict:
     }
 
 
-def same(first: list[str], second: list[str]) -> float:
+def share_equal(first: list[str], second: list[str]) -> float:
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(second)
 
 
@@ -184,12 +186,12 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="folder with medmcqa/ and medqa/")
     parser.add_argument("--n", type=int, default=400, help="rows of each data set")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--parts", type=int, default=4, help="turns the two take")
+    parser.add_argument("--parts", type=int, default=4, help="number of turns")
     parser.add_argument("--harness-batch-size", type=int, default=1, help="lm-eval's own default is 1")
     parser.add_argument("--max-batch-tokens", type=int, default=768, help="medkit's batches")
-    parser.add_argument("--out", type=Path, help="write the line to this file too")
+    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    found = compare(
+    result = compare(
         options.data_dir,
         options.n,
         options.dtype,
@@ -198,8 +200,8 @@ def main() -> None:
         options.max_batch_tokens,
     )
     if options.out:
-        storage.write_json(options.out, found)
-    print(json.dumps(found))
+        storage.write_json(options.out, result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
