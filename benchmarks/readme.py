@@ -1,4 +1,4 @@
-"""The tables in README.md and docs/: made from results/ by `python benchmarks/readme.py`, never by hand."""
+"""Writes the tables in README.md and docs/ from results/: `python benchmarks/readme.py`."""
 
 import json
 import re
@@ -24,35 +24,42 @@ COLUMNS = {"medqa": "exam questions", "medmcqa": "one-line questions", "pubmedqa
 
 
 class ReadmeError(MedkitError):
-    """A table whose marks are on no page or on two, or a result it is made from that is missing."""
+    """A table's marks are not on exactly one page, or its result is missing."""
 
 
 def headline(run: Path) -> str:
-    """Accuracy in percent of a run's models, with n and Wilson 95% intervals, as a Markdown table."""
+    """Markdown table of the accuracy of a run's models, in percent with n and Wilson 95% intervals."""
     summary = accuracy.mcq_summary(accuracy.read_items(run))
     datasets = {
         f"{title} (n = {summary['datasets'][name]['n']})": summary["datasets"][name]
         for name, title in COLUMNS.items()
     }
     rows = [
-        {"model": NAMES[model], **{title: percent(of["models"][model]) for title, of in datasets.items()}}
+        {"model": NAMES[model], **{title: percent(d["models"][model]) for title, d in datasets.items()}}
         for model in summary["models"]
     ]
-    rows.append({"model": "chance", **{title: in_percent(of["chance"]) for title, of in datasets.items()}})
-    usual = {title: in_percent(of["majority"]["share"]) for title, of in datasets.items()}
-    return grid(pd.DataFrame([*rows, {"model": "always the most frequent answer", **usual}]))
+    rows.append({"model": "chance", **{title: in_percent(d["chance"]) for title, d in datasets.items()}})
+    majority = {title: in_percent(d["majority"]["share"]) for title, d in datasets.items()}
+    return grid(pd.DataFrame([*rows, {"model": "always the most frequent answer", **majority}]))
 
 
 def untrained(run: Path) -> str:
-    """The same for the untrained model on the real benchmarks, a row a benchmark, and what it mostly says."""
+    """The same for the untrained model on the real benchmarks, one row each, and its usual letter."""
     summary = accuracy.mcq_summary(accuracy.read_items(run))
     rows = []
-    for dataset, of in summary["datasets"].items():
-        (own,) = of["models"].values()
-        row = {"benchmark": published.TITLES[dataset], "n": f"{own['n']:,}", "accuracy, %": percent(own)}
-        row |= {"chance": in_percent(of["chance"])}
-        row |= {"always the most frequent answer": in_percent(of["majority"]["share"])}
-        rows.append(row | {"the model says": f"{own['usual']['letter']} in {own['usual']['share']:.1%}"})
+    for name, dataset in summary["datasets"].items():
+        (model,) = dataset["models"].values()
+        usual = model["usual"]
+        rows.append(
+            {
+                "benchmark": published.TITLES[name],
+                "n": f"{model['n']:,}",
+                "accuracy, %": percent(model),
+                "chance": in_percent(dataset["chance"]),
+                "always the most frequent answer": in_percent(dataset["majority"]["share"]),
+                "the model says": f"{usual['letter']} in {usual['share']:.1%}",
+            }
+        )
     return grid(pd.DataFrame(rows))
 
 
@@ -63,24 +70,25 @@ def cost(run: Path) -> str:
     table.loc["all"] = table["seconds"].sum(), table["peak_memory_gb"].max()
     cells = {"seconds": table["seconds"].map("{:.0f}".format)}
     cells |= {"peak memory, GB": table["peak_memory_gb"].map("{:.2f}".format)}
-    shown = grid(pd.DataFrame(cells).rename_axis("notebook").reset_index())
-    return f"{shown}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
+    cost_table = grid(pd.DataFrame(cells).rename_axis("notebook").reset_index())
+    return f"{cost_table}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
 
 
 def measured(folder: Path) -> str:
-    """What each benchmark printed, in a line a benchmark: results/benchmarks/*.json."""
+    """One row per benchmark, from the JSON line that it printed: results/benchmarks/*.json."""
     rows = []
-    for name, (what, tell) in MEASURED.items():
-        found, place = "not measured", ""
+    for name, (title, describe) in MEASURED.items():
+        finding, device = "not measured", ""
         if (path := folder / f"{name}.json").is_file():
-            line = json.loads(path.read_text(encoding="utf-8"))
-            found = tell(line)
-            place = (line["hardware"]["gpus"] or [{"name": line["hardware"]["processor"]}])[0]["name"]
-        rows.append({"what": what, "found": found, "machine": place})
+            result = json.loads(path.read_text(encoding="utf-8"))
+            hardware = result["hardware"]
+            finding = describe(result)
+            device = hardware["gpus"][0]["name"] if hardware["gpus"] else hardware["processor"]
+        rows.append({"what": title, "found": finding, "machine": device})
     return grid(pd.DataFrame(rows))
 
 
-def _beside_trl(b: dict) -> str:
+def _against_trl(b: dict) -> str:
     return (
         f"{b['ratio']:.2f} times the useful tokens a second ({b['tokens_per_s']:.0f} and "
         f"{b['trl']['tokens_per_s']:.0f}); loss after {b['samples']:.0f} samples {b['loss']:.3f} and "
@@ -98,8 +106,8 @@ MEASURED = {
             f"({b['n']} rows each, {b['dtype']}, {b['threads']} threads)"
         ),
     ),
-    "throughput_cpu": ("training beside plain TRL + PEFT, same updates, recipe `cpu`", _beside_trl),
-    "throughput_cpu_float32": ("the same on a processor without bfloat16, both in float32", _beside_trl),
+    "throughput_cpu": ("training beside plain TRL + PEFT, same updates, recipe `cpu`", _against_trl),
+    "throughput_cpu_float32": ("the same on a processor without bfloat16, both in float32", _against_trl),
     "prepare": (
         "preparing stage 1's rows, at real lengths",
         lambda b: (
@@ -135,13 +143,13 @@ MEASURED = {
 
 
 def full(_: Path) -> str:
-    """Hours, GPU memory and disk of the 8B recipes on an H100, by the arithmetic of `medkit check`."""
+    """Hours, GPU memory and disk of the 8B recipes on an H100, as estimated by `medkit check`."""
     h100 = {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cores": 1}
     lengths = json.loads((machine.CHECKOUT / "benchmarks" / "token_lengths.json").read_text(encoding="utf-8"))
     rows = []
     for recipe in map(recipes.get, ("recommended", "paper", "as_released")):
         measured_rows = lengths[recipe.model.chat_template][recipe.data.mcq_target]
-        mean = {name: np.mean([row[0] for row in of]) for name, of in measured_rows.items()}
+        mean = {name: np.mean([row[0] for row in source]) for name, source in measured_rows.items()}
         plans = {stage: full_run.plan(recipe, stage, mean, h100) for stage in ("stage1", "stage2")}
         tokens = sum(plan.tokens for plan in plans.values())
         disk = sum(estimate.disk(estimate.LLAMA_8B, recipe, 1.1 * tokens).values())
@@ -153,18 +161,18 @@ def full(_: Path) -> str:
             row |= {"hours": f"{plan.hours:.1f}", "hours rest on": plan.basis}
             row |= {"GPU memory, at most": f"{sum(memory.values()):.0f} GB", "disk": f"{disk:.0f} GB"}
             rows.append(row)
-    talks = len(measured_rows["notechat"])
-    exams = sum(len(of) for of in measured_rows.values()) - talks
+    dialogues = len(measured_rows["notechat"])
+    exams = sum(map(len, measured_rows.values())) - dialogues
     basis = (
         "Tokens are rows times the mean length, in the recipe's own template and target, of "
-        f"{exams:,} real exam\nrows and, for stage 2, of {talks} NoteChat rows: so few that stage 2's hours "
-        "are rough."
+        f"{exams:,} real exam\nrows and, for stage 2, of {dialogues} NoteChat rows: so few that stage 2's "
+        "hours are rough."
     )
     return f"{grid(pd.DataFrame(rows))}\n\n{basis}"
 
 
 def replay(folder: Path) -> str:
-    """Figure 13 and the three sentences of the replay study, as notebook 06 wrote them."""
+    """Figure 13 and the three sentences of the replay study that notebook 06 wrote."""
     page = folder / "replay-cpu" / "tables" / "replay_study.md"
     if not page.is_file():
         outcomes = folder / "replay-cpu" / "outcomes"
@@ -186,18 +194,18 @@ BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, ""), "replay": (
 
 
 def rendered(pages: Mapping[Path, str], folder: Path) -> dict[Path, str]:
-    """The pages' texts with every block between `<!-- NAME -->` and `<!-- /NAME -->` made from `folder`."""
-    new = dict(pages)
+    """The pages with each block between `<!-- NAME -->` and `<!-- /NAME -->` made from `folder`."""
+    result = dict(pages)
     for name, (block, run) in BLOCKS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        having = [page for page, text in new.items() if pattern.search(text)]
-        if len(having) != 1:
-            raise ReadmeError(f"{len(having)} pages have a block {name}; put its two marks into one")
+        matching = [page for page, text in result.items() if pattern.search(text)]
+        if len(matching) != 1:
+            raise ReadmeError(f"{len(matching)} pages have a block {name}; put its two marks into one")
         if run and not (folder / run).is_dir():
             raise ReadmeError(f"results/{run} is missing; make it, then run python benchmarks/readme.py")
-        table, page = block(folder / run), having[0]
-        new[page] = pattern.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", new[page])
-    return new
+        table, page = block(folder / run), matching[0]
+        result[page] = pattern.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", result[page])
+    return result
 
 
 def texts() -> dict[Path, str]:
@@ -206,10 +214,10 @@ def texts() -> dict[Path, str]:
 
 def main() -> None:
     try:
-        new = rendered(texts(), machine.CHECKOUT / "results")
+        pages = rendered(texts(), machine.CHECKOUT / "results")
     except MedkitError as error:
         sys.exit(f"medkit: {error}")
-    for page, text in new.items():
+    for page, text in pages.items():
         storage.write_text(page, text)
 
 
