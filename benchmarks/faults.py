@@ -148,7 +148,7 @@ def damaged(bench: Bench, part: str, content: bytes | None, flaw: str) -> int:
         path.write_bytes(content)
     code, said, fit = bench.train(folder, "--resume")
     assert code == 0 and fit, said[-1500:]
-    assert f"checkpoint-10 is passed over: {flaw}" in said, said[-1500:]
+    assert f"checkpoint-10 is skipped: {flaw}" in said, said[-1500:]
     assert lines(folder) == bench.whole, "the resumed run is not the unbroken one"
     return STEPS - fit["resumed_from"]
 
@@ -208,7 +208,7 @@ def results_on_a_full_disk(bench: Bench) -> int:
     path = folder / "summary.json"
     path.write_text('{"n": "before"}')
     code, said = bench.python(RESULTS, str(path), str(folder / "rows.jsonl"), "full")
-    assert code == 1 and said.count("\n") == 1 and "what it held before is kept" in said, said
+    assert code == 1 and said.count("\n") == 1 and "its previous content is kept" in said, said
     assert json.loads(path.read_text()) == {"n": "before"} and os.listdir(folder) == ["summary.json"]
     return 0
 
@@ -358,7 +358,7 @@ def faults(bench: Bench) -> dict:
         ),
         "kill -9 before the first checkpoint": lambda: killed(bench, "kill in the state file", 3, 3),
         "zero-byte safetensors": lambda: damaged(
-            bench, "adapter_model.safetensors", b"", "adapter_model.safetensors is empty"
+            bench, "adapter_model.safetensors", b"", "adapter_model.safetensors is not as it was written"
         ),
         "truncated safetensors": lambda: damaged(
             bench,

@@ -191,17 +191,18 @@ def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
     finally:
         net.train(was_training)
     top = [log_probs[-1].topk(8).indices for log_probs in single]
-    last = [
+    single_last, padded_last = (
         np.array([log_probs[-1][tokens].tolist() for log_probs, tokens in zip(rows, top, strict=True)])
         for rows in (single, padded)
-    ]
+    )
     # Tokens that the packed rows share are computed in the first row only.
     counts = [len(log_probs) for log_probs in packed]
     own_ids, own_single = ([row[-n:] for row, n in zip(rows, counts, strict=True)] for rows in (ids, single))
-    losses = [_losses(log_probs, own_ids) for log_probs in (own_single, packed)]
+    single_losses, packed_losses = (_losses(log_probs, own_ids) for log_probs in (own_single, packed))
+    fixes = "set packing=off: rows see each other", "score with mcq.max_batch_tokens=1: padding is seen"
     return [
-        _equal("packed rows isolated", *losses, tolerance, "set packing=off: rows see each other"),
-        _equal("logits in a batch", *last, tolerance, "score with mcq.max_batch_tokens=1: padding is seen"),
+        _equal("packed rows isolated", single_losses, packed_losses, tolerance, fixes[0]),
+        _equal("logits in a batch", single_last, padded_last, tolerance, fixes[1]),
     ]
 
 
