@@ -1,4 +1,4 @@
-"""Saved LoRA adapters for evaluation: PEFT loads them with their whole configuration."""
+"""Loading saved LoRA adapters for evaluation."""
 
 import json
 from pathlib import Path
@@ -7,41 +7,40 @@ from safetensors import SafetensorError, safe_open
 
 from medkit import MedkitError
 
-# Initial weights that PEFT subtracts from the base when it loads the adapter: impossible with 4-bit weights,
-# and some are drawn at random.
+# Initializations that PEFT subtracts from the base when it loads the adapter. This is impossible with 4-bit
+# weights, and some of them are random.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class AdapterError(MedkitError):
-    """A folder without a LoRA adapter, or with one that does not fit the base."""
+    """A folder without a LoRA adapter, or an adapter that does not fit the base."""
 
 
 def read_config(folder: str | Path):
     """The adapter's peft.LoraConfig.
 
-    Raises AdapterError where there is none, for other types of adapters, and for initial weights that change
-    the base.
+    Raises AdapterError if the folder has no adapter, or one that is not plain LoRA.
     """
     from peft import PeftConfig
 
     folder = Path(folder)
     file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not file.is_file() or not weights.is_file():
-        raise AdapterError(f"{folder} is no adapter folder (adapter_config.json, adapter_model.safetensors)")
-    unreadable = AdapterError(f"{file} is no LoRA adapter's configuration; save the adapter again")
+        raise AdapterError(f"{folder} is not an adapter folder; it needs {file.name} and {weights.name}")
+    unreadable = AdapterError(f"{file} is not a LoRA configuration; save the adapter again")
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        kind, initial = saved["peft_type"], str(saved.get("init_lora_weights", "")).lower()
+        peft_type, initialization = saved["peft_type"], str(saved.get("init_lora_weights", "")).lower()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise unreadable from None
-    if kind != "LORA":
-        raise AdapterError(f"{folder} holds an adapter of type {kind}; only LoRA adapters are read")
-    if initial.startswith(CHANGE_THE_BASE):
+    if peft_type != "LORA":
+        raise AdapterError(f"{folder} has an adapter of type {peft_type}; use a LoRA adapter")
+    if initialization.startswith(CHANGE_THE_BASE):
         raise AdapterError(
-            f"{folder} belongs to a changed base (init_lora_weights={initial}); save it as plain LoRA, with "
-            "PEFT's path_initial_model_for_weight_conversion"
+            f"{folder} belongs to a modified base (init_lora_weights={initialization}); save it as plain "
+            "LoRA, with PEFT's path_initial_model_for_weight_conversion"
         )
-    _names(folder)
+    _tensor_names(folder)  # raises if the weights cannot be read
     try:
         return PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -49,40 +48,39 @@ def read_config(folder: str | Path):
 
 
 def attach(model, folder: str | Path):
-    """`model` with the adapter of `folder`, for evaluation.
+    """Add the adapter in `folder` to `model`, for evaluation.
 
-    Raises AdapterError where it does not fit; parts of it may then be left in `model`.
+    Raises AdapterError if it does not fit; `model` may then keep some of the adapter's layers.
     """
     from peft import PeftModelForCausalLM
 
     config = read_config(folder)
     config.inference_mode = True
-    misfit = AdapterError(f"the adapter in {folder} does not fit this model; it belongs to another base")
+    mismatch = AdapterError(f"the adapter in {folder} does not fit this model; it belongs to another base")
     try:
         adapted = PeftModelForCausalLM(model, config)
-        outcome = adapted.load_adapter(str(folder), "default")
+        result = adapted.load_adapter(str(folder), "default")
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # sizes, modules, keys
-        raise misfit from error
-    if outcome.missing_keys or outcome.unexpected_keys:
-        raise misfit
+        raise mismatch from error
+    if result.missing_keys or result.unexpected_keys:
+        raise mismatch
     return adapted.eval()
 
 
 def detach(model):
-    """The base of `model` without its LoRA layers; what `replaces_modules` reports stays in it."""
+    """Remove the LoRA layers and return the base. Replaced modules (see `replaces_modules`) stay replaced."""
     from peft import PeftModel
 
     return model.unload() if isinstance(model, PeftModel) else model
 
 
 def replaces_modules(folder: str | Path) -> bool:
-    """Whether the adapter has whole weights too (modules_to_save, embeddings), which stay in the base when it
-    is detached."""
-    return not all(".lora_" in name for name in _names(folder))
+    """Whether the adapter also replaces full weights (modules_to_save, embeddings), which `detach` does not
+    undo."""
+    return not all(".lora_" in name for name in _tensor_names(folder))
 
 
-def _names(folder: str | Path) -> list[str]:
-    """The names of the adapter's tensors."""
+def _tensor_names(folder: str | Path) -> list[str]:
     file = Path(folder) / "adapter_model.safetensors"
     try:
         with safe_open(file, "pt") as weights:

@@ -1,23 +1,23 @@
-"""The order of rows, packing, and what a batch tells about its rows."""
+"""Row order, packing, and the marks that batches carry about their rows."""
 
 import numpy as np
 
 from medkit.recipes import TrainSpec
 
-# Entries of a batch that are added to those of TRL's collator (collate_with_marks).
+# Batch entries in addition to those of TRL's collator; see collate_with_marks.
 MARKS = ("samples", "exams")
 
-# Rows are sorted by length in steps of this many tokens: rows of exactly equal length are often variants of
-# the same question, with the same answer.
+# Resolution, in tokens, of sorting by length: rows of exactly the same length are often variants of one
+# question, with the same answer.
 LENGTH_STEP = 60
 
 
 def row_order(lengths, stage: TrainSpec) -> np.ndarray:
-    """The order of the training rows over all epochs, from the stage's seed.
+    """The indices of the training rows over all epochs, drawn with the stage's seed.
 
-    With `group_by_length` rows of similar length share an optimizer step: rows are sorted by length within
-    random blocks of 50 steps, then the steps are shuffled. The order is drawn in advance, so that a resumed
-    run has no sampler to restore.
+    With `group_by_length`, rows of similar length share an optimizer step: rows are sorted by length within
+    random blocks of 50 steps, then the steps are shuffled. The order is fixed in advance, so that a resumed
+    run has no sampler state to restore.
     """
     lengths, rng = np.asarray(lengths), np.random.default_rng(stage.seed)
     batch = stage.batch_size * stage.accumulation
@@ -28,21 +28,21 @@ def row_order(lengths, stage: TrainSpec) -> np.ndarray:
             blocks = [order[i : i + 50 * batch] for i in range(0, len(order), 50 * batch)]
             coarse = lengths // LENGTH_STEP
             order = np.concatenate([block[np.argsort(-coarse[block], kind="stable")] for block in blocks])
-            whole = len(order) // batch * batch  # a short last batch stays last
-            order = np.concatenate([rng.permutation(order[:whole].reshape(-1, batch)).ravel(), order[whole:]])
+            full = len(order) // batch * batch  # an incomplete last batch stays last
+            order = np.concatenate([rng.permutation(order[:full].reshape(-1, batch)).ravel(), order[full:]])
         epochs.append(order)
     return np.concatenate(epochs)[: round(stage.epochs * len(lengths))]
 
 
 def trainer_rows(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: bool = False):
-    """The dataset as the trainer reads it: ids and labels, packed into rows of `max_length` where asked.
+    """The dataset as the trainer reads it: ids and labels, with `packed` in rows of `max_length` tokens.
 
-    Wrapped rows have a column `samples`: how many end in the row. exams: add a column `exams` that says of
-    each token whether it is part of an exam question (tokenization.with_exams).
+    Wrapped rows have a column `samples`, the number of samples that end in the row. exams: add a column
+    `exams` that marks each token of an exam question (see tokenization.with_exams).
     """
     rows = dataset.select_columns(["input_ids", "labels", *(["exam"] if exams else [])])
     if exams:
-        rows = _marked(rows, "exams", lambda row: [row["exam"]] * len(row["labels"]))
+        rows = _with_token_column(rows, "exams", lambda row: [row["exam"]] * len(row["labels"]))
         rows = rows.remove_columns("exam")
     if not packed:
         return rows
@@ -50,45 +50,44 @@ def trainer_rows(dataset, stage: TrainSpec, max_length: int, packed: bool, exams
 
     if stage.packing == "isolated":
         return pack_dataset(rows, max_length, "bfd")
-    rows = _marked(rows, "ends", lambda row: [0] * (len(row["labels"]) - 1) + [1])  # a sample's last token
+    rows = _with_token_column(rows, "ends", lambda row: [0] * (len(row["labels"]) - 1) + [1])
     rows = pack_dataset(rows, max_length, "wrapped")
     return rows.map(lambda row: {"samples": sum(row["ends"])}, remove_columns="ends")
 
 
-def _marked(rows, name: str, of_row):
-    """The rows with a further column: a list with one number a token."""
+def _with_token_column(rows, name: str, values):
+    """Add a column with one integer per token. values: a function of the row."""
     from datasets import Features, List, Value
 
-    return rows.map(
-        lambda row: {name: of_row(row)}, features=Features(rows.features | {name: List(Value("int8"))})
-    )
+    features = Features(rows.features | {name: List(Value("int8"))})
+    return rows.map(lambda row: {name: values(row)}, features=features)
 
 
 def training_rows(dataset, stage: TrainSpec, max_length: int, packed: bool, exams: bool = False):
-    """The training rows in the order of `row_order`; packed rows are shuffled once more, since best-fit
-    packing leaves the long samples first."""
+    """The training rows in the order of `row_order`. Packed rows are shuffled again, since best-fit packing
+    puts the long samples first."""
     ordered = dataset.select(row_order(dataset["length"], stage))
     rows = trainer_rows(ordered, stage, max_length, packed, exams)
     return rows.select(np.random.default_rng(stage.seed).permutation(len(rows))) if packed else rows
 
 
 def subsample(dataset, rows: int, seed: int):
-    """`rows` rows drawn by seed, in the dataset's order; 0 or more than there are gives all."""
+    """A random sample of `rows` rows, in the dataset's order. All rows for 0, or if there are no more."""
     if rows == 0 or rows >= len(dataset):
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), rows, replace=False)))
 
 
 def is_mixed(dataset) -> bool:
-    """Whether it holds exam questions and consultations."""
+    """Whether the dataset has both exam questions and consultations."""
     return "exam" in dataset.column_names and 0 < sum(dataset["exam"]) < len(dataset)
 
 
 def replay_weight(dataset, share: float, loss_on: str) -> float:
-    """The factor of a replayed exam token's loss with which these tokens are `share` of the dataset's
-    supervised tokens; 1 where `share` is 0 or there is only one kind of row.
+    """The loss weight of replayed exam tokens that makes them `share` of the supervised tokens.
 
-    R replayed and D other tokens: w R / (w R + D) = share, so that w = share / (1 - share) * D / R.
+    With R replayed and D other tokens, w R / (w R + D) = share, so w = share / (1 - share) * D / R. It is 1
+    if `share` is 0 or the dataset is not mixed.
     """
     if not share or not is_mixed(dataset):
         return 1.0
@@ -109,8 +108,8 @@ def collate_with_marks(collate):
             batch["samples"] = torch.tensor([sum(row["samples"] for row in rows)])
         if "exams" in rows[0]:
             marks = [torch.tensor(row["exams"], dtype=torch.bool) for row in rows]
-            end_to_end = len(batch["labels"]) != len(rows) or "position_ids" in batch
-            batch["exams"] = torch.cat(marks)[None] if end_to_end else pad_sequence(marks, batch_first=True)
+            padding_free = len(batch["labels"]) != len(rows) or "position_ids" in batch
+            batch["exams"] = torch.cat(marks)[None] if padding_free else pad_sequence(marks, batch_first=True)
         return batch
 
     return collate_and_mark

@@ -1,4 +1,4 @@
-"""Checkpoints: whether one is complete, and whether it belongs to this run."""
+"""Checkpoints: whether a checkpoint is complete, and whether it belongs to this run."""
 
 import json
 import os
@@ -10,80 +10,79 @@ from medkit import MedkitError
 from medkit.runs import storage
 
 OPTIMIZER = "optimizer.pt"  # as Transformers names it
-MARKER = "whole.json"  # written last: the run's identity and the hash of every other file
-# Needed to resume exactly. Each of several processes saves its own rng_state.
+MARKER = "whole.json"  # written last, with the run's identity and the hash of every other file
+# Required to resume exactly, as prefixes: with several processes, each saves its own rng_state.
 PARTS = ("adapter_model.safetensors", OPTIMIZER, "scheduler.pt", "rng_state", "trainer_state.json")
 PARTS += ("meter.json", "loss.csv")
 
 
 class CheckpointError(MedkitError):
-    """A checkpoint that cannot be resumed from, and why."""
+    """Training cannot be resumed from a checkpoint."""
 
 
 @contextmanager
 def atomic_folder(folder: Path):
-    """A temporary folder that is renamed to `folder` when the block ends without an error."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    """Yield a temporary folder and rename it to `folder` if the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        yield aside
-        _flush(aside)
+        yield temporary
+        _flush(temporary)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _rename(aside, folder)
+    _rename(temporary, folder)
 
 
 def publish(written: Path, folder: Path, identity: dict | None) -> None:
-    """Mark the checkpoint in `written` as whole and give it its final name."""
+    """Mark the checkpoint in `written` as complete and rename it to `folder`."""
     hashes = {path.name: storage.sha256(path) for path in sorted(written.iterdir()) if path.is_file()}
     (written / MARKER).write_text(json.dumps({"identity": identity, "sha256": hashes}, indent=1))
     _flush(written)
     _rename(written, folder)
 
 
-def find_resumable(folder: Path, identity: dict | None, say=print) -> Path | None:
-    """The newest whole checkpoint of `folder`; None where there are no checkpoints.
+def find_resumable(folder: Path, identity: dict | None, report=print) -> Path | None:
+    """The newest complete checkpoint in `folder`; None if there are no checkpoints.
 
-    Damaged ones are skipped, each with a line to `say`. Raises CheckpointError where all are damaged, and
-    where the newest whole one was written by another run, naming the first field that differs.
+    Damaged checkpoints are skipped and passed to `report`, one line each. Raises CheckpointError if all are
+    damaged, or if the newest complete one was written with another `identity`.
     """
     skipped = []
     for path in reversed(_all(folder)):
-        if not (flaw := _flaw(path)):
-            _refuse_another(path, identity)
+        if not (damage := _damage(path)):
+            _check_identity(path, identity)
             return path
-        skipped.append(f"{path.name} is skipped: {flaw}")
-        say(skipped[-1])
+        skipped.append(f"{path.name} is skipped: {damage}")
+        report(skipped[-1])
     if skipped:
         raise CheckpointError(
-            f"no checkpoint is whole ({skipped[0]}); restore it, or remove {folder.name}/ of "
+            f"no checkpoint is complete ({skipped[0]}); restore it, or remove {folder.name}/ of "
             f"{folder.parent.name} to train from the start"
         )
     return None
 
 
 def prune(folder: Path, step: int, count: int) -> None:
-    """Remove all but the newest `count` up to `step`, which was just written; later ones are damaged, from an
-    earlier attempt."""
-    until = [path for path in _all(folder) if step_of(path) <= step]
-    for path in set(_all(folder)) - set(until[-count:]):
+    """Keep only the newest `count` checkpoints up to `step`, which was just written. Later ones are damaged,
+    from an earlier attempt."""
+    candidates = [path for path in _all(folder) if step_of(path) <= step]
+    for path in set(_all(folder)) - set(candidates[-count:]):
         shutil.rmtree(path)
 
 
-def keep_optimizer(stage: Path) -> None:
-    """Copy the final state of the optimizer beside the stage's adapter, for the next stage
-    (trainer.carry_over)."""
-    whole = newest_complete(stage / "checkpoints")
-    assert whole is not None, "a stage that has ended has its last checkpoint"
-    storage.write_bytes(stage / OPTIMIZER, (whole / OPTIMIZER).read_bytes())
+def keep_optimizer(stage_folder: Path) -> None:
+    """Copy the final optimizer state from the last checkpoint into the stage's folder, for the next stage."""
+    last = newest_complete(stage_folder / "checkpoints")
+    assert last is not None, "a finished stage has its last checkpoint"
+    storage.write_bytes(stage_folder / OPTIMIZER, (last / OPTIMIZER).read_bytes())
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that could be resumed from."""
-    return next((path for path in reversed(_all(folder)) if not _flaw(path)), None)
+    """The newest checkpoint that is not damaged; None if there is none."""
+    return next((path for path in reversed(_all(folder)) if not _damage(path)), None)
 
 
 def step_of(path: Path) -> int:
@@ -91,30 +90,31 @@ def step_of(path: Path) -> int:
 
 
 def finished(path: Path) -> bool:
-    """Whether it was written after the last step."""
+    """Whether a checkpoint was written after the last training step."""
     state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     return state["global_step"] >= state["max_steps"]
 
 
 def _all(folder: Path) -> list[Path]:
-    """Oldest first."""
-    named = (path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal())
-    return sorted(named, key=step_of)
+    """All checkpoints, oldest first."""
+    paths = (path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal())
+    return sorted(paths, key=step_of)
 
 
-def _refuse_another(path: Path, identity: dict | None) -> None:
-    saved = (_marker(path) or {}).get("identity") or {}
-    own = json.loads(json.dumps(identity or {}))  # tuples as the lists they were saved as
-    for field in sorted(saved.keys() | own.keys()):
-        if saved.get(field) != own.get(field):
+def _check_identity(path: Path, identity: dict | None) -> None:
+    """CheckpointError naming the first field in which the checkpoint differs from `identity`."""
+    saved = (_read_marker(path) or {}).get("identity") or {}
+    current = json.loads(json.dumps(identity or {}))  # turns tuples into lists, like the saved ones
+    for field in sorted(saved.keys() | current.keys()):
+        if saved.get(field) != current.get(field):
             raise CheckpointError(
                 f"{path.name} was written with {field}={saved.get(field)!r}, this run has "
-                f"{own.get(field)!r}; resume with the same settings or start a new run"
+                f"{current.get(field)!r}; resume with the same settings or start a new run"
             )
 
 
-def _marker(path: Path) -> dict | None:
-    """The marker's content; None where it is missing or unreadable."""
+def _read_marker(path: Path) -> dict | None:
+    """The marker's content; None if it is missing or invalid."""
     try:
         marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
         return marker if isinstance(marker["sha256"], dict) and "identity" in marker else None
@@ -122,10 +122,10 @@ def _marker(path: Path) -> dict | None:
         return None
 
 
-def _flaw(path: Path) -> str:
-    """Why the checkpoint cannot be resumed from; empty where it can."""
-    if (marker := _marker(path)) is None:
-        return f"it was not finished (no readable {MARKER})"
+def _damage(path: Path) -> str:
+    """What is missing or damaged in a checkpoint; "" if it is complete."""
+    if (marker := _read_marker(path)) is None:
+        return f"it was not finished (no valid {MARKER})"
     for part in PARTS:
         if not any(name.startswith(part) for name in marker["sha256"]):
             return f"{part} is missing"
@@ -133,12 +133,12 @@ def _flaw(path: Path) -> str:
         if not (path / name).is_file():
             return f"{name} is missing"
         if storage.sha256(path / name) != expected:
-            return f"{name} is not as it was written"
+            return f"{name} has changed since it was written"
     return ""
 
 
 def _rename(written: Path, folder: Path) -> None:
-    """Replaces an earlier folder of that name; on the disk when this returns."""
+    """Rename `written` to `folder`, replacing an existing one, and flush the change to disk."""
     shutil.rmtree(folder, ignore_errors=True)
     written.rename(folder)
     storage.sync(folder.parent)

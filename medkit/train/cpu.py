@@ -1,9 +1,10 @@
 """Training and decoding on a CPU: everything that differs from a GPU is in this module.
 
-On a GPU, Unsloth and Transformers do all of it. On a CPU the rows of a batch are laid end to end without
-padding, each attends to itself only, and what all of them begin with is computed once. Unsloth's CPU backend
-does not lay rows end to end, since PyTorch has no attention for a CPU that keeps rows apart without computing
-every pair of them; `row_by_row` does. DECISIONS.md ("Batches and attention on a CPU") has the figures.
+On a GPU, Unsloth and Transformers are used unchanged. On a CPU the rows of a batch are concatenated without
+padding, each row attends only to itself, and the prefix that all rows share is computed once. Unsloth's CPU
+backend does not support this, since PyTorch's CPU attention can only separate concatenated rows with a mask,
+which costs time for every pair of rows. `row_by_row` avoids that. DECISIONS.md ("Batches and attention on a
+CPU") has measurements.
 """
 
 from contextlib import contextmanager
@@ -13,30 +14,30 @@ from types import MethodType
 
 from medkit.prompts import IGNORED
 
-ROW_BY_ROW = "row_by_row"  # as Transformers' table of attention functions knows it
-# Tokens from which a row's attention is PyTorch's fused kernel: as plain products, every layer keeps heads x
-# tokens x tokens numbers for the backward pass.
+ROW_BY_ROW = "row_by_row"  # the name under which Transformers knows the attention function
+# Rows of at least this many tokens use PyTorch's fused attention. The explicit products of shorter rows keep
+# heads x tokens x tokens numbers per layer for the backward pass.
 FUSED_FROM = 512
-UNPACKED_GB = 1.0  # of 4-bit weights that are computed with unpacked
-ROUND = 16  # tokens after which the answers that have ended leave their batch
+UNPACKED_GB = 1.0  # up to this size, 4-bit weights are kept dequantized
+ROUND = 16  # tokens after which finished answers are removed from their batch
 
 
 class Engine:
-    """How a batch is computed in training: on a CPU whole rows laid end to end, at most micro_batch_tokens a
-    pass (0: no limit); on a GPU in one pass."""
+    """How a training batch is computed: on a GPU in one pass, on a CPU in padding-free passes of up to
+    `micro_batch_tokens` tokens (0: no limit)."""
 
     def __init__(self, model, micro_batch_tokens: int):
-        self.lays_rows_end_to_end = not on_gpu()  # without TRL's packing
+        self.padding_free = not on_gpu()  # without TRL's packing
         self.micro_batch_tokens = 0 if on_gpu() else micro_batch_tokens
-        self.most = tokens_per_pass(model, micro_batch_tokens)
-        self.sharing = _base(model).config._attn_implementation == ROW_BY_ROW
+        self.max_tokens = tokens_per_pass(model, micro_batch_tokens)
+        self.share_prefix = _base(model).config._attn_implementation == ROW_BY_ROW
 
     def passes(self, batch: dict) -> list[dict]:
-        """The batch as the forward passes it is computed in."""
-        return split_passes(batch, self.most, self.sharing) if self.lays_rows_end_to_end else [batch]
+        """Split a batch into forward passes."""
+        return split_passes(batch, self.max_tokens, self.share_prefix) if self.padding_free else [batch]
 
     def out_of_memory(self, batch_size: int, max_length: int) -> tuple[str, str]:
-        """What was computed at once when memory ran out, and the fix that keeps the updates as they are."""
+        """The size of a pass, and a fix for too little memory that does not change the updates."""
         if self.micro_batch_tokens:
             return f"{self.micro_batch_tokens} tokens", "halve micro_batch_tokens"
         return f"{batch_size} rows of up to {max_length} tokens", "halve batch_size and double accumulation"
@@ -44,25 +45,24 @@ class Engine:
 
 @contextmanager
 def training(model, micro_batch_tokens: int = 0):
-    """The Engine that `model` trains with; on a CPU the model takes rows laid end to end meanwhile."""
+    """Yield the Engine to train `model` with. On a CPU the model accepts padding-free batches meanwhile."""
     with padding_free(model):
         yield Engine(model, micro_batch_tokens)
 
 
 def on_gpu() -> bool:
-    """Where TRL packs rows, and Unsloth's own kernels compute."""
+    """Whether a GPU is available, where TRL packs rows and Unsloth's kernels are used."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def compute_unpacked(model) -> None:
-    """Have a CPU's 4-bit layers compute with their weights unpacked once, where all of them take less than
-    UNPACKED_GB; on a GPU nothing changes.
+    """On a CPU, dequantize the 4-bit layers once if their weights take up to UNPACKED_GB.
 
-    bitsandbytes unpacks a layer anew at each pass, forwards and backwards: a sixth of a step of short rows.
-    The values are the same. On processors with AVX-512 BF16 it also repacks the weights when a model answers,
-    and back with rounded constants when it trains on; a layer that does not unpack does not repack.
+    The values do not change. bitsandbytes dequantizes a layer in every forward and backward pass, which takes
+    a sixth of a step of short rows. With AVX-512 BF16 it also repacks the weights for inference and, with
+    rounded constants, back for training; dequantized layers are not repacked.
     """
     if on_gpu():
         return
@@ -79,100 +79,101 @@ def compute_unpacked(model) -> None:
 
 
 def _linear(x, weight, bias):
-    """In the weights' dtype, the result in the input's, as bitsandbytes has it."""
+    """Compute in the weights' dtype and return the input's dtype, like bitsandbytes."""
     import torch
 
     return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
 def tokens_per_pass(model, tokens: int) -> int:
-    """How many of micro_batch_tokens a pass holds: all in bfloat16; half in float32, which takes twice the
-    memory and is what a processor without bfloat16 computes in."""
+    """The tokens per forward pass: micro_batch_tokens in bfloat16, half of it in float32, which takes twice
+    the memory (processors without bfloat16)."""
     return tokens // 2 if model.get_input_embeddings().weight.element_size() == 4 else tokens
 
 
-def split_passes(batch: dict, most: int, sharing: bool) -> list[dict]:
-    """A padding-free batch (entries of shape (1, tokens), `position_ids` from 0 in every row) as forward
-    passes of whole rows, in their order, of at most `most` tokens (0: one pass); a longer row is a pass.
+def split_passes(batch: dict, max_tokens: int, share_prefix: bool) -> list[dict]:
+    """Split a padding-free batch into forward passes of complete rows, in order.
 
-    `sharing`: what all rows begin with, the instruction, is in each pass once, before its first row; the
-    others go on from there (row_by_row has them attend to it). Loss and gradient stay the same.
+    batch: entries of shape (1, tokens); `position_ids` start at 0 in every row. max_tokens: tokens per pass, 0
+    for a single pass; a longer row gets its own pass. share_prefix: the prefix that all rows share, such as
+    the instruction, occurs once per pass, before its first row; the other rows continue from it and attend to
+    it (row_by_row). Loss and gradient do not change.
     """
     import torch
 
     lengths = row_lengths(batch["position_ids"])
-    start = shared_start(batch, lengths) if sharing else 0
-    places, room = [], 0
+    prefix = shared_prefix(batch, lengths) if share_prefix else 0
+    passes, room = [], 0  # token indices of each pass, and the last pass's remaining tokens
     for end, length in zip(accumulate(lengths), lengths, strict=True):
-        own = length - start
-        if not places or (most and own > room):
-            places.append([torch.arange(end - length, end)])
-            room = most - length
+        suffix = length - prefix
+        if not passes or (max_tokens and suffix > room):
+            passes.append([torch.arange(end - length, end)])
+            room = max_tokens - length
         else:
-            places[-1].append(torch.arange(end - own, end))
-            room -= own
-    return [{name: one[:, torch.cat(part)] for name, one in batch.items()} for part in places]
+            passes[-1].append(torch.arange(end - suffix, end))
+            room -= suffix
+    return [{name: values[:, torch.cat(indices)] for name, values in batch.items()} for indices in passes]
 
 
-def shared_start(batch: dict, lengths: list[int]) -> int:
-    """How many tokens all rows of the batch begin with, as long as no row learns to predict one of them or
-    the next, and each row has a further token."""
+def shared_prefix(batch: dict, lengths: list[int]) -> int:
+    """The number of tokens that all rows begin with. No row may learn to predict one of them or the token
+    after them, and every row must have at least one more token."""
     import torch
 
-    most = min(lengths) - 1
+    longest = min(lengths) - 1
     ids, labels = (batch[name][0].split(lengths) for name in ("input_ids", "labels"))
-    begin = torch.stack([one[:most] for one in ids])
-    learnt = torch.stack([one[1 : most + 1] for one in labels]) != IGNORED
-    ends = ((begin != begin[0]) | learnt).any(0).nonzero()
-    return ends[0, 0].item() if len(ends) else most
+    starts = torch.stack([row[:longest] for row in ids])
+    supervised = torch.stack([row[1 : longest + 1] for row in labels]) != IGNORED
+    ends = ((starts != starts[0]) | supervised).any(0).nonzero()
+    return ends[0, 0].item() if len(ends) else longest
 
 
 def row_lengths(position_ids) -> list[int]:
-    """Tokens of each row that is laid into position_ids of shape (1, tokens), shared ones counted once."""
-    goes_on = position_ids[0, 1:] == position_ids[0, :-1] + 1
-    ends = [*((~goes_on).nonzero()[:, 0] + 1).tolist(), position_ids.shape[1]]
+    """The length of each row in padding-free position_ids (1, tokens), counting a shared prefix once."""
+    continues = position_ids[0, 1:] == position_ids[0, :-1] + 1
+    ends = [*((~continues).nonzero()[:, 0] + 1).tolist(), position_ids.shape[1]]
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def row_by_row(module, query, key, value, attention_mask, scaling, position_ids=None, **_):
-    """Causal attention within each row: query of shape (1, heads, tokens, head size), output of (1, tokens,
-    heads, head size). A row whose positions begin at n attends to the first n tokens, too.
+    """Causal attention within each row of a padding-free batch.
 
-    As plain products in short rows: forwards and backwards PyTorch's fused kernel takes up to twice as long
-    on a CPU.
+    query: (1, heads, tokens, head size). Returns (1, tokens, heads, head size). A row whose positions begin
+    at n also attends to the first n tokens. Short rows use explicit products: for them PyTorch's fused CPU
+    kernel takes up to twice as long, forward and backward.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     if query.shape[0] != 1:
-        raise ValueError(f"rows laid end to end are one sequence, not {query.shape[0]}")
+        raise ValueError(f"a padding-free batch has one sequence, not {query.shape[0]}")
     groups = query.shape[1] // key.shape[1]
-    key, value = (one[0].repeat_interleave(groups, dim=0) for one in (key, value))
+    key, value = (states[0].repeat_interleave(groups, dim=0) for states in (key, value))
     lengths = row_lengths(position_ids) if position_ids is not None else [query.shape[2]]
-    shared = position_ids[0, lengths[0]].item() if len(lengths) > 1 else 0
-    rows = zip(*(one.split(lengths, dim=1) for one in (query[0] * scaling, key, value)), strict=True)
-    answers = []
+    prefix = position_ids[0, lengths[0]].item() if len(lengths) > 1 else 0
+    rows = zip(*(states.split(lengths, dim=1) for states in (query[0] * scaling, key, value)), strict=True)
+    outputs = []
     for q, k, v in rows:
-        if shared and answers:
-            k, v = (torch.cat([all_[:, :shared], own], dim=1) for all_, own in ((key, k), (value, v)))
-        ahead = None
+        if prefix and outputs:
+            k = torch.cat([key[:, :prefix], k], dim=1)
+            v = torch.cat([value[:, :prefix], v], dim=1)
+        mask = None
         if k.shape[1] < FUSED_FROM or k.shape[1] > q.shape[1]:
-            ahead = torch.full((q.shape[1], k.shape[1]), torch.finfo(q.dtype).min, dtype=q.dtype)
-            ahead = ahead.triu(1 + k.shape[1] - q.shape[1])
+            mask = torch.full((q.shape[1], k.shape[1]), torch.finfo(q.dtype).min, dtype=q.dtype)
+            mask = mask.triu(1 + k.shape[1] - q.shape[1])
         if k.shape[1] < FUSED_FROM:
-            answers.append(torch.baddbmm(ahead, q, k.transpose(1, 2)).softmax(-1) @ v)
+            outputs.append(torch.baddbmm(mask, q, k.transpose(1, 2)).softmax(-1) @ v)
         else:
-            causal = ahead is None
             fused = scaled_dot_product_attention(
-                q[None], k[None], v[None], ahead, is_causal=causal, scale=1.0
+                q[None], k[None], v[None], mask, is_causal=mask is None, scale=1.0
             )
-            answers.append(fused[0])
-    return torch.cat(answers, dim=1).transpose(0, 1)[None], None
+            outputs.append(fused[0])
+    return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
 
 
-def lora_in_one_product(self, x, *_, **__):
-    """PEFT's base + scale * B(A x), added within the product with B; the base alone where the adapter is
-    switched off. PEFT copies, scales, converts and adds in turn, each over the layer's full width."""
+def fused_lora_forward(self, x, *_, **__):
+    """PEFT's base + scale * B(A x), with the sum fused into the product with B; only the base if the adapter
+    is disabled. PEFT copies, scales, converts and adds in separate operations over the layer's full width."""
     import torch
 
     base = self.base_layer(x)
@@ -180,14 +181,14 @@ def lora_in_one_product(self, x, *_, **__):
         return base
     name = self.active_adapters[0]
     down, up = (lora[name].weight.to(x.dtype) for lora in (self.lora_A, self.lora_B))
-    low = torch.nn.functional.linear(x, down)
-    wide = torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up.t(), alpha=self.scaling[name])
-    return wide.view_as(base)
+    low_rank = torch.nn.functional.linear(x, down)
+    output = torch.addmm(base.flatten(0, -2), low_rank.flatten(0, -2), up.t(), alpha=self.scaling[name])
+    return output.view_as(base)
 
 
 @contextmanager
 def padding_free(model):
-    """The model as it takes rows laid end to end, with LoRA in one product; on a GPU, as it is."""
+    """Make the model accept padding-free batches, with fused LoRA. Does nothing on a GPU."""
     if on_gpu():
         yield
         return
@@ -196,23 +197,26 @@ def padding_free(model):
     AttentionInterface.register(ROW_BY_ROW, row_by_row)
     AttentionMaskInterface.register(ROW_BY_ROW, lambda *args, **kwargs: None)
     base = _base(model)
-    answers_with = base.config._attn_implementation
-    base.set_attn_implementation(ROW_BY_ROW if plainly_causal(base.config) else "eager")
+    attention = base.config._attn_implementation
+    base.set_attn_implementation(ROW_BY_ROW if is_fully_causal(base.config) else "eager")
     try:
         with fused_lora(model):
             yield
     finally:
-        base.set_attn_implementation(answers_with)
+        base.set_attn_implementation(attention)
 
 
 @contextmanager
 def fused_lora(model):
-    """The model as it answers: its adapter's layers computed in one product; on a GPU, or where they are
-    already, as it is."""
-    layers = [one for one in model.modules() if _plain_lora(one) and "forward" not in vars(one)]
-    layers = [] if on_gpu() else layers
+    """Compute the adapter's layers with `fused_lora_forward`. Does nothing on a GPU, or for layers that
+    already use it."""
+    layers = []
+    if not on_gpu():
+        layers = [
+            layer for layer in model.modules() if _is_plain_lora(layer) and "forward" not in vars(layer)
+        ]
     for layer in layers:
-        layer.forward = MethodType(lora_in_one_product, layer)
+        layer.forward = MethodType(fused_lora_forward, layer)
     try:
         yield
     finally:
@@ -221,12 +225,13 @@ def fused_lora(model):
 
 
 def _base(model):
-    """The Transformers model, of a PEFT model the one within."""
+    """The Transformers model, which a PEFT model wraps."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _plain_lora(layer) -> bool:
-    """Whether it is a linear layer with one adapter: no dropout, no bias in B, no variant such as DoRA."""
+def _is_plain_lora(layer) -> bool:
+    """Whether this is a linear layer with one LoRA adapter, without dropout, bias or a variant such as
+    DoRA."""
     from peft.tuners.lora import LoraLayer
     from torch import nn
 
@@ -238,49 +243,52 @@ def _plain_lora(layer) -> bool:
     return isinstance(dropout, nn.Identity) and up.bias is None and not layer.lora_variant
 
 
-def plainly_causal(config) -> bool:
-    """Whether every layer attends to all tokens before. Where not, Transformers' own attention computes every
-    pair of rows, and masks: slower, and right for any model."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+def is_fully_causal(config) -> bool:
+    """Whether every layer attends to all previous tokens. Other models use Transformers' attention with a
+    mask over the whole batch, which is slower."""
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     capped = getattr(config, "attn_logit_softcapping", None)
-    return kinds == {"full_attention"} and not (windowed or capped)
+    return layer_types == {"full_attention"} and not (windowed or capped)
 
 
 def decodes_in_rounds(model) -> bool:
-    """Whether a batch is decoded in rounds, from a cache that medkit passes on: on a CPU. On a GPU a prompt's
-    pass is a small part of an answer, and ended answers cost little. A window of attention would count the
-    padding behind the shared start."""
+    """Whether answers are decoded in rounds, from a cache with the shared prefix: on a CPU only.
+
+    On a GPU the prompt is a small part of the time, and finished answers cost little. Models with an
+    attention window are excluded, since the window would count the padding after the shared prefix.
+    """
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
-    return on_cpu and plainly_causal(model.config)
+    return on_cpu and is_fully_causal(model.config)
 
 
 def decode(model, ids, mask, cache, stops: list[int], max_new_tokens: int, settings) -> list[list[int]]:
-    """The tokens that the model answers each row of `ids` with, up to and including one of `stops`.
+    """Generate an answer to each row of `ids`: its tokens, up to and including one of `stops`.
 
-    ids, mask: of shape (rows, tokens), with padding where the mask is 0; cache: of the tokens that all rows
-    begin with, or None; settings(new tokens, unfinished rows): further arguments of model.generate. On a CPU
-    finished rows leave the batch after each ROUND of tokens.
+    ids, mask: shape (rows, tokens), with padding where the mask is 0. cache: the key-value cache of the
+    prefix that all rows share, or None. settings: a function of the number of new tokens and the unfinished
+    rows that returns further arguments of model.generate. On a CPU finished rows leave the batch every ROUND
+    tokens.
     """
     import torch
 
-    most = ROUND if decodes_in_rounds(model) else max_new_tokens
+    round_tokens = ROUND if decodes_in_rounds(model) else max_new_tokens
     answers: list[list[int]] = [[] for _ in ids]
-    going = list(range(len(ids)))
-    for begin in range(0, max_new_tokens, most):
+    rows = list(range(len(ids)))  # of the unfinished answers
+    for begin in range(0, max_new_tokens, round_tokens):
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
             **({"past_key_values": cache} if cache else {}),
-            **settings(min(most, max_new_tokens - begin), going),
+            **settings(min(round_tokens, max_new_tokens - begin), rows),
         )
-        new = output.sequences[:, ids.shape[1] :].tolist()
-        for row, tokens in zip(going, new, strict=True):
+        new_tokens = output.sequences[:, ids.shape[1] :].tolist()
+        for row, tokens in zip(rows, new_tokens, strict=True):
             answers[row] += tokens
-        stay = [place for place, tokens in enumerate(new) if not set(tokens) & set(stops)]
-        if not stay or begin + most >= max_new_tokens:
+        unfinished = [i for i, tokens in enumerate(new_tokens) if not set(tokens) & set(stops)]
+        if not unfinished or begin + round_tokens >= max_new_tokens:
             break
-        going, kept = [going[place] for place in stay], torch.tensor(stay, device=ids.device)
+        rows, kept = [rows[i] for i in unfinished], torch.tensor(unfinished, device=ids.device)
         ids, cache = output.sequences[kept], output.past_key_values
         cache.batch_select_indices(kept)
         mask = torch.nn.functional.pad(mask[kept], (0, ids.shape[1] - mask.shape[1]), value=1)

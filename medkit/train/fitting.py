@@ -1,4 +1,4 @@
-"""The training of one stage, from a loaded model and its rows."""
+"""Trains one stage, from a loaded model and its rows."""
 
 import signal
 import sys
@@ -12,11 +12,11 @@ from medkit.train import config as configuration
 
 
 class Stopped(SystemExit):
-    """Training ended by SIGTERM, with a checkpoint; the exit code is that of the signal."""
+    """Training was stopped by SIGTERM, after saving a checkpoint. Exits with the signal's code."""
 
     def __init__(self, step: int):
-        there = f"checkpoint-{step} is saved, resume goes on from there" if step else "no step was done yet"
-        print(f"stopped by SIGTERM; {there}", file=sys.stderr)
+        progress = f"checkpoint-{step} is saved, resume to continue" if step else "no step was done yet"
+        print(f"stopped by SIGTERM; {progress}", file=sys.stderr)
         super().__init__(128 + signal.SIGTERM)
 
 
@@ -26,17 +26,17 @@ class Fit:
 
     steps: int
     seconds: float
-    tokens: int  # non-padding tokens seen
+    tokens: int  # without padding
     tokens_per_s: float
     samples_per_s: float
-    padding_share: float  # of the positions computed
-    padding_share_padded: float  # the same, had every batch been padded to its longest row
-    peak_memory_gb: float  # of the GPU, else of the process
+    padding_share: float  # share of the computed positions
+    padding_share_padded: float  # the share if every batch were padded to its longest row
+    peak_memory_gb: float  # of the GPU, or of the process without one
     mfu: float | None
     samples: int
-    resumed_from: int  # optimizer step; 0 where the run was not resumed
-    config: dict  # the SFTConfig's fields that are not TRL's defaults
-    replay_weight: float  # of a replayed exam token's loss, 1 for a consultation's
+    resumed_from: int  # optimizer step; 0 if the run was not resumed
+    config: dict  # the SFTConfig fields that differ from TRL's defaults
+    replay_weight: float  # loss weight of a replayed exam token; consultations have 1
 
 
 def fit(
@@ -55,24 +55,29 @@ def fit(
     replay_token_share: float = 0.0,
     optimizer_state: Path | None = None,
 ) -> Fit:
-    """Train the adapter of `model` for one stage; writes `folder`/loss.csv and whole checkpoints.
+    """Train the adapter of `model` for one stage; writes `folder`/loss.csv and checkpoints.
 
-    train, validation: of tokenization.prepare. config: of config.sft_config, changed or not; None for that of
-    `stage`. identity: what a checkpoint must match to be resumed from, beside the configuration.
-    optimizer_state: of stage 1, with whose moments this one begins. Raises TrainerError where a field cannot
-    be changed, packing did not stay on, or memory or disk ran out; CheckpointError; Stopped after SIGTERM.
+    train, validation: datasets of tokenization.prepare. config: from config.sft_config, possibly changed;
+    None for the stage's. identity: fields that a checkpoint must match to be resumed from, in addition to the
+    configuration. optimizer_state: stage 1's optimizer.pt, to start with its moments.
+
+    Raises TrainerError if a fixed field was changed, packing was turned off, or memory or disk ran out;
+    CheckpointError; Stopped after SIGTERM.
     """
     from medkit.train import trainer  # imports unsloth and trl
 
     config = configuration.for_fit(config, stage, max_length=max_length, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     identity = (identity or {}) | configuration.identity(config)
-    say = print if models.first_process() else lambda _: None
-    start = checkpoints.find_resumable(folder / "checkpoints", identity, say) if resume else None
-    at = checkpoints.step_of(start) if start else 0
-    began = time.perf_counter()
-    kept = trackers.local_tracker(stage.report_to, folder)
-    with trainer.Stop() as stop, kept, cpu.training(model, stage.micro_batch_tokens) as engine:
+    report = print if models.first_process() else lambda _: None
+    checkpoint = checkpoints.find_resumable(folder / "checkpoints", identity, report) if resume else None
+    first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    started = time.perf_counter()
+    with (
+        trainer.Stop() as stop,
+        trackers.local_tracker(stage.report_to, folder),
+        cpu.training(model, stage.micro_batch_tokens) as engine,
+    ):
         training = trainer.StageTrainer(
             model,
             config,
@@ -83,18 +88,18 @@ def fit(
             engine=engine,
             progress=progress,
             identity=identity,
-            start=start,
+            checkpoint=checkpoint,
             stop=stop,
             replay_token_share=replay_token_share,
             optimizer_state=optimizer_state,
         )
         training.run()
-    if stop.asked:
+    if stop.requested:
         raise Stopped(training.state.global_step)
     return Fit(
-        steps=training.state.global_step or at,
-        seconds=time.perf_counter() - began,
-        resumed_from=at,
+        steps=training.state.global_step or first_step,
+        seconds=time.perf_counter() - started,
+        resumed_from=first_step,
         config=configuration.non_defaults(config),
         replay_weight=training.replay_weight,
         **training.meter.totals(),

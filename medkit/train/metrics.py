@@ -1,4 +1,4 @@
-"""What training computes: tokens, speed, memory and FLOPs, over all processes."""
+"""Training metrics over all processes: tokens, speed, memory and FLOPs."""
 
 import hashlib
 import os
@@ -8,7 +8,8 @@ from medkit import MedkitError
 from medkit.runs import machine
 from medkit.train.cpu import row_lengths
 
-# Dense bf16 FLOP/s and bytes/s by the vendors' data sheets; the first name found in a device's own counts.
+# Dense bf16 FLOP/s and bytes/s from the vendors' data sheets. The first name that a device's name contains is
+# used.
 DATA_SHEETS = {
     "H100 NVL": (835e12, 3.9e12),
     "H100 PCIe": (756e12, 2.0e12),
@@ -17,18 +18,17 @@ DATA_SHEETS = {
     "A100": (312e12, 1.9e12),
 }
 
-
 COUNTED = ("tokens", "positions", "padded", "samples")
-DIGITS = {"tokens_per_s": 1, "samples_per_s": 3, "mfu": 4, "padding_share": 4}  # in loss.csv
+DIGITS = {"tokens_per_s": 1, "samples_per_s": 3, "mfu": 4, "padding_share": 4}  # decimals in loss.csv
 
 
 class TrainerError(MedkitError):
-    """Settings that the libraries did not keep, a loss that is no number, or memory or disk that ran out."""
+    """Invalid training settings, a loss that is not finite, or memory or disk that ran out."""
 
 
 def flops_per_token(model) -> float:
-    """Floating-point operations a trained token needs with frozen weights: 2 a weight forward, 2 backward
-    to the activations, 6 a LoRA weight; attention's own products and any recomputation are left out."""
+    """Floating-point operations per trained token with frozen weights: per weight 2 forward and 2 backward to
+    the activations, per LoRA weight 6. Attention scores and recomputation are not counted."""
     c = model.config
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     attention = c.hidden_size * head * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
@@ -38,8 +38,8 @@ def flops_per_token(model) -> float:
 
 
 class Meter:
-    """Counts what each optimizer step computed, over all processes, and the wall time it took without
-    evaluation. `total` is saved with a checkpoint, so that a resumed run goes on counting."""
+    """Counts the tokens and samples of each optimizer step over all processes, and its wall time without
+    evaluation. `total` is saved in checkpoints, so that a resumed run continues the count."""
 
     def __init__(self, model):
         self.flops = flops_per_token(model)
@@ -47,12 +47,12 @@ class Meter:
         self.begin_step()
 
     def begin_step(self) -> None:
-        self.began, self.step = time.perf_counter(), [0] * 5
+        self.started, self.step = time.perf_counter(), [0] * 5  # COUNTED and the batches' digest
 
     def count(self, batch: dict) -> dict:
-        """Count a batch, padded or with rows laid end to end. Returns it without `samples`
-        (batches.collate_with_marks), which the model does not take."""
-        counted = batch.pop("samples", None)
+        """Count a padded or padding-free batch and return it without `samples`, which the model does not take
+        (see batches.collate_with_marks)."""
+        packed_samples = batch.pop("samples", None)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is not None:
             lengths = mask.sum(dim=1).tolist()
@@ -61,15 +61,15 @@ class Meter:
         else:
             lengths = row_lengths(batch["position_ids"])
         digest = int.from_bytes(hashlib.sha256(ids.cpu().numpy().tobytes()).digest()[:6])
-        samples = len(lengths) if counted is None else int(counted)
-        seen = (sum(lengths), ids.numel(), len(lengths) * max(lengths), samples, digest)
-        self.step = [one + more for one, more in zip(self.step, seen, strict=True)]
+        samples = len(lengths) if packed_samples is None else int(packed_samples)
+        counts = (sum(lengths), ids.numel(), len(lengths) * max(lengths), samples, digest)
+        self.step = [total + count for total, count in zip(self.step, counts, strict=True)]
         return batch
 
     def end_step(self) -> dict:
-        """The columns of loss.csv that describe the step just done."""
-        *counts, digest = _over_processes(self.step)
-        step = {**dict(zip(COUNTED, counts, strict=True)), "seconds": time.perf_counter() - self.began}
+        """The columns of loss.csv that describe the finished step."""
+        *counts, digest = _sum_over_processes(self.step)
+        step = {**dict(zip(COUNTED, counts, strict=True)), "seconds": time.perf_counter() - self.started}
         self.total = {name: value + step[name] for name, value in self.total.items()}
         rates = {
             name: value if value is None else round(value, DIGITS[name])
@@ -79,7 +79,7 @@ class Meter:
             "tokens": self.total["tokens"],
             **rates,
             "peak_memory_gb": peak_memory_gb(),
-            # A sum, so that it does not depend on how the forward passes are shared among processes.
+            # A sum does not depend on how the processes share the batches.
             "batch": f"{digest % 2**48:012x}",
         }
 
@@ -94,7 +94,7 @@ class Meter:
         }
 
     def _rates(self, counts: dict) -> dict[str, float | None]:
-        """mfu: model FLOP/s utilization, the share of the devices' peak; None where that is not known."""
+        """mfu: model FLOP/s utilization, the share of the GPUs' peak; None if the peak is unknown."""
         import torch
 
         seconds = max(counts["seconds"], 1e-9)
@@ -109,33 +109,32 @@ class Meter:
 
 
 def processes() -> int:
-    """How many were launched to train together, as torchrun and accelerate tell it."""
+    """The number of training processes that torchrun or accelerate started."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def any_process(flag: bool) -> bool:
-    """Whether it is set in any of the processes that train together."""
-    return bool(_over_processes([int(flag)])[0])
+    """Whether `flag` is set in any training process."""
+    return bool(_sum_over_processes([int(flag)])[0])
 
 
-def _over_processes(counts: list[int]) -> list[int]:
-    """The sums over all processes that train together."""
+def _sum_over_processes(counts: list[int]) -> list[int]:
     import torch
 
     if processes() == 1:
         return counts
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    summed = torch.tensor(counts, dtype=torch.int64, device=device)
-    torch.distributed.all_reduce(summed)
-    return summed.tolist()
+    total = torch.tensor(counts, dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(total)
+    return total.tolist()
 
 
 def peak_memory_gb() -> float:
-    """Of the GPU where there is one, else of this process, in 10^9 bytes."""
-    held = machine.peak_memory()
-    return held.get("peak_gpu_memory_gb", held["peak_memory_gb"])
+    """The GPU's peak memory, or this process's without one, in 10^9 bytes."""
+    peak = machine.peak_memory()
+    return peak.get("peak_gpu_memory_gb", peak["peak_memory_gb"])
 
 
 def data_sheet(device: str) -> tuple[float, float]:
-    """(FLOP/s, bytes/s) of a GPU; zeros where they are not known."""
+    """(FLOP/s, bytes/s) of a GPU; zeros if unknown."""
     return next((speeds for name, speeds in DATA_SHEETS.items() if name in device), (0.0, 0.0))

@@ -1,6 +1,6 @@
-"""Loading models, tokenizers and adapters, by Unsloth on a GPU and, through its CPU backend, on a laptop.
+"""Loading models, tokenizers and adapters with Unsloth, on a GPU or a CPU.
 
-Unsloth has to be imported before trl: `unsloth` does it.
+Unsloth must be imported before trl, by calling `unsloth`.
 """
 
 import atexit
@@ -17,6 +17,7 @@ from medkit import MedkitError, first_line, prompts
 from medkit.recipes import LoraSpec, ModelSpec
 from medkit.runs import inputs
 from medkit.train import adapters, cpu, identities, merging, smollm2
+from medkit.train.checkpoints import atomic_folder
 
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
 
@@ -26,14 +27,17 @@ class TrainingError(MedkitError):
 
 
 def unsloth():
-    """Import Unsloth, before trl, and return it. It compiles into a folder of this process, instead of its
-    default in the working folder, where it would import whatever lies there."""
+    """Import Unsloth and return it.
+
+    Its compiled code goes to a temporary folder of this process. By default it would go to the working
+    folder, from which Unsloth also imports existing files.
+    """
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
         compiled = tempfile.mkdtemp(prefix="medkit-unsloth-")
         atexit.register(shutil.rmtree, compiled, ignore_errors=True)
         os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled
     os.environ["UNSLOTH_COMPILE_LOCATION"] = os.path.abspath(os.environ["UNSLOTH_COMPILE_LOCATION"])
-    # bitsandbytes warns that a faster kernel is on the hub.
+    # bitsandbytes warns that the hub has a faster kernel.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import unsloth
 
@@ -41,12 +45,12 @@ def unsloth():
 
 
 def first_process() -> bool:
-    """Whether this is the first of the processes that torchrun or accelerate launch started."""
+    """Whether this is rank 0 of the processes that torchrun or accelerate started."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def base_folder(base: str) -> str:
-    """The argument of from_pretrained: a hub id, or a model folder; InputError for another folder."""
+    """The argument of from_pretrained: a hub id or a model folder. InputError for any other folder."""
     if base == "smollm2":
         return str(smollm2.folder())
     if inputs.is_path(base):
@@ -55,50 +59,49 @@ def base_folder(base: str) -> str:
     return base
 
 
-def _place(model: ModelSpec) -> tuple[str, str | None]:
-    """(`base_folder`, the revision of a hub id)."""
+def _locate(model: ModelSpec) -> tuple[str, str | None]:
+    """The name for from_pretrained and, for a hub id, the revision."""
     name = base_folder(model.base)
     return name, None if Path(name).exists() else model.revision
 
 
 def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
-    """(model, tokenizer) of the base, without an adapter.
+    """(model, tokenizer) of the base, without an adapter. TrainingError if it cannot be loaded.
 
-    The tokenizer is that of `load_tokenizer`; Unsloth's may have another template. Raises TrainingError where
-    there is no such model.
+    The tokenizer comes from `load_tokenizer`, since Unsloth's may have another chat template.
     """
     fast = unsloth().FastLanguageModel
-    name, revision = _place(model)
+    name, revision = _locate(model)
     try:
-        net, _ = fast.from_pretrained(
+        loaded, _ = fast.from_pretrained(
             model_name=name,
             max_seq_length=model.max_length,
             load_in_4bit=model.load_in_4bit,
             revision=revision,
             use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
             use_safetensors=True,
-            use_exact_model_name=True,  # not a copy that Unsloth prefers
+            use_exact_model_name=True,  # not Unsloth's own copy of the model
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise load_error(model.base, error) from None
-    cpu.compute_unpacked(net)
+    cpu.compute_unpacked(loaded)
     tokenizer = load_tokenizer(model)
-    net.config.pad_token_id = tokenizer.pad_token_id
-    return net, tokenizer
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return loaded, tokenizer
 
 
 def load_tokenizer(model: ModelSpec):
-    """The base's tokenizer, with the recipe's chat template and, where possible, a pad token that is no end
-    token: otherwise a model never learns to stop.
+    """The base's tokenizer, with the recipe's chat template and, if possible, a pad token that is not an end
+    token. With an end token as padding, a model never learns to stop.
 
-    Raises TrainingError where it cannot be read, PromptError where its template cannot be used.
+    Raises TrainingError if it cannot be loaded, PromptError if its template cannot be used.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    name, revision = _place(model)
+    name, revision = _locate(model)
     try:
         try:
-            # By tokenizer.json alone: Transformers 5 builds some classes anew, and loses R1's spaces.
+            # From tokenizer.json only: Transformers 5 rebuilds some tokenizers, and R1's loses its spaces.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
         except (OSError, ValueError, TypeError):  # no tokenizer.json
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
@@ -111,15 +114,15 @@ def load_tokenizer(model: ModelSpec):
 
 
 def context_length(model: ModelSpec) -> int | None:
-    """The number of positions of the base, for prompt and answer together; None where it is not stated."""
+    """The base's maximum number of positions, for prompt and answer together; None if it has none."""
     return getattr(_config(model), "max_position_embeddings", None)
 
 
 def _config(model: ModelSpec):
-    """The configuration of the base's text part."""
+    """The configuration of the base's text model."""
     from transformers import AutoConfig
 
-    name, revision = _place(model)
+    name, revision = _locate(model)
     try:
         return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
     except (OSError, ValueError, KeyError) as error:
@@ -127,30 +130,33 @@ def _config(model: ModelSpec):
 
 
 def load_error(base: str, error: BaseException) -> TrainingError:
-    """The error to raise where a library could not read a base."""
+    """The TrainingError for a library's error about a base."""
     return TrainingError(
-        f"model {base} cannot be loaded ({first_line(error)}); check the name and the network, or give a "
-        "whole folder"
+        f"model {base} cannot be loaded ({first_line(error)}); check the name and the network, or use a "
+        "complete model folder"
     )
 
 
-def set_pad_token(tokenizer, rows: int) -> None:
-    """Choose a pad token that is no end token and has one of the embeddings' `rows`.
+def set_pad_token(tokenizer, vocab_size: int) -> None:
+    """Choose a pad token that is not an end token and has an embedding among the `vocab_size` of the model.
 
-    In this order: the tokenizer's, one of PAD_TOKENS, a special token that the template does not write, BOS.
-    Where none fits, pad stays as it is: only training needs one, and preflight refuses it.
+    Candidates in order: the tokenizer's pad token, PAD_TOKENS, special tokens that the template does not use,
+    BOS. If none is suitable, the pad token stays unchanged: only training needs one, and preflight checks it.
     """
-    chat, known = prompts.ChatFormat.from_tokenizer(tokenizer), tokenizer.get_vocab()
-    spare = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    spare = sorted((t for t in spare if t not in chat.example), key=lambda t: ("pad" not in t, -known[t]))
-    for token in (tokenizer.pad_token, *PAD_TOKENS, *spare, tokenizer.bos_token):
-        if token in known and known[token] < rows and token not in (*chat.ends, tokenizer.eos_token):
+    chat, vocabulary = prompts.ChatFormat.from_tokenizer(tokenizer), tokenizer.get_vocab()
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    unused = sorted(
+        (t for t in special if t not in chat.example), key=lambda t: ("pad" not in t, -vocabulary[t])
+    )
+    end_tokens = (*chat.ends, tokenizer.eos_token)
+    for token in (tokenizer.pad_token, *PAD_TOKENS, *unused, tokenizer.bos_token):
+        if token in vocabulary and vocabulary[token] < vocab_size and token not in end_tokens:
             tokenizer.pad_token = token
             return
 
 
 def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: bool = False):
-    """The model with a fresh LoRA adapter on every module the recipe names."""
+    """Add a new LoRA adapter to every module that the recipe names."""
     return unsloth().FastLanguageModel.get_peft_model(
         model,
         r=lora.r,
@@ -165,72 +171,70 @@ def attach_lora(model, lora: LoraSpec, *, seed: int, gradient_checkpointing: boo
 
 
 def base_identity(model: ModelSpec) -> str:
-    """identities.of_base of a base that has been loaded."""
+    """The identity of a base that was loaded (see identities.of_base)."""
     return identities.of_base(base_folder(model.base), model.revision)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove an arm's checkpoints, in one step, so that a kill leaves none half removed."""
-    place, aside = folder / "checkpoints", folder / ".checkpoints.old"
-    shutil.rmtree(aside, ignore_errors=True)
-    if place.exists():
-        place.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    """Remove an arm's checkpoints. They are renamed first, so that a crash leaves none partially removed."""
+    path, renamed = folder / "checkpoints", folder / ".checkpoints.old"
+    shutil.rmtree(renamed, ignore_errors=True)
+    if path.exists():
+        path.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def merge_adapter(model: ModelSpec, adapter: Path, folder: Path) -> None:
-    """Write the base `model` with `adapter` merged, in 16 bit (merging.merge_adapter)."""
+    """Load a base and write it with `adapter` merged, in 16 bit (see merging.merge_adapter)."""
     base, tokenizer = load(model)
     merging.merge_adapter(adapters.attach(base, adapter), tokenizer, folder)
 
 
 @contextmanager
 def for_inference(model):
-    """The model in evaluation mode and with a key-value cache, restored afterwards.
+    """Put the model into evaluation mode with a key-value cache; restore it afterwards.
 
-    Raises TrainingError on a GPU where an adapter acts on the output layer: Unsloth's decoding multiplies by
-    that layer's weight and leaves the adapter out.
+    Raises TrainingError on a GPU if the adapter acts on the output layer, where Unsloth's decoding ignores
+    it.
     """
     from peft.tuners.lora import LoraLayer
 
     if cpu.on_gpu() and isinstance(model.get_output_embeddings(), LoraLayer):
         raise TrainingError(
-            "the adapter acts on lm_head, where Unsloth's decoding on a GPU leaves it out; evaluate what "
-            "PEFT's merge_and_unload makes of it"
+            "the adapter acts on lm_head, where Unsloth's decoding on a GPU ignores it; merge it with PEFT's "
+            "merge_and_unload and evaluate the result"
         )
     fast = unsloth().FastLanguageModel
-    trained, cached = model.training, model.config.use_cache
+    was_training, use_cache = model.training, model.config.use_cache
     fast.for_inference(model)
     model.config.use_cache = True
     try:
         with cpu.fused_lora(model):
             yield model
     finally:
-        model.config.use_cache = cached
-        if trained:
+        model.config.use_cache = use_cache
+        if was_training:
             fast.for_training(model)
 
 
 def use_adapter(model, folder: Path) -> None:
-    """Load the weights saved in `folder` into the model's adapter."""
+    """Load the weights in `folder` into the model's adapter."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     adapters.read_config(folder)
-    misfit = TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
+    mismatch = TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
     try:
-        outcome = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
-    except RuntimeError:  # tensors of other sizes
-        raise misfit from None
-    missing = [key for key in outcome.missing_keys if "lora_" in key]
-    if missing or outcome.unexpected_keys:
-        raise misfit
+        result = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
+    except RuntimeError:  # tensors of different sizes
+        raise mismatch from None
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise mismatch
 
 
 def save_adapter(model, tokenizer, folder: Path) -> None:
-    """Write the adapter and the tokenizer into a folder that appears whole."""
-    from medkit.train.checkpoints import atomic_folder
-
-    with atomic_folder(Path(folder)) as aside:
-        model.save_pretrained(aside, safe_serialization=True)
-        tokenizer.save_pretrained(aside)
+    """Write the adapter and the tokenizer into `folder`, which appears only when it is complete."""
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True)
+        tokenizer.save_pretrained(temporary)

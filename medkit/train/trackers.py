@@ -1,4 +1,4 @@
-"""Experiment trackers beside loss.csv, by Transformers' own integrations; all stays in the run's folder."""
+"""Experiment trackers in addition to loss.csv, by Transformers' integrations, in the run's folder."""
 
 import functools
 import os
@@ -12,27 +12,27 @@ FOLDER = "tracker"  # in a stage's folder
 
 
 @contextmanager
-def local_tracker(tracker: str, stage: Path):
-    """Within the block the tracker writes into `stage`/tracker and contacts no server, unless the user's
-    environment sends it elsewhere (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
+def local_tracker(tracker: str, stage_folder: Path):
+    """Make the tracker write into `stage_folder`/tracker and contact no server, unless the user's environment
+    says otherwise (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID).
 
-    Raises InputError where its package is missing.
+    Raises InputError if the tracker's package is not installed.
     """
     inputs.check_tracker(tracker)
-    folder = str((stage / FOLDER).resolve())
-    switches = {
+    folder = str((stage_folder / FOLDER).resolve())
+    variables = {
         "none": {},
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": folder},
         "trackio": {"TRACKIO_DIR": folder},
         "wandb": {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_SILENT": "true"},
         "mlflow": {"MLFLOW_TRACKING_URI": Path(folder).as_uri()},
     }[tracker]
-    added = {name: value for name, value in switches.items() if name not in os.environ}
+    added = {name: value for name, value in variables.items() if name not in os.environ}
     if added:
         Path(folder).mkdir(parents=True, exist_ok=True)
     os.environ.update(added)
     if "TRACKIO_DIR" in added:
-        _trackio_in(Path(folder))
+        _move_trackio(Path(folder))
     try:
         yield
     finally:
@@ -40,15 +40,15 @@ def local_tracker(tracker: str, stage: Path):
             os.environ.pop(name, None)
 
 
-def _trackio_in(folder: Path) -> None:
-    """Trackio reads its variable at import, which TRL does long before; and in a notebook it would start a
-    server for its page."""
+def _move_trackio(folder: Path) -> None:
+    """Change trackio's folder, which it read from TRACKIO_DIR when TRL imported it, and prevent it from
+    starting a server in a notebook."""
     import trackio
 
-    before = trackio.TRACKIO_DIR
+    default = trackio.TRACKIO_DIR
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "trackio":
             for constant, value in list(vars(module).items()):
-                if isinstance(value, Path) and value.is_relative_to(before):
-                    setattr(module, constant, folder / value.relative_to(before))
+                if isinstance(value, Path) and value.is_relative_to(default):
+                    setattr(module, constant, folder / value.relative_to(default))
     trackio.init = functools.partial(getattr(trackio.init, "func", trackio.init), embed=False)

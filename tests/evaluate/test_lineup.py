@@ -321,7 +321,7 @@ def test_merged_arms_stand_on_a_base_of_their_own(run, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_no_adapter_and_one_of_another_base(run, tmp_path):
-    with pytest.raises(AdapterError, match="is no adapter folder"):
+    with pytest.raises(AdapterError, match="is not an adapter folder"):
         lineup.single(run, run.recipe.model.base, str(tmp_path))
     model, tokenizer = make_tiny_llama(hidden_size=32)
     model.save_pretrained(tmp_path / "other")

@@ -90,7 +90,7 @@ def test_a_missing_part_is_named(tmp_path, part):
     assert part.removesuffix(".pth") in line and "is missing" in line
     shutil.rmtree(tmp_path / "checkpoint-6")
     with pytest.raises(
-        CheckpointError, match=rf"no checkpoint is whole.*{part.removesuffix('.pth')}.* is missing"
+        CheckpointError, match=rf"no checkpoint is complete.*{part.removesuffix('.pth')}.* is missing"
     ):
         newest(tmp_path)
 
@@ -104,7 +104,11 @@ def test_a_part_that_was_never_saved_is_missed_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "flaw"),
-    [(b"", "is not as it was written"), (b"weights", "is not as it was written"), (None, "is missing")],
+    [
+        (b"", "has changed since it was written"),
+        (b"weights", "has changed since it was written"),
+        (None, "is missing"),
+    ],
 )
 def test_damaged_weights(tmp_path, content, flaw):
     write(tmp_path, 6)
@@ -137,7 +141,7 @@ def test_any_changed_byte_is_noticed(tmp_path_factory, data):
     content = bytearray(path.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{path.name} is not as it was written"):
+    with pytest.raises(CheckpointError, match=f"{path.name} has changed since it was written"):
         newest(folder)
 
 

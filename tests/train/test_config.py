@@ -61,9 +61,9 @@ def test_the_callers_configuration_is_left_as_it_is(tmp_path):
     [
         (
             {"output_dir": "elsewhere"},
-            "output_dir was changed from .* to 'elsewhere': checkpoints lie in the",
+            "output_dir was changed from .* to 'elsewhere': checkpoints are in the",
         ),
-        ({"train_sampling_strategy": "random"}, "train_sampling_strategy .*the order of rows is drawn"),
+        ({"train_sampling_strategy": "random"}, "train_sampling_strategy .*determines the order of rows"),
         ({"num_train_epochs": 3}, "num_train_epochs was changed from 1 to 3"),
         ({"packing": True}, "packing was changed from False to True: set packing"),
         ({"packing_strategy": "wrapped"}, "packing_strategy"),
@@ -74,7 +74,7 @@ def test_the_callers_configuration_is_left_as_it_is(tmp_path):
         ({"eos_token": "<|x|>"}, "eos_token was changed"),
         ({"seed": 7}, "seed was changed from 0 to 7"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end"),
-        ({"completion_only_loss": True}, "completion_only_loss .*rows are prepared"),
+        ({"completion_only_loss": True}, "completion_only_loss .*determines the rows"),
     ],
 )
 def test_a_changed_field_that_fit_depends_on_is_refused_by_its_name(tmp_path, changes, named):

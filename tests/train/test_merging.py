@@ -131,20 +131,23 @@ def test_files_of_any_size_hold_the_same_tensors(shard, tmp_path_factory):
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), r"k_proj carries a Linear"),
-        (LoraConfig(target_modules=["embed_tokens"]), r"model\.embed_tokens carries a Embedding"),
-        (LoraConfig(target_modules=["k_proj"], use_dora=True), r"layers\.0\.self_attn\.k_proj carries a"),
-        (LoraConfig(target_modules=["k_proj"], lora_bias=True), r"layers\.0\.self_attn\.k_proj carries a"),
+        (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), r"k_proj is adapted by Linear"),
+        (LoraConfig(target_modules=["embed_tokens"]), r"model\.embed_tokens is adapted by Embedding"),
+        (LoraConfig(target_modules=["k_proj"], use_dora=True), r"0\.self_attn\.k_proj is adapted by"),
+        (
+            LoraConfig(target_modules=["k_proj"], lora_bias=True),
+            r"layers\.0\.self_attn\.k_proj is adapted by",
+        ),
         (
             LoraConfig(target_modules=["k_proj"], modules_to_save=["lm_head"]),
-            r"lm_head carries a ModulesToSaveWrapper",
+            r"lm_head is adapted by ModulesToSaveWrapper",
         ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*has no bias")
 def test_an_adapter_that_is_not_plain_lora_is_named(tmp_path, other, named):
     model = get_peft_model(make_tiny_llama()[0], other)
-    with pytest.raises(MergeError, match=rf"{named}.*; only LoRA on linear layers merges"):
+    with pytest.raises(MergeError, match=rf"{named}.*; only LoRA on linear layers can be merged"):
         merging.check_merge(model, tmp_path / "merged")
 
 
@@ -153,7 +156,7 @@ def test_weights_that_do_not_merge_are_named(tmp_path):
     model = get_peft_model(net, LoraConfig(target_modules=["q_proj"]))
     norm = net.model.norm
     norm.weight = torch.nn.Parameter(norm.weight.data.to(torch.int8), requires_grad=False)
-    with pytest.raises(MergeError, match=r"model\.norm\.weight holds int8 weights"):
+    with pytest.raises(MergeError, match=r"model\.norm\.weight has int8 weights"):
         merging.check_merge(model, tmp_path / "merged")
 
 
@@ -234,7 +237,7 @@ def test_check_refuses_a_base_that_no_adapter_merges_into(base, tmp_path, config
     recipe = recipes.get("cpu", {"model.base": str(folder), "dmt.handover": "merge"})
     found = {check.name: check for check in preflight.machine(recipe)}["hand-over"]
     assert (found.status, found.fix) == ("fail", "--set dmt.handover=continue")
-    assert f"it holds {method} weights" in found.message
+    assert f"it has {method} weights" in found.message
     kept = replace(recipe, dmt=replace(recipe.dmt, handover="continue"))
     assert "hand-over" not in {check.name for check in preflight.machine(kept)}
 
@@ -251,7 +254,7 @@ def test_check_reads_the_configuration_of_a_hubs_model_from_the_cache(base, tmp_
     monkeypatch.setattr(preflight, "check_model", lambda *_: None)
     recipe = recipes.get("paper", {"model.base": "some/model", "model.revision": "abc"})
     found = {check.name: check for check in preflight.machine(recipe)}["hand-over"]
-    assert found.status == "fail" and "some/model: it holds awq weights" in found.message
+    assert found.status == "fail" and "some/model: it has awq weights" in found.message
     assert asked == [(("some/model", "config.json"), {"revision": "abc"})]
 
 

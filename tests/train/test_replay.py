@@ -209,7 +209,7 @@ def gradient(base, folder, stage, share, weight=None):
             engine=engine,
             progress=False,
             identity={},
-            start=None,
+            checkpoint=None,
             stop=stop,
             replay_token_share=share,
         )
@@ -282,7 +282,7 @@ def test_a_weighted_run_says_its_weight_and_trains_otherwise(unbroken, base, tmp
 def test_another_loss_cannot_be_weighted(base, tmp_path):
     changed = config.sft_config(STAGE, max_length=tiny_run.MAX_LENGTH)
     changed.loss_type = "dft"
-    with pytest.raises(TrainerError, match=r"weighs the plain loss; leave config\.loss_type"):
+    with pytest.raises(TrainerError, match=r"requires the default loss; do not change config\.loss_type"):
         fit(base, tmp_path / "stage2", replay_token_share=0.5, config=changed)
 
 
