@@ -94,8 +94,8 @@ def tokens_per_pass(model, tokens: int) -> int:
 def split_passes(batch: dict, max_tokens: int, share_prefix: bool) -> list[dict]:
     """Split a padding-free batch into forward passes of complete rows, in order.
 
-    batch: entries of shape (1, tokens); `position_ids` start at 0 in every row. max_tokens: tokens per pass, 0
-    for a single pass; a longer row gets its own pass. share_prefix: the prefix that all rows share, such as
+    batch: entries of shape (1, tokens); `position_ids` start at 0 in every row. max_tokens: tokens per pass
+    (0: a single pass); a longer row gets its own pass. share_prefix: the prefix that all rows share, such as
     the instruction, occurs once per pass, before its first row; the other rows continue from it and attend to
     it (row_by_row). Loss and gradient do not change.
     """
