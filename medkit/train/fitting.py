@@ -59,10 +59,8 @@ def fit(
 
     train, validation: datasets of tokenization.prepare. config: from config.sft_config, possibly changed;
     None for the stage's. identity: fields that a checkpoint must match to be resumed from, in addition to the
-    configuration. optimizer_state: stage 1's optimizer.pt, to start with its moments.
-
-    Raises TrainerError if a fixed field was changed, packing was turned off, or memory or disk ran out;
-    CheckpointError; Stopped after SIGTERM.
+    configuration. optimizer_state: stage 1's optimizer.pt, to start with its moments. Raises TrainerError
+    (fixed field changed, packing off, out of memory or disk), CheckpointError, and Stopped after SIGTERM.
     """
     from medkit.train import trainer  # imports unsloth and trl
 
@@ -73,11 +71,8 @@ def fit(
     checkpoint = checkpoints.find_resumable(folder / "checkpoints", identity, report) if resume else None
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
     started = time.perf_counter()
-    with (
-        trainer.Stop() as stop,
-        trackers.local_tracker(stage.report_to, folder),
-        cpu.training(model, stage.micro_batch_tokens) as engine,
-    ):
+    tracker = trackers.local_tracker(stage.report_to, folder)
+    with trainer.Stop() as stop, tracker, cpu.training(model, stage.micro_batch_tokens) as engine:
         training = trainer.StageTrainer(
             model,
             config,
