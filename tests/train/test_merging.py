@@ -181,7 +181,7 @@ def test_what_a_killed_merge_left_is_removed_and_a_failed_one_leaves_nothing(bas
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(merging, "_written", full)
+    monkeypatch.setattr(merging, "_compute", full)
     with pytest.raises(OSError, match="no space"):
         merging.merge_adapter(model, tokenizer, tmp_path / "second")
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]

@@ -330,7 +330,7 @@ def test_a_resumed_run_goes_on_with_its_own_moments(unbroken, base, tmp_path):
     file = unbroken[0] / "optimizer.pt"
     whole = tmp_path / "whole" / "stage2"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "keep", lambda *_: None)
+        patch.setattr(checkpoints, "prune", lambda *_: None)
         fit(base, whole, optimizer_state=file)
     part = tmp_path / "part" / "stage2"
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", part / "checkpoints" / "checkpoint-2")

@@ -53,7 +53,7 @@ def place(tmp_path, monkeypatch):
 def stage1(settings: str):
     """(run, fit) of a first stage, up to where notebook 01 has yet to draw and to finish."""
     run = run_json.begin("try", "01_stage1", "cpu", settings)
-    mixed = stages.read_records(run, "stage1").first
+    mixed = stages.read_records(run, "stage1").stage1
     model, tokenizer = stages.load_for_stage(run, "stage1")
     rows = [
         stages.tokenize(run.recipe, "stage1", tokenizer, mixed.part(part)) for part in ("train", "validation")
@@ -86,7 +86,7 @@ def test_stage_1_keeps_its_optimizer_for_stage_2_where_the_recipe_says_so(place,
     state = torch.load(place / "stage1" / "optimizer.pt", weights_only=True)["state"]
     assert {int(one["step"]) for one in state.values()} == {2}
     run = run_json.begin("try", "02_stage2", "cpu", carried)
-    mixed = stages.read_records(run, "stage1").first
+    mixed = stages.read_records(run, "stage1").stage1
     second = stages.mix_stage2(run.recipe, mixed, stages.load_source(run, "dialogues", "train").by_row())
     split, drawn = second.split, second.replay
     model, tokenizer = stages.load_for_stage(run, "stage2")

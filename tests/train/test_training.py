@@ -51,7 +51,7 @@ def unbroken(base, tmp_path_factory):
     """(folder, Fit, model) of a run of 10 steps that keeps every checkpoint: 3, 6, 9 and 10."""
     folder = tmp_path_factory.mktemp("unbroken") / "stage1"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "keep", lambda *_: None)
+        patch.setattr(checkpoints, "prune", lambda *_: None)
         return folder, *tiny_run.train(folder, base)
 
 
