@@ -58,7 +58,7 @@ class Run:
 
     def finish(self, **numbers) -> None:
         """Record the notebook's duration, peak memory, energy and `numbers`, and unlock the folder."""
-        fields = {"seconds": round(time.monotonic() - self._started, 1), **machine.peak_memory()}
+        fields: dict = {"seconds": round(time.monotonic() - self._started, 1), **machine.peak_memory()}
         fields |= (self._energy.stop() if self._energy else {}) | numbers
         # The runner marks a notebook as complete itself, after the kernel has ended.
         if not under_runner():
