@@ -157,7 +157,7 @@ def test_an_adapter_of_a_changed_base_is_refused_by_name(run, tmp_path, kind):
         (tmp_path / name).write_bytes((stage1 / name).read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": kind}))
-    with pytest.raises(AdapterError, match=f"a changed base .init_lora_weights={kind}.*plain LoRA"):
+    with pytest.raises(AdapterError, match=f"a modified base .init_lora_weights={kind}.*plain LoRA"):
         lineup.single(run, run.recipe.model.base, str(tmp_path))
 
 
@@ -171,7 +171,7 @@ def test_an_adapter_of_another_type_is_refused_by_name(run, tiny_llama_folder, t
     ):
         model = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
         get_peft_model(model, config).save_pretrained(tmp_path)
-        with pytest.raises(AdapterError, match=f"of type {config.peft_type.value}; only LoRA"):
+        with pytest.raises(AdapterError, match=f"of type {config.peft_type.value}; use a LoRA"):
             lineup.single(run, run.recipe.model.base, str(tmp_path))
 
 
