@@ -188,8 +188,7 @@ def _not_found(comparisons: pd.DataFrame) -> str:
         tested = comparisons[(comparisons["measure"] == measure) & comparisons["p_holm"].notna()]
         null = tested[tested["p_holm"] >= ALPHA]
         if len(null):
-            names = ", ".join(map(_pair, null.to_dict("records")))
-            names = "any comparison" if len(null) == len(tested) else names
+            names = "any comparison" if len(null) == len(tested) else _names(null)
             _, factor, digits = PRINTED[measure]
             bounds = (null["detectable"].min(), null["detectable"].max())
             detectable = " to ".join(dict.fromkeys(number(factor * bound, digits) for bound in bounds))
@@ -197,6 +196,14 @@ def _not_found(comparisons: pd.DataFrame) -> str:
     if not parts:
         return "**Not found**: every tested difference is significant."
     return f"**Not found**: a significant difference {'; '.join(parts)}."
+
+
+def _names(null: pd.DataFrame) -> str:
+    """The comparisons with the arm without replay by name, and the number of the others."""
+    named = [_pair(row) for row in null[null["kind"] == "no replay"].to_dict("records")]
+    others = len(null) - len(named)
+    more = f"{others} {'other ' if named else ''}comparison{'s' * (others > 1)}"
+    return listed([*named, *([more] if others else [])])
 
 
 def _pair(row: dict) -> str:
