@@ -339,7 +339,10 @@ def from_dict(fields: dict) -> Recipe:
 
 
 def parse_settings(text: str) -> dict[str, str]:
-    """Parse `FIELD=VALUE` assignments, separated by newlines or ';', into a dict."""
+    """Parse `FIELD=VALUE` assignments, separated by newlines or ';', into a dict.
+
+    Raises RecipeError for anything else, and for a field that is set twice.
+    """
     assignments = {}
     for line in filter(None, (line.strip() for line in text.replace(";", "\n").splitlines())):
         path, _, value = (side.strip() for side in line.partition("="))

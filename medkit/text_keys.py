@@ -56,7 +56,7 @@ def stem(item: MCQItem) -> str:
 
 
 def options_of(item: MCQItem) -> tuple[str, ...]:
-    """The option texts, without labels such as "a)" if every option has one; () for PubMedQA."""
+    """The option texts, without labels such as "a)" if they run in order; () for PubMedQA."""
     if item.options == pubmedqa.OPTIONS:
         return ()
     matches = [OPTION_LABEL.match(option) for option in item.options]

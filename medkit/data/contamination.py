@@ -74,10 +74,8 @@ def find(train: Iterable, evaluation: Sequence, progress: bool = True) -> list[M
     matches = []
     for item, method in sorted(best, key=lambda key: (key[0], METHODS.index(key[1]))):
         score, record = best[item, method]
-        source, id = evaluation[item].source, evaluation[item].id
-        matches.append(
-            Match(source, id, method, record.source, record.id, round(score, 4), rows[item, method])
-        )
+        hit, score = evaluation[item], round(score, 4)
+        matches.append(Match(hit.source, hit.id, method, record.source, record.id, score, rows[item, method]))
     return matches
 
 

@@ -102,7 +102,7 @@ def _read_json(path: Path, name: str) -> Iterator[tuple[str, object]]:
 
 
 def _is_json_lines(first_line: str, suffix: str) -> bool:
-    """Whether the file has one row per line, rather than one document that may not have line breaks."""
+    """Whether the file has one row per line. A document may also be on a single line."""
     try:
         row = json.loads(first_line)
     except (ValueError, RecursionError):

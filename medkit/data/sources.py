@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from medkit.data import converters
 from medkit.data.converters import Form
-from medkit.data.formats import SourceError, shortened
+from medkit.data.formats import SourceError, shortened, unexpected
 from medkit.data.loading import ONLY_SPLIT, RawFile, from_folder, from_hub
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
 from medkit.text_keys import content_key, text_of
@@ -28,9 +28,8 @@ class Part:
     config: str | None = None
     named: str = ""  # regular expression for the lower-case paths of its files; "" matches every path
     not_named: str = "(?!)"  # the same, for excluded files
-    fold: bool | None = (
-        None  # PubMedQA: rows inside (True) or outside (False) the official test fold; None: both
-    )
+    # PubMedQA: rows inside (True) or outside (False) the official test fold; None: both
+    fold: bool | None = None
 
     def includes(self, path: str) -> bool:
         """Whether a file belongs to the part; `path` is lower case and relative to the source's folder."""
@@ -328,7 +327,7 @@ def _converter(source: Source, file: RawFile):
     """The file's form, judged by its first row, its converter, and its rows with the columns of the form."""
     raw = iter(file.rows)
     if (first := next(raw, None)) is None:
-        raise SourceError(f"{file.name}: expected rows, found none; fetch or write it again")
+        raise unexpected(file.name, "rows", "none", "fetch or write it again")
     columns = set(first[1])
     # If no form matches, the error names the columns of the closest one.
     closest = max(source.forms, key=lambda form: len(set(form.columns) & columns))

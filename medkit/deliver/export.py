@@ -36,7 +36,8 @@ class Bound(NamedTuple):
     """What an export may change (DECISIONS.md)."""
 
     agreement: float  # least share of questions with the same letter, except near-ties
-    move: float  # nats: largest median move of a letter's log-probability; also the lead below which is a tie
+    # nats: largest median move of a letter's log-probability; also the largest lead that is a near-tie
+    move: float
 
 
 BOUNDS = {

@@ -172,8 +172,8 @@ def by_group(items: pd.DataFrame) -> pd.DataFrame:
     """Accuracy per model, dataset and `group` (MedMCQA subject, MedQA step)."""
     columns = ["model", "dataset", "group"]
     rows = [
-        dict(zip(columns, names, strict=True)) | storage.plain(accuracy(rows))
-        for names, rows in items.fillna({"group": ""}).groupby(columns)
+        dict(zip(columns, names, strict=True)) | storage.plain(accuracy(group))
+        for names, group in items.fillna({"group": ""}).groupby(columns)
     ]
     return pd.DataFrame(rows, columns=[*columns, "n", "correct", "accuracy", "low", "high"])
 

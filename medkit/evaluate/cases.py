@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -24,7 +23,8 @@ REPEATED = 8  # consecutive words; an answer that repeats as many from a data se
 
 @dataclass(frozen=True)
 class QueryAnswers:
-    """by_model: per case the greedy answer, then the sampled answers. identities: hashes of the weights."""
+    """by_model: per model and case, the greedy answer, then the sampled answers. identities: per model, the
+    hash of its weights."""
 
     by_model: consumer.Answers
     identities: dict[str, str]
@@ -94,8 +94,12 @@ def answer_cases(run: Run, active: Active, cases: Sequence[ConsumerQuery]) -> li
     spec = run.recipe.consumer
     chat = prompts.ChatFormat.from_tokenizer(active.tokenizer)
     ids = [prompts.prompt_ids(active.tokenizer, chat, case) for case in cases]
-    settings: dict[str, Any] = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size}
-    settings |= {"key": active.identity, "store": run.folder / ".cache" / "consumer.jsonl"}
+    settings: dict = {
+        "max_new_tokens": spec.max_new_tokens,
+        "batch_size": spec.batch_size,
+        "key": active.identity,
+        "store": run.folder / ".cache" / "consumer.jsonl",
+    }
     answers = generation.generate_answers(active.model, active.tokenizer, ids, **settings)
     if spec.samples:
         settings |= {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed}

@@ -142,13 +142,15 @@ class _Evaluation:
     def of_model(self, model: str) -> dict:
         rows = self.scores[model, 0]
         means = {metric: self.mean(rows[metric]) for metric in SCORES}
-        rescaled = {
-            metric: {name: self.scorer.rescale(metric, value) for name, value in means[metric].items()}
-            for metric in (BERTSCORE if self.scorer.baseline else ())
-        }
+        rescaled = None
+        if self.scorer.baseline:
+            rescaled = {
+                metric: {name: self.scorer.rescale(metric, value) for name, value in means[metric].items()}
+                for metric in BERTSCORE
+            }
         return {
             **means,
-            "rescaled": rescaled or None,
+            "rescaled": rescaled,
             "words": self.lengths(rows["words"]),
             "style": rows[list(MARKERS)].mean().to_dict(),
             "cut": (rows["finish"] == "cut").sum(),

@@ -26,7 +26,7 @@ from medkit.train import cpu
 @dataclass(frozen=True, slots=True)
 class Answer:
     text: str  # without special tokens or surrounding whitespace; "" if the model stops immediately
-    finish: str  # "stopped" at an end token, "cut" at max_new_tokens, or "too long" a prompt to answer
+    finish: str  # "stopped" at an end token, "cut" at max_new_tokens, "too long": prompt not answered
     tokens: int  # generated, without the end token
 
 

@@ -27,7 +27,7 @@ def measure(active: Active, tasks: str, cache: Path) -> dict[str, dict]:
         return {}
     version = importlib.metadata.version("lm_eval")
     store = Store(cache / "lm_eval.jsonl", Measured, active.identity)
-    keys = {name: store.key("lm_eval", version, name, _task_file(name)) for name in names}
+    keys = {name: store.key("lm_eval", version, name, _task_yaml(name)) for name in names}
     saved = store.read()
     for name, key in keys.items():  # one at a time: an interruption loses one task at most
         if key not in saved:
@@ -40,7 +40,7 @@ def measure(active: Active, tasks: str, cache: Path) -> dict[str, dict]:
     return results
 
 
-def _task_file(name: str) -> str:
+def _task_yaml(name: str) -> str:
     return Path(name).read_text(encoding="utf-8") if name.endswith(".yaml") else ""
 
 

@@ -29,11 +29,11 @@ class LetterHead:
         layer, rows = model.get_output_embeddings(), list(tokens)
         adapted = isinstance(layer, LoraLayer)
         base = layer.get_base_layer() if adapted else layer
-        weight = _to_float32(dequantize_module_weight(base).detach()[rows])
+        weight = _at_least_float32(dequantize_module_weight(base).detach()[rows])
         if adapted and not (layer.disable_adapters or layer.merged):
             for name in layer.active_adapters:
                 up, down = layer.lora_B[name].weight.detach()[rows], layer.lora_A[name].weight.detach()
-                weight = weight + layer.scaling[name] * (_to_float32(up) @ _to_float32(down))
+                weight = weight + layer.scaling[name] * (_at_least_float32(up) @ _at_least_float32(down))
         bias = getattr(base, "bias", None)
         config = model.config.get_text_config()
         scale = 1.0
@@ -42,16 +42,16 @@ class LetterHead:
         for name in DIVISORS:
             scale /= getattr(config, name, None) or 1.0
         cap = next((value for name in CAPS if (value := getattr(config, name, None))), 0.0)
-        return cls(weight, 0.0 if bias is None else _to_float32(bias.detach()[rows]), scale, cap)
+        return cls(weight, 0.0 if bias is None else _at_least_float32(bias.detach()[rows]), scale, cap)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (rows, tokens) of the output layer's inputs, (rows, hidden size).
 
         Computed on the CPU, because a GPU may multiply float32 in TF32.
         """
-        logits = (_to_float32(hidden).to(self.weight.dtype) @ self.weight.T + self.bias) * self.scale
+        logits = (_at_least_float32(hidden).to(self.weight.dtype) @ self.weight.T + self.bias) * self.scale
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
 
-def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.cpu().to(torch.promote_types(tensor.dtype, torch.float32))

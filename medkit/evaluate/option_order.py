@@ -33,7 +33,7 @@ def rotations(items: Sequence[MCQItem]) -> list[tuple[int, MCQItem]]:
 
 
 def summary(orders: pd.DataFrame, seed: int = 0) -> dict:
-    """Results per benchmark, and "all" of them, and model, from the rows of mcq/permutations.csv (COLUMNS).
+    """Results per benchmark (and "all" together) and model, from mcq/permutations.csv (COLUMNS).
 
     Letters and log-probabilities in the rows refer to the rotated order. All shares are fractions.
 

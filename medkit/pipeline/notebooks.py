@@ -22,9 +22,8 @@ from medkit import MedkitError
 from medkit.runs import machine, storage
 
 TYPES = {"str": str, "bool": bool, "int": int, "float": float}
-PROGRESS_BAR = re.compile(
-    r"\d%\||\d\w* \[\d+:\d\d"
-)  # tqdm: "training:  50%|##   | 34/68 [01:16", "812row [00:01"
+# tqdm's: "training:  50%|##   | 34/68 [01:16", "812row [00:01"
+PROGRESS_BAR = re.compile(r"\d%\||\d\w* \[\d+:\d\d")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
 
 

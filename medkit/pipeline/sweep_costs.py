@@ -19,7 +19,7 @@ def lines(plan, missing: list[Trial]) -> list[str]:
     counts = f"to do: {stages} stage 1, {len(missing) - stages} trials"
     sizes = [disk(trial, trial.name in plan.stages) for trial in missing]
     needed = sum(size["kept"] for size in sizes) + max((size["checkpoints"] for size in sizes), default=0.0)
-    free = checks.free_disk(plan.folder) / 1e9
+    free = machine.free_disk(plan.folder) / 1e9
     return [f"{counts}; {hours(plan, missing)}", f"disk: {needed:.2g} GB of {free:.0f} GB free"]
 
 

@@ -24,7 +24,6 @@ stage2.learning_rate = [1e-4, 3e-4]
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -156,29 +155,27 @@ def _seeds(key: str, values) -> list[int]:
     return values
 
 
-def _flat(table: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield (dotted field, value). TOML reads a dotted key as nested tables, a quoted one as it is."""
+def _flat(where: str, table: dict, prefix: str = "") -> dict[str, object]:
+    """Dotted field -> value. TOML reads a dotted key as nested tables, a quoted one as it is."""
+    fields: dict[str, object] = {}
     for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        name = f"{prefix}{key}"
+        inner = _flat(where, value, f"{name}.") if isinstance(value, dict) else {name: value}
+        if both := fields.keys() & inner.keys():
+            raise SweepError(f"{where} sets {min(both)} twice; remove one of them")
+        fields |= inner
+    return fields
 
 
 def _settings(where: str, table: dict) -> dict[str, str]:
     """field -> value as text."""
-    settings: dict[str, str] = {}
-    for field, value in _flat(table):
-        if field in settings:
-            raise SweepError(f"{where} sets {field} twice; remove one of them")
-        settings[field] = _text(field, value)
-    return settings
+    return {field: _text(field, value) for field, value in _flat(where, table).items()}
 
 
 def _axes(table: dict) -> dict[str, list[str]]:
     """field -> values as text."""
     axes = {}
-    for field, values in _flat(table):
+    for field, values in _flat("axes", table).items():
         if not isinstance(values, list) or not values:
             raise SweepError(f"axis {field} is {values!r}; list its values, e.g. {field} = [1e-4, 3e-4]")
         axes[field] = [_text(field, value) for value in values]

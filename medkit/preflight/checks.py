@@ -5,7 +5,6 @@
 
 import json
 import math
-import shutil
 import tempfile
 import tomllib
 from dataclasses import replace
@@ -189,13 +188,7 @@ def _disk(recipe, shape) -> Check:
         weights = estimate.memory(shape, recipe, recipe.stage1, gpu=True)["weights"]
         parts["base model"] = weights if quantized else 2 * shape.parameters / 1e9
     fix = "make room, or set MEDKIT_CACHE, MEDKIT_RESULTS or HF_HOME to a larger disk"
-    return _compare("disk", parts, free_disk(*folders) / 1e9, "disk", fix)
-
-
-def free_disk(*folders: Path) -> int:
-    """Free bytes on the fullest of the folders' disks. A folder need not exist yet."""
-    existing = (next(p for p in (path, *path.absolute().parents) if p.exists()) for path in folders)
-    return min(shutil.disk_usage(path).free for path in existing)
+    return _compare("disk", parts, this_machine.free_disk(*folders) / 1e9, "disk", fix)
 
 
 def _compare(name, parts: dict[str, float], free: float, kind: str, fix: str) -> Check:
@@ -286,9 +279,8 @@ def stage_samples(recipe, loaded: dict, data_dir: str):
         held_out = round(total * data.validation_share)
         yield "stage1", exams, total - held_out, held_out
         without_replay = replace(recipe, dmt=replace(dmt, fill="stage1", replay_share=0.0))
-        dialogues = stages.mix_stage2(without_replay, first, loaded["dialogues", "train"]).split.train[
-            :SAMPLE
-        ]
+        second = stages.mix_stage2(without_replay, first, loaded["dialogues", "train"])
+        dialogues = second.split.train[:SAMPLE]
         added = total - held_out if dmt.handover == "joint" else round(dmt.notechat_train * share)
         train, validation = dmt.notechat_train + added, round(dmt.notechat_validation * (1 + share))
     else:

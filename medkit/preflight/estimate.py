@@ -94,9 +94,8 @@ def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool, longest: i
     lora = shape.lora(recipe.lora.r, recipe.lora.target_modules)
     tokens = stage.batch_size * (recipe.model.max_length if gpu else longest or recipe.model.max_length)
     if stage.micro_batch_tokens and not gpu:
-        tokens = max(
-            stage.micro_batch_tokens // 2, longest
-        )  # cpu.tokens_per_pass; a longer row is a pass of its own
+        # cpu.tokens_per_pass in float32; a longer row is a pass of its own
+        tokens = max(stage.micro_batch_tokens // 2, longest)
     width = 2 if gpu else 4  # bytes per activation: bfloat16 on a GPU, float32 on a CPU
     hidden, kv = shape.hidden_size, shape.linears["k_proj"][1]
     layer = (6 * hidden + 2 * kv + 3 * shape.intermediate_size) * width  # bytes per token for backward

@@ -125,9 +125,10 @@ def _cut(prepared, max_length) -> Check:
     rows_cut, longest = int((cut > 0).sum()), int((np.array(prepared["length"]) + cut).max())
     if not rows_cut:
         return Check("rows cut", "pass", f"none; the longest has {longest} of {max_length} tokens")
-    message = f"{rows_cut} of {len(cut)} rows lose {cut.sum():,} tokens at {max_length}; the longest has "
+    message = f"{rows_cut} of {len(cut)} rows lose {cut.sum():,} tokens at {max_length}"
+    message += f"; the longest has {longest}"
     status = "fail" if rows_cut > 0.1 * len(cut) else "warn"
-    return Check("rows cut", status, f"{message}{longest}", f"--set model.max_length={longest}")
+    return Check("rows cut", status, message, f"--set model.max_length={longest}")
 
 
 def _same_prompt(exams, loss_on) -> Check:
@@ -152,17 +153,15 @@ def _letters(tokenizer, exams, target) -> Check:
         position = prompts.letter_position(tokenizer, target)
     except prompts.PromptError as error:
         return Check("letters", "fail", *error.problem_and_fix())
-    different = []
+    wrong = []
     for record, row, _, prompt in exams:
         scored = [*position["encode"](record), position["letter_tokens"][LETTERS.index(record.answer)]]
         # `_same_prompt` reports another prompt. A row that was cut may end before its letter.
         if row[: len(prompt)] == prompt and row[: len(scored)] != scored[: len(row)]:
-            different.append(f"{record.source}/{record.id}")
+            wrong.append(f"{record.source}/{record.id}")
     return _result(
         "letters",
-        f"{len(different)} of {len(exams)} answers are other tokens, first {different[0]}"
-        if different
-        else "",
+        f"{len(wrong)} of {len(exams)} answers are other tokens, first {wrong[0]}" if wrong else "",
         "prepare the rows with the data.mcq_target that is scored",
         f"one token each, {' '.join(map(str, position['letter_tokens']))}",
     )
@@ -199,10 +198,11 @@ def model(net, tokenizer, prepared, count: int = 4) -> list[Check]:
     counts = [len(log_probs) for log_probs in packed]
     own_ids, own_single = ([row[-n:] for row, n in zip(rows, counts, strict=True)] for rows in (ids, single))
     single_losses, packed_losses = (_losses(log_probs, own_ids) for log_probs in (own_single, packed))
-    fixes = "set packing=off: rows see each other", "score with mcq.max_batch_tokens=1: padding is seen"
+    isolation_fix = "set packing=off: rows see each other"
+    padding_fix = "score with mcq.max_batch_tokens=1: padding is seen"
     return [
-        _equal("packed rows isolated", single_losses, packed_losses, tolerance, fixes[0]),
-        _equal("logits in a batch", single_last, padded_last, tolerance, fixes[1]),
+        _equal("packed rows isolated", single_losses, packed_losses, tolerance, isolation_fix),
+        _equal("logits in a batch", single_last, padded_last, tolerance, padding_fix),
     ]
 
 
@@ -240,8 +240,12 @@ def _padded(net, ids, device):
 
 def _losses(log_probs, ids) -> np.ndarray:
     """Mean loss of each row over its tokens; 0 for a row of one token."""
-    sums = [-p[:-1].gather(1, row[1:, None]).sum().item() for p, row in zip(log_probs, ids, strict=True)]
-    return np.array([total / max(1, len(row) - 1) for total, row in zip(sums, ids, strict=True)])
+    return np.array(
+        [
+            -p[:-1].gather(1, row[1:, None]).sum().item() / max(1, len(row) - 1)
+            for p, row in zip(log_probs, ids, strict=True)
+        ]
+    )
 
 
 def _equal(name: str, expected: np.ndarray, actual: np.ndarray, tolerance: float, fix: str) -> Check:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,6 +184,12 @@ def check_writable(folder: Path, variable: str) -> None:
     else:
         return
     raise MachineError(f"{existing} {reason}; set {variable} to a writable folder")
+
+
+def free_disk(*folders: Path) -> int:
+    """Free bytes on the fullest of the folders' disks. A folder need not exist yet."""
+    existing = (next(p for p in (path, *path.absolute().parents) if p.exists()) for path in folders)
+    return min(shutil.disk_usage(path).free for path in existing)
 
 
 def peak_memory() -> dict[str, float]:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from medkit import MedkitError
+from medkit.runs import machine
 from medkit.train.checkpoints import atomic_folder
 
 SHARD_BYTES = 2_000_000_000  # per file; the merge needs this much memory in addition to the model
@@ -58,8 +59,7 @@ def check_merge(model, folder: str | Path) -> None:
     """MergeError if `model` cannot be merged into plain 16-bit weights or the disk has no space for them.
     Computes no weights, so that a stage can check it before training."""
     size = sum(shape.numel() for shape, _ in _tensors(model).values()) * _dtype(model).itemsize
-    existing = next(path for path in Path(folder).absolute().parents if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = machine.free_disk(Path(folder))
     if free < size:
         raise MergeError(
             f"the merged model takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room, or set "

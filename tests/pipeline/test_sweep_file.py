@@ -129,6 +129,7 @@ def test_without_arms_there_is_one(tmp_path):
         (HEAD + "[axes]\nstage2.epochs = [1]\n[arms.a]\nstage2.epochs = 2", "an axis and a field of arm 'a'"),
         (HEAD + "[settings]\nstage1.seed = 3", "settings has stage1.seed, which each seed sets"),
         (HEAD + '[arms.a]\nstage1.epochs = 1\n"stage1.epochs" = 2', "sets stage1.epochs twice"),
+        (HEAD + '[axes]\nstage1.epochs = [1]\n"stage1.epochs" = [2]', "axes sets stage1.epochs twice"),
         (HEAD + "seeds = [3]", "cannot be read as a sweep"),
         (HEAD + "[arms.a]\nstage1.packing = 'wrapped'", "packing=wrapped cuts samples"),
     ],

@@ -287,7 +287,7 @@ SMALL = estimate.Shape(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True)  # 
 def machine(monkeypatch, recipe, shape, free=20e9, room=100e9):
     monkeypatch.setattr(preflight.this_machine, "hardware", lambda: LAPTOP)
     monkeypatch.setattr(preflight.this_machine, "memory", lambda: Memory(free, free))
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
+    monkeypatch.setattr(preflight.this_machine.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
     return by_name(preflight.machine(recipe, shape))
 
 
