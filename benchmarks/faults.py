@@ -358,13 +358,16 @@ def faults(bench: Bench) -> dict:
         ),
         "kill -9 before the first checkpoint": lambda: killed(bench, "kill in the state file", 3, 3),
         "zero-byte safetensors": lambda: damaged(
-            bench, "adapter_model.safetensors", b"", "adapter_model.safetensors is not as it was written"
+            bench,
+            "adapter_model.safetensors",
+            b"",
+            "adapter_model.safetensors has changed since it was written",
         ),
         "truncated safetensors": lambda: damaged(
             bench,
             "adapter_model.safetensors",
             (bench.unbroken / "checkpoints/checkpoint-10/adapter_model.safetensors").read_bytes()[:5000],
-            "adapter_model.safetensors is not as it was written",
+            "adapter_model.safetensors has changed since it was written",
         ),
         "missing scheduler": lambda: damaged(bench, "scheduler.pt", None, "scheduler.pt is missing"),
         "missing marker": lambda: damaged(bench, "whole.json", None, "it was not finished"),

@@ -2,10 +2,10 @@
 
 from medkit import lazy_exports
 
-_HOMES = {
+_EXPORTS = {
     "load": "sources",
     "find": "contamination",
     "duplicates": "contamination",
 }
 
-__getattr__ = lazy_exports(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _EXPORTS)

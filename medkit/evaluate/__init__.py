@@ -5,7 +5,7 @@ Exports the steps of notebooks 03 and 04, in order. Each module is imported on f
 
 from medkit import lazy_exports
 
-_HOMES = {
+_EXPORTS = {
     "begin_exams": "mcq",
     "exam_items": "mcq",
     "answer_exams": "mcq",
@@ -16,4 +16,4 @@ _HOMES = {
     "write_queries": "cases",
 }
 
-__getattr__ = lazy_exports(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _EXPORTS)

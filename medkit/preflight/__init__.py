@@ -2,7 +2,7 @@
 
 from medkit import lazy_exports
 
-_HOMES = {
+_EXPORTS = {
     "check": "checks",
     "machine": "checks",
     "rows_of": "checks.rows",  # `rows` is the name of a module here
@@ -11,4 +11,4 @@ _HOMES = {
     "show": "findings",
 }
 
-__getattr__ = lazy_exports(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _EXPORTS)

@@ -2,7 +2,7 @@
 
 from medkit import lazy_exports
 
-_HOMES = {
+_EXPORTS = {
     "before_and_after": "display",
     "check": "consistency",
     "details": "display",
@@ -12,4 +12,4 @@ _HOMES = {
     "write_page": "page",
 }
 
-__getattr__ = lazy_exports(__name__, _HOMES)
+__getattr__ = lazy_exports(__name__, _EXPORTS)

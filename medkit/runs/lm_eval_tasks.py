@@ -16,7 +16,8 @@ def check(tasks: str) -> None:
 
     tasks: "hellaswag,piqa", or "" for none. A name that ends in .yaml is a task file.
     """
-    if not names(tasks):
+    requested = names(tasks)
+    if not requested:
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise HarnessError(
@@ -26,7 +27,7 @@ def check(tasks: str) -> None:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
-    for name in names(tasks):
+    for name in requested:
         is_file = name.endswith(".yaml")
         exists = Path(name).is_file() if is_file else name in manager.all_tasks
         if not exists:

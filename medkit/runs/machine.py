@@ -101,8 +101,7 @@ def memory(root: Path = Path("/")) -> Memory:
     """Memory this process may use: the machine's, or less in a container (cgroup v1 or v2).
 
     Inactive file pages count as available, since the kernel frees them first. root: the parent folder of proc
-    and sys. Source: docs.kernel.org, admin-guide/cgroup-v2.rst and
-    cgroup-v1/memory.rst.
+    and sys. Source: docs.kernel.org, admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
     """
     total, available = psutil.virtual_memory().total, psutil.virtual_memory().available
     v1 = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
@@ -187,7 +186,7 @@ def check_writable(folder: Path, variable: str) -> None:
 
 
 def free_disk(*folders: Path) -> int:
-    """Free bytes on the fullest of the folders' disks. A folder need not exist yet."""
+    """The smallest free space on the folders' disks, in bytes. A folder need not exist yet."""
     existing = (next(p for p in (path, *path.absolute().parents) if p.exists()) for path in folders)
     return min(shutil.disk_usage(path).free for path in existing)
 

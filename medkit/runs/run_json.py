@@ -58,8 +58,9 @@ class Run:
 
     def finish(self, **numbers) -> None:
         """Record the notebook's duration, peak memory, energy and `numbers`, and unlock the folder."""
-        fields: dict = {"seconds": round(time.monotonic() - self._started, 1), **machine.peak_memory()}
-        fields |= (self._energy.stop() if self._energy else {}) | numbers
+        energy = self._energy.stop() if self._energy else {}
+        seconds = round(time.monotonic() - self._started, 1)
+        fields = {"seconds": seconds, **machine.peak_memory(), **energy, **numbers}
         # The runner marks a notebook as complete itself, after the kernel has ended.
         if not under_runner():
             fields["status"] = "complete"

@@ -210,11 +210,10 @@ def padding_free(model):
 def fused_lora(model):
     """Compute the adapter's layers with `fused_lora_forward`. Does nothing on a GPU, or for layers that
     already use it."""
-    layers = []
-    if not on_gpu():
-        layers = [
-            layer for layer in model.modules() if _is_plain_lora(layer) and "forward" not in vars(layer)
-        ]
+    if on_gpu():
+        yield
+        return
+    layers = [layer for layer in model.modules() if _is_plain_lora(layer) and "forward" not in vars(layer)]
     for layer in layers:
         layer.forward = MethodType(fused_lora_forward, layer)
     try:

@@ -78,7 +78,7 @@ def write_manifest(run: Run, records: Records, rows, queries: Sequence = ()) -> 
     """Write the arm's part of data/manifest.json, data/overlap_STAGE.csv and, in stage 2, ARM/replay.csv.
 
     rows: the tokenized training rows. queries: the patients' queries that stage 2 is evaluated on. Returns
-    what was added to the manifest: nothing for the arm without replay, which has the same consultations.
+    the arm's description; {} for the arm without replay, which has the same consultations.
     """
     if records.stage2:
         manifest.write_replay(run, records.arm, records.stage2.replay)
@@ -206,8 +206,7 @@ def relearning(recipe: recipes.Recipe) -> recipes.TrainSpec:
 
 def relearn(run: Run, records: Records, model, tokenizer) -> fitting.Fit | None:
     """Train the arm "stage2" for dmt.relearn_steps more steps on stage 1's rows, into stage2_relearned. It
-    shows whether stage 1's skill is lost or only hidden. Returns None if the recipe has no relearning.
-    """
+    shows whether stage 1's skill is lost or only hidden. Returns None for other arms, and for 0 steps."""
     if not run.recipe.dmt.relearn_steps or records.arm != "stage2":
         return None
     spec = relearning(run.recipe)

@@ -54,8 +54,8 @@ class StageTrainer(SFTTrainer):
     """Trains one stage; `run` starts or resumes it.
 
     engine: splits batches into passes; identity: saved in checkpoints; checkpoint: the checkpoint to resume
-    from, or None; replay_token_share, optimizer_state: see fitting.fit. Raises TrainerError if the libraries
-    turned packing off.
+    from, or None; stop: whether SIGTERM has arrived; replay_token_share, optimizer_state: see fitting.fit.
+    Raises TrainerError if the libraries turned packing off.
     """
 
     _signature_columns: list[str]  # defined by Trainer: the dataset columns to keep

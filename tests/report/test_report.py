@@ -262,7 +262,7 @@ def test_a_page_needs_the_executed_notebook(run):
 def test_the_report_loads_what_it_offers_when_asked_and_nothing_else():
     with pytest.raises(AttributeError, match=r"medkit\.report.*nothing"):
         _ = report.nothing
-    assert len(report._HOMES) <= 8 and all(callable(getattr(report, name)) for name in report._HOMES)
+    assert len(report._EXPORTS) <= 8 and all(callable(getattr(report, name)) for name in report._EXPORTS)
 
 
 def test_a_page_becomes_a_part_of_a_notebook():
