@@ -76,7 +76,7 @@ def test_minilm_embeds(folder):
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (6, 384)
 
 
-def test_missing_wheel_is_one_line_with_the_mend(monkeypatch, tmp_path):
+def test_missing_wheel_is_one_line_with_the_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
     for call in (lambda: smollm2.folder(tmp_path), smollm2.minilm_folder):
         with pytest.raises(smollm2.ModelNotInstalled, match=r"^\w+ is not installed: pip install") as error:
