@@ -197,7 +197,7 @@ def main():
             start = time.perf_counter()
             prepared = tokenization.prepare(records, tokenizer, cache=Path(scratch), **SETTINGS)
             preparing.append(time.perf_counter() - start)
-        cpu_seconds = time.process_time() - cpu_start  # far below the wall time on a busy machine
+        cpu_seconds = time.process_time() - cpu_start  # all threads; not affected by other processes
         message = f"converted in {converting[0]:.1f} s, prepared in {preparing[0]:.1f} s"
         print(f"{message}, read from the cache in {preparing[1]:.1f} s", file=sys.stderr)
         tokens = sum(prepared["length"])

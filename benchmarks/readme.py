@@ -149,7 +149,7 @@ def full(_: Path) -> str:
     rows = []
     for recipe in map(recipes.get, ("recommended", "paper", "as_released")):
         measured_rows = lengths[recipe.model.chat_template][recipe.data.mcq_target]
-        mean = {name: np.mean([row[0] for row in source]) for name, source in measured_rows.items()}
+        mean = {name: np.mean([row[0] for row in of_source]) for name, of_source in measured_rows.items()}
         plans = {stage: full_run.plan(recipe, stage, mean, h100) for stage in ("stage1", "stage2")}
         tokens = sum(plan.tokens for plan in plans.values())
         disk = sum(estimate.disk(estimate.LLAMA_8B, recipe, 1.1 * tokens).values())

@@ -23,7 +23,9 @@ WIDTH = 100  # terminal columns
 class Table:
     name: str  # "table3"
     title: str
-    figures: pd.DataFrame  # tidy numbers for the CSV: one result with its n and interval per row
+    figures: (
+        pd.DataFrame
+    )  # tidy numbers for the CSV: per row one result with its n and interval, or one source
     page: pd.DataFrame  # the same as formatted strings
     text: str  # computed summary below the table
     note: str = ""  # warning above the table
@@ -75,8 +77,8 @@ def plain_table(cells: pd.DataFrame, width: int = WIDTH) -> str:
 
 def wrap(text: str, width: int = WIDTH) -> str:
     """Wrap Markdown paragraphs at `width` characters and remove emphasis marks."""
-    paragraphs = (_strip_emphasis(paragraph) for paragraph in text.split("\n\n"))
-    return "\n\n".join(textwrap.fill(text, width, break_on_hyphens=False) for text in paragraphs)
+    paragraphs = _strip_emphasis(text).split("\n\n")
+    return "\n\n".join(textwrap.fill(paragraph, width, break_on_hyphens=False) for paragraph in paragraphs)
 
 
 def _strip_emphasis(text: str) -> str:

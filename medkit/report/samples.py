@@ -34,7 +34,7 @@ def render(
     include_text: bool,
     note: str = "",
 ) -> str:
-    """Markdown with the two best, median and worst cases by F1 of `second` minus `first`.
+    """Markdown with up to two best, median and worst cases by F1 of `second` minus `first`.
 
     scores: from consumer.evaluate. answers: the greedy ones, per model. Without `include_text` the page has
     only ids, scores and lengths, so that it may be committed for real data sets. With it, texts are escaped:
@@ -88,7 +88,7 @@ def pair(models: Sequence[str]) -> tuple[str, str]:
 
 
 def select_cases(gains: Sequence[float], count: int) -> dict[str, list[int]]:
-    """Positions of the `count` best, median and worst gains, best first, without repetition."""
+    """Positions of up to `count` best, median and worst gains, best first, without repetition."""
     order = sorted(range(len(gains)), key=lambda i: (-gains[i], i))
     count = min(count, max(1, len(order) // 3))
     best, rest = order[:count], order[count:]

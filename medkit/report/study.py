@@ -78,7 +78,7 @@ class Study:
 def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
     """Read a sweep's finished trials. benchmark: the exam that retention is measured on.
 
-    Raises StudyError if there is no sweep, or no finished trial.
+    Raises StudyError if there is no sweep, or no finished trial besides stage 1.
     """
     if benchmark not in accuracy.CHANCE:
         raise StudyError(f"benchmark is {benchmark!r}; it must be one of {', '.join(accuracy.CHANCE)}")
@@ -181,9 +181,8 @@ def _trial_values(folder: Path, benchmark: str) -> pd.DataFrame:
     if (folder / "mcq" / "items.csv").is_file():
         items = accuracy.read_items(folder)
         items = items[items["dataset"] == benchmark]
-        parts.append(
-            _long_rows(items, "accuracy", items["item_id"], accuracy.is_correct(items).astype(float))
-        )
+        correct = accuracy.is_correct(items).astype(float)
+        parts.append(_long_rows(items, "accuracy", items["item_id"], correct))
         logprobs = items[[f"logprob_{letter}" for letter in LETTERS]].to_numpy()
         gold_logprobs = logprobs[np.arange(len(items)), items["gold"].map(LETTERS.index)]
         parts.append(_long_rows(items, "letter_loss", items["item_id"], -gold_logprobs))

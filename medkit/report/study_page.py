@@ -101,7 +101,7 @@ def agreement(comparisons: pd.DataFrame) -> str:
         return "No comparison has both intervals: with one seed per arm the spread is unknown."
     bootstrap, model = (rows[f"{source}low"].gt(0) | rows[f"{source}high"].lt(0) for source in ("", "model_"))
     disagreeing = rows[bootstrap != model]
-    names = ", ".join(disagreeing["second"] + " - " + disagreeing["first"])
+    names = ", ".join(map(_pair, disagreeing.to_dict("records")))
     count = f"{len(rows) - len(disagreeing)} of {len(rows)} comparisons{f'; not in {names}' if names else ''}"
     return f"Both intervals agree on whether there is a difference in {count}."
 
@@ -200,7 +200,7 @@ def _not_found(comparisons: pd.DataFrame) -> str:
 
 def _names(null: pd.DataFrame) -> str:
     """The comparisons with the arm without replay by name, and the number of the others."""
-    named = [_pair(row) for row in null[null["kind"] == "no replay"].to_dict("records")]
+    named = [_pair(row) for row in _select(null, kind="no replay").to_dict("records")]
     others = len(null) - len(named)
     more = f"{others} {'other ' if named else ''}comparison{'s' * (others > 1)}"
     return listed([*named, *([more] if others else [])])
@@ -250,10 +250,10 @@ def _select(rows: pd.DataFrame, **values: str) -> pd.DataFrame:
 
 def write(study: Study, comparisons: pd.DataFrame) -> list[Path]:
     """Write tables/replay_study.csv and .md in the sweep's folder; return their paths."""
-    page, folder = table(study, comparisons), study.folder / "tables"
-    parts = [page.markdown()]
+    built, folder = table(study, comparisons), study.folder / "tables"
+    parts = [built.markdown()]
     for title, cells in (("Between arms", pairs_page(comparisons)), ("Noise floor", noise_page(study))):
         if len(cells):
             parts.append(f"## {title}\n\n{markdown.grid(cells)}\n")
-    csv = storage.write_csv(folder / "replay_study.csv", page.figures)
+    csv = storage.write_csv(folder / "replay_study.csv", built.figures)
     return [csv, storage.write_text(folder / "replay_study.md", "\n".join(parts))]

@@ -44,9 +44,9 @@ def write(run_dir: str | Path) -> list[Path]:
 
 def write_exams(run_dir: str | Path) -> Table:
     """Write Table 3 and, if questions were answered in words, the protocols table; returns Table 3."""
-    table = table3(run_dir)
+    table, answered = table3(run_dir), load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]
     save(run_dir, table)
-    if load(run_dir, "mcq/summary.json", ("protocols",))["protocols"]:
+    if answered:
         save(run_dir, protocols(run_dir))
     return table
 
