@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import full_run
@@ -171,26 +171,33 @@ def full(_: Path) -> str:
     return f"{grid(pd.DataFrame(rows))}\n\n{basis}"
 
 
-def replay(folder: Path) -> str:
-    """Figure 13 and the three sentences of the replay study that notebook 06 wrote."""
-    page = folder / "replay-cpu" / "tables" / "replay_study.md"
-    if not page.is_file():
-        outcomes = folder / "replay-cpu" / "outcomes"
-        planned = json.loads((outcomes / "sweep.json").read_text())["trials"] if outcomes.is_dir() else []
-        done = sum((outcomes / trial["name"] / "run.json").is_file() for trial in planned)
-        state = f"under way ({done} of {len(planned)} runs)" if planned else "not run yet"
-        return (
-            f"The study is {state}, and nothing is reported before it is whole: "
-            "`medkit sweep sweeps/replay_cpu.toml --resume`, then notebook 06."
-        )
-    lines = page.read_text(encoding="utf-8").splitlines()
-    sentences = [line for line in lines if line.startswith(("**Found**", "**Not found**", "**Scope**"))]
-    figure = "![Retention and gain against replay's share](results/replay-cpu/figures/figure13.png)"
-    return "\n\n".join([figure, *sentences])
+def replay(sweep: str, root: str = "") -> Callable[[Path], str]:
+    """Figure 13 and the three sentences that notebook 06 wrote for a sweep, from the results' folder.
+
+    root: the path from the page to the repository's root.
+    """
+
+    def block(folder: Path) -> str:
+        page, outcomes = folder / sweep / "tables" / "replay_study.md", folder / sweep / "outcomes"
+        if not page.is_file():
+            planned = json.loads((outcomes / "sweep.json").read_text())["trials"] if outcomes.is_dir() else []
+            done = sum((outcomes / trial["name"] / "run.json").is_file() for trial in planned)
+            state = f"under way ({done} of {len(planned)} runs)" if planned else "not run yet"
+            return (
+                f"The study is {state}, and nothing is reported before it is whole: "
+                f"`medkit sweep sweeps/{sweep.replace('-', '_')}.toml --resume`, then notebook 06."
+            )
+        lines = page.read_text(encoding="utf-8").splitlines()
+        sentences = [line for line in lines if line.startswith(("**Found**", "**Not found**", "**Scope**"))]
+        figure = f"![Retention and gain against replay's share]({root}results/{sweep}/figures/figure13.png)"
+        return "\n\n".join([figure, *sentences])
+
+    return block
 
 
 BLOCKS = {"headline": (headline, "cpu"), "untrained": (untrained, "smollm2-real"), "cost": (cost, "cpu")}
-BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, ""), "replay": (replay, "")}
+BLOCKS |= {"measured": (measured, "benchmarks"), "full": (full, "")}
+BLOCKS |= {"replay-cpu": (replay("replay-cpu"), ""), "replay-real": (replay("replay-real", "../"), "")}
 
 
 def rendered(pages: Mapping[Path, str], folder: Path) -> dict[Path, str]:

@@ -72,14 +72,17 @@ def test_the_full_runs_rest_on_lengths_of_each_recipes_own_rows():
     assert re.search(r"of 1,424 real exam\s+rows and, for stage 2, of 11 NoteChat rows", block)
 
 
-def test_the_replay_study_is_shown_as_notebook_06_wrote_it(tmp_path):
-    assert readme.replay(tmp_path).startswith("The study is not run yet")
-    outcomes = tmp_path / "replay-cpu" / "outcomes"
+@pytest.mark.parametrize("sweep", ["replay-cpu", "replay-real"])
+def test_a_replay_study_is_shown_as_notebook_06_wrote_it(tmp_path, sweep):
+    block = readme.replay(sweep)
+    assert block(tmp_path).startswith("The study is not run yet")
+    assert (machine.CHECKOUT / re.search("`medkit sweep (.*) --resume`", block(tmp_path))[1]).is_file()
+    outcomes = tmp_path / sweep / "outcomes"
     storage.write_json(outcomes / "sweep.json", {"trials": [{"name": "k0-s0"}, {"name": "k0-s1"}]})
     storage.write_json(outcomes / "k0-s1" / "run.json", {})
-    assert "under way (1 of 2 runs), and nothing is reported" in readme.replay(tmp_path)
+    assert "under way (1 of 2 runs), and nothing is reported" in block(tmp_path)
     page = "# Replay study\n\n**Found**: a.\n\n**Not found**: b.\n\n**Scope**: c.\n\nIntervals are so.\n"
-    storage.write_text(tmp_path / "replay-cpu" / "tables" / "replay_study.md", page)
-    shown = readme.replay(tmp_path)
+    storage.write_text(tmp_path / sweep / "tables" / "replay_study.md", page)
+    shown = block(tmp_path)
     assert shown.split("\n\n")[1:] == ["**Found**: a.", "**Not found**: b.", "**Scope**: c."]
-    assert "(results/replay-cpu/figures/figure13.png)" in shown
+    assert f"(results/{sweep}/figures/figure13.png)" in shown

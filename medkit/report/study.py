@@ -59,6 +59,7 @@ class Study:
     builtin: bool  # trained on the built-in corpus
     planned: list[tuple[str, str, int]]  # run, arm ("stage 1" for a stage-1 run), seed
     missing: list[str]  # planned runs without outcomes
+    majority: float  # the benchmark's accuracy of always giving its most frequent answer; NaN if not measured
     arms: pd.DataFrame  # one row per arm, in the sweep's order: SHARES and trained_rows (means), seeds
     recipes: dict[str, Recipe]  # by arm
     repeats: dict[str, tuple[str, str]]  # arm -> arm it repeats, "same" or "order"; for the noise floor only
@@ -103,6 +104,7 @@ def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
         builtin=trials[0]["data"]["origin"] == "builtin",
         planned=[(trial["name"], _arm_name(trial), trial["seed"]) for trial in planned],
         missing=[trial["name"] for trial in planned if trial["name"] not in finished],
+        majority=_majority(plan.parent, finished, benchmark),
         arms=_arm_table(trials, plan.parent),
         recipes=recipe_of,
         repeats=_repeats(trials),
@@ -113,6 +115,14 @@ def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
 def _arm_name(trial: dict) -> str:
     """The trial's name without its seed."""
     return "stage 1" if trial["is_stage1"] else trial["name"].removesuffix(f"-s{trial['seed']}")
+
+
+def _majority(outcomes: Path, finished: Iterable[str], benchmark: str) -> float:
+    measured = [outcomes / name for name in finished if (outcomes / name / "mcq" / "items.csv").is_file()]
+    if not measured:
+        return math.nan
+    items = accuracy.read_items(measured[0])  # every trial answers the same questions
+    return accuracy.majority(items.loc[items["dataset"] == benchmark, "gold"])[1]
 
 
 def _arm_table(trials: list[dict], outcomes: Path) -> pd.DataFrame:

@@ -161,7 +161,8 @@ def _found(study: Study, comparisons: pd.DataFrame) -> str:
     shares = [f"{in_percent(study.arms.loc[arm, 'rows'])}%" for arm in grids]
     text = (
         f"**Found**: {_model(study)} answered {100 * np.nanmean(questions.to_numpy()):.1f}% of "
-        f"{questions.shape[1]:,} {title} questions correctly after stage 1"
+        f"{questions.shape[1]:,} {title} questions correctly after stage 1 (always giving the most frequent "
+        f"answer: {in_percent(study.majority)}%)"
     )
     if grids:
         text += f", and {listed(accuracies)} after a stage 2 with {listed(shares)} of its rows replayed"
@@ -227,7 +228,7 @@ def _scope(study: Study) -> str:
         if len(rows := _select(noise_floor(study), measure="accuracy", how=how))
     ]
     text += f". Noise floor: {', '.join(noise)}" if noise else ""
-    return f"{text}. Other model sizes and other data were not tried."
+    return f"{text}. This sweep tried no other model and no other data."
 
 
 def _model(study: Study) -> str:
