@@ -23,10 +23,6 @@ NAMES |= {"med-nirvana": "Med-Nirvana (stage 2 with replay)", "control": "contro
 COLUMNS = {"medqa": "exam questions", "medmcqa": "one-line questions", "pubmedqa": "abstracts"}
 
 
-class ReadmeError(MedkitError):
-    """A table's marks are not on exactly one page, or its result is missing."""
-
-
 def headline(run: Path) -> str:
     """Markdown table of the accuracy of a run's models, in percent with n and Wilson 95% intervals."""
     summary = accuracy.mcq_summary(accuracy.read_items(run))
@@ -207,9 +203,9 @@ def rendered(pages: Mapping[Path, str], folder: Path) -> dict[Path, str]:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         matching = [page for page, text in result.items() if pattern.search(text)]
         if len(matching) != 1:
-            raise ReadmeError(f"{len(matching)} pages have a block {name}; put its two marks into one")
+            raise MedkitError(f"{len(matching)} pages have a block {name}; put its two marks into one")
         if run and not (folder / run).is_dir():
-            raise ReadmeError(f"results/{run} is missing; make it, then run python benchmarks/readme.py")
+            raise MedkitError(f"results/{run} is missing; make it, then run python benchmarks/readme.py")
         table, page = block(folder / run), matching[0]
         result[page] = pattern.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", result[page])
     return result

@@ -12,10 +12,6 @@ from medkit.records import Dialogue
 from medkit.text_keys import content_key, note_key
 
 
-class MixtureError(MedkitError):
-    """There are too few rows for the mixture or split that the recipe specifies."""
-
-
 def shuffled(count: int, seed: int) -> np.ndarray:
     """The permutation of `datasets.Dataset.shuffle(seed)`, which the released notebooks use throughout."""
     return np.random.default_rng(seed).permutation(count)
@@ -54,7 +50,7 @@ def mix_exams(sources: dict[str, Sequence], validation_share: float, seed: int) 
 
     sources: the rows of each source in order, None for a dropped row (sources.Loaded.by_row). The paper's
     sizes (Table 1) give 10,178 + 182,822 + 211,269 = 404,269 rows: 40,427 for validation and 363,842 for
-    training. Raises MixtureError if either would be empty.
+    training. Raises MedkitError if either would be empty.
     """
     rows = [row for source_rows in sources.values() for row in source_rows]
     usable = np.array([row is not None for row in rows], dtype=bool)
@@ -62,7 +58,7 @@ def mix_exams(sources: dict[str, Sequence], validation_share: float, seed: int) 
     held_out = math.ceil(round(validation_share * len(rows), 6))
     split = Stage1([row for row in rows if row is not None], order[held_out:], order[:held_out], seed)
     if not len(split.train) or not len(split.validation):
-        raise MixtureError(
+        raise MedkitError(
             f"{len(split.records)} rows cannot be split with validation_share={validation_share}"
         )
     return split
@@ -100,7 +96,7 @@ def split_notechat(
 
     Without `deduplicate` and `by_note`, dropped rows are shuffled too and removed afterwards, which gives the
     rows of the released notebooks: the first 100,000 of the shuffle train and the next 10,000 validate. If
-    there are too few conversations, all are used in the requested proportion. Raises MixtureError if a side
+    there are too few conversations, all are used in the requested proportion. Raises MedkitError if a side
     would be empty.
     """
     records = [row for row in rows if row is not None]
@@ -125,7 +121,7 @@ def split_notechat(
     parts = held_out[:n_validation], training[:n_train], training[n_train:]
     held_out, training, further = ([row for row in part if row is not None] for part in parts)
     if not training or not held_out:
-        raise MixtureError(
+        raise MedkitError(
             f"{len(records)} conversations give {len(training)} for training and {len(held_out)} for "
             "validation; NoteChat needs at least two notes"
         )
@@ -162,14 +158,14 @@ def sample_replay(first: Stage1, share: float, train: int, validation: int) -> R
 
     `train` and `validation` are the numbers of NoteChat rows: 100,000 and 10,000 at 1/3 give 33,333 and
     3,333. Training rows come from stage 1's training rows, validation rows from its validation rows. The
-    sample is the start of their permutation by stage 1's seed, without dropped rows. Raises MixtureError if
+    sample is the start of their permutation by stage 1's seed, without dropped rows. Raises MedkitError if
     stage 1 has too few rows.
     """
 
     def sample(name: str, order: np.ndarray, rows: int) -> list:
         count, available = math.floor(round(share * rows, 6)), len(order)
         if count > available:
-            raise MixtureError(
+            raise MedkitError(
                 f"dmt.replay_share asks for {count} of stage 1's {available} {name} rows; lower it"
             )
         return [first.records[i] for i in order[shuffled(available, first.seed)[:count]] if i >= 0]
@@ -205,7 +201,7 @@ def mix_stage2(first: Stage1, split: Dialogues, spec: DmtSpec, with_replay: bool
 
     These are replayed rows, the same number of further consultations (`fill` dialogues), or all of stage 1's
     training rows (`handover` joint). Without replay nothing is added. All arms validate on the same rows, so
-    their loss curves are comparable. Raises MixtureError if there are too few rows.
+    their loss curves are comparable. Raises MedkitError if there are too few rows.
     """
     replay = sample_replay(first, spec.replay_share, len(split.train), len(split.validation))
     if not with_replay:
@@ -216,7 +212,7 @@ def mix_stage2(first: Stage1, split: Dialogues, spec: DmtSpec, with_replay: bool
         return Stage2(split, [], replay)
     count = len(replay.train)
     if count > len(split.further):
-        raise MixtureError(
+        raise MedkitError(
             f"dmt.fill=dialogues asks for {count:,} further consultations of {len(split.further):,} left; "
             "lower dmt.notechat_train or dmt.replay_share"
         )

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medkit import dmt
+from medkit import MedkitError, dmt
 from medkit.recipes import DmtSpec
 from medkit.records import Dialogue, Turn
 from medkit.text_keys import content_key
@@ -97,14 +97,14 @@ def test_the_shuffle_is_that_of_datasets(count):
 
 
 def test_rows_that_cannot_be_split_or_replayed():
-    with pytest.raises(dmt.MixtureError, match="1 rows cannot be split"):
+    with pytest.raises(MedkitError, match="1 rows cannot be split"):
         dmt.mix_exams(exams(a=1), 0.1, 42)
-    with pytest.raises(dmt.MixtureError, match="0 rows cannot be split"):
+    with pytest.raises(MedkitError, match="0 rows cannot be split"):
         dmt.mix_exams(exams(a=0), 0.1, 42)
     small = dmt.mix_exams(exams(a=20), 0.1, 42)  # 18 + 2
-    with pytest.raises(dmt.MixtureError, match="asks for 19 of stage 1's 18 train rows"):
+    with pytest.raises(MedkitError, match="asks for 19 of stage 1's 18 train rows"):
         dmt.sample_replay(small, 1.0, 19, 2)
-    with pytest.raises(dmt.MixtureError, match="asks for 3 of stage 1's 2 validation rows"):
+    with pytest.raises(MedkitError, match="asks for 3 of stage 1's 2 validation rows"):
         dmt.sample_replay(small, 1.0, 18, 3)
 
 
@@ -150,10 +150,10 @@ def test_a_dropped_row_would_change_the_permutation():
 
 
 def test_rows_that_are_all_dropped_cannot_be_split():
-    with pytest.raises(dmt.MixtureError, match="0 rows cannot be split"):
+    with pytest.raises(MedkitError, match="0 rows cannot be split"):
         dmt.mix_exams({"a": [None] * 20}, 0.1, 42)
     validate = set(dmt.shuffled(20, 42)[:2].tolist())
-    with pytest.raises(dmt.MixtureError, match="18 rows cannot be split"):
+    with pytest.raises(MedkitError, match="18 rows cannot be split"):
         dmt.mix_exams({"a": dropping([Row("a", str(i)) for i in range(20)], validate)}, 0.1, 42)
 
 
@@ -186,7 +186,7 @@ def test_by_note_no_note_is_on_both_sides(notes, train, validation, seed):
     records = [talk(i, note=f"note {note}") for i, note in enumerate(notes)]
     try:
         made = split(records, train, validation, seed=seed)
-    except dmt.MixtureError:
+    except MedkitError:
         return  # one note held so many of the conversations that nothing was left for training
     sides = [{d.note for d in side} for side in (made.train, made.validation)]
     assert not sides[0] & sides[1]
@@ -242,7 +242,7 @@ def test_where_conversations_are_short_the_proportion_stays():
 
 @pytest.mark.parametrize("records", [[], [talk(1)], [talk(1, note="n"), talk(2, note="n")]])
 def test_too_few_notes_are_refused(records):
-    with pytest.raises(dmt.MixtureError, match="NoteChat needs at least two notes"):
+    with pytest.raises(MedkitError, match="NoteChat needs at least two notes"):
         split(records, 10, 1)
 
 
@@ -288,7 +288,7 @@ def test_pad_is_the_draw_of_more_consultations(share, consultations):
     first, talks = small_study(consultations)
     extra = int(share * 8)
     if extra > consultations - 12:
-        with pytest.raises(dmt.MixtureError, match=rf"asks for {extra} further .* {consultations - 12} left"):
+        with pytest.raises(MedkitError, match=rf"asks for {extra} further .* {consultations - 12} left"):
             mixed("dialogues", share=share, study=(first, talks))
         return
     padded = mixed("dialogues", share=share, study=(first, talks))

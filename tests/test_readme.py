@@ -5,6 +5,7 @@ import re
 import pytest
 import readme
 
+from medkit import MedkitError
 from medkit.runs import machine, storage
 
 RESULTS = machine.CHECKOUT / "results"
@@ -35,11 +36,11 @@ def test_every_file_that_a_page_links_to_is_there(page):
 
 def test_a_block_without_its_marks_or_its_run_is_named(tmp_path):
     page, marks = tmp_path / "page.md", "<!-- headline -->\n<!-- /headline -->"
-    with pytest.raises(readme.ReadmeError, match="0 pages have a block headline"):
+    with pytest.raises(MedkitError, match="0 pages have a block headline"):
         readme.rendered({page: "nothing"}, tmp_path)
-    with pytest.raises(readme.ReadmeError, match="2 pages have a block headline"):
+    with pytest.raises(MedkitError, match="2 pages have a block headline"):
         readme.rendered({page: marks, tmp_path / "other.md": marks}, tmp_path)
-    with pytest.raises(readme.ReadmeError, match="results/cpu is missing"):
+    with pytest.raises(MedkitError, match="results/cpu is missing"):
         readme.rendered({page: marks}, tmp_path)
 
 

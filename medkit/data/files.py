@@ -19,7 +19,6 @@ from typing import Any
 
 from medkit import MedkitError
 from medkit.data.formats import (
-    SourceError,
     check_start,
     open_decompressed,
     preview,
@@ -40,7 +39,7 @@ def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
     `location` names the row in error messages: "line 7", "row 7" (both from 1) or "key 123". A .json or
     .jsonl file may contain JSON Lines, a list of rows, the columns that pandas' to_json() writes, or one
     object keyed by id; the rows of the last get the id under "key". Text files may be compressed with gzip,
-    bzip2, xz or zstd. Raises SourceError for a file that is not UTF-8, invalid, cut off or empty, or that
+    bzip2, xz or zstd. Raises MedkitError for a file that is not UTF-8, invalid, cut off or empty, or that
     contains something other than rows.
     """
     name, empty = name or path.name, True
@@ -64,7 +63,7 @@ def read_rows(path: Path, name: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def _read_lines(path: Path, name: str, newline: str | None = None) -> Iterator[str]:
-    """The lines of a text file. Raises SourceError at the first one that is not UTF-8."""
+    """The lines of a text file. Raises MedkitError at the first one that is not UTF-8."""
     # utf-8-sig drops a byte-order mark. newline=None also accepts CRLF and CR as line ends.
     with io.TextIOWrapper(open_decompressed(path), "utf-8-sig", "surrogateescape", newline) as file:
         for number, line in enumerate(file, 1):
@@ -177,7 +176,7 @@ def _read_csv(path: Path, name: str) -> Iterator[tuple[str, object]]:
 def _check_column_names(columns: Iterable[str], name: str) -> None:
     for column, count in Counter(columns).items():
         if count > 1 and column:  # columns without a name are not read
-            raise SourceError(f"{name}: two columns are called {shortened(column)!r}; rename or remove one")
+            raise MedkitError(f"{name}: two columns are called {shortened(column)!r}; rename or remove one")
 
 
 def _read_arrow(path: Path, name: str) -> Iterator[tuple[str, object]]:
@@ -222,7 +221,7 @@ def _arrow_batches(path: Path) -> Iterator:
 def _python_rows(batch, rows_before: int, name: str) -> list[dict]:
     """The batch as a list of rows; `rows_before` is the number of rows in earlier batches.
 
-    Raises SourceError with row and column for text that is not UTF-8, and pyarrow.ArrowInvalid for damaged
+    Raises MedkitError with row and column for text that is not UTF-8, and pyarrow.ArrowInvalid for damaged
     offsets, which would otherwise crash the process when cells are read.
     """
     for column, cells in zip(batch.schema.names, batch.columns, strict=True):
@@ -235,5 +234,5 @@ def _python_rows(batch, rows_before: int, name: str) -> list[dict]:
             nested = re.search("List|Dictionary", str(error))
             row = f"after row {rows_before}" if nested else f"row {rows_before + int(match[1]) + 1}"
             location = f"{name}, {row}, column {shortened(column, 40)}"
-            raise SourceError(f"{location}: expected UTF-8; write the column's text again") from None
+            raise MedkitError(f"{location}: expected UTF-8; write the column's text again") from None
     return batch.to_pylist()

@@ -24,19 +24,15 @@ METADATA_FILES = (
 )
 
 
-class SourceError(MedkitError):
-    """A data set that cannot be used. One line names the file, the row, what was expected and found."""
-
-
-def unexpected(location: str, expected: str, found: object, fix: str) -> SourceError:
-    return SourceError(f"{location}: expected {expected}, found {found}; {fix}")
+def unexpected(location: str, expected: str, found: object, fix: str) -> MedkitError:
+    return MedkitError(f"{location}: expected {expected}, found {found}; {fix}")
 
 
 def data_files(folder: Path, parents: tuple[str, ...] = ()) -> list[Path]:
     """Every file under `folder` that may contain rows, sorted by path; a save_to_disk folder counts as one.
 
     Links to folders are followed unless they lead back to one of their own `parents`. Hidden files are
-    skipped. Raises SourceError for a folder that cannot be listed.
+    skipped. Raises MedkitError for a folder that cannot be listed.
     """
     real_path = os.path.realpath(folder)
     if real_path in parents:
@@ -112,11 +108,11 @@ FIXES: dict[type, str] = {
 }
 
 
-def unreadable(name: str, error: Exception) -> SourceError:
+def unreadable(name: str, error: Exception) -> MedkitError:
     """The error for a file or folder that cannot be opened, listed, read or decompressed."""
     reason = shortened(getattr(error, "strerror", None) or str(error), 80)
     fix = FIXES.get(type(error), "fetch it again")
-    return SourceError(f"{printable(name)}: cannot be read ({reason}); {fix}")
+    return MedkitError(f"{printable(name)}: cannot be read ({reason}); {fix}")
 
 
 def _open_zstd(path: Path, mode: str) -> BinaryIO:
@@ -156,15 +152,15 @@ def open_decompressed(path: Path) -> BinaryIO:
 
 
 def check_start(path: Path, name: str) -> None:
-    """Raise SourceError if the first bytes, after decompressing, show that the file contains no rows."""
+    """Raise MedkitError if the first bytes, after decompressing, show that the file contains no rows."""
     own_magic = {".parquet": b"PAR1", ".arrow": b"ARROW1"}.get(suffix_of(path))
     with path.open("rb") if own_magic else open_decompressed(path) as file:
         start = file.read(512)
     lowered = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for magic, problem in WRONG_STARTS.items():
         if lowered.startswith(magic.lower()) and magic != own_magic:
-            raise SourceError(f"{name}: expected rows, found {problem}")
+            raise MedkitError(f"{name}: expected rows, found {problem}")
     if not own_magic and b"\0" in start:
         is_tar = start[257:262] == b"ustar"
         problem = "a tar archive; unpack it" if is_tar else "zero bytes, so not UTF-8 text; fetch it again"
-        raise SourceError(f"{name}: expected rows, found {problem}")
+        raise MedkitError(f"{name}: expected rows, found {problem}")

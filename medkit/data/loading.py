@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medkit import MedkitError
 from medkit.data import hub
 from medkit.data.files import read_rows
 from medkit.data.formats import (
-    SourceError,
     data_files,
     digest,
     is_saved_dataset,
@@ -41,7 +41,7 @@ class RawFile:
 def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
     """The files under data_dir/NAME whose paths name the part's split.
 
-    Raises SourceError if there is none, or if a path matches both training and evaluation.
+    Raises MedkitError if there is none, or if a path matches both training and evaluation.
     """
     folder = _folder(source, data_dir)
     wanted_part = source.parts[part]
@@ -60,7 +60,7 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
         if not wanted_part.includes(label):
             continue
         if any(other.includes(label) for other in other_parts):
-            raise SourceError(f"{name}: cannot tell whether it is for training or evaluation; rename it")
+            raise MedkitError(f"{name}: cannot tell whether it is for training or evaluation; rename it")
         chosen.append(RawFile(name, read_rows(path, name), digest(path, name)))
     if not chosen:
         if paths:
@@ -69,7 +69,7 @@ def from_folder(source: Source, part: str, data_dir: Path) -> list[RawFile]:
             files = sorted(path.name for path in folder.rglob("[!.]*") if os.path.isfile(path))
             others = f" but {shortened(', '.join(files))}" if files else ""
             problem = f"no .jsonl, .json, .csv or .parquet file{others}; put the files there, unpacked"
-        raise SourceError(
+        raise MedkitError(
             f"{source.name} {part}: expected a file of the {wanted_part.config or wanted_part.split} split, "
             f"judged by its path ({wanted_part.why}), found {problem}"
         )
@@ -83,7 +83,7 @@ def _folder(source: Source, data_dir: Path) -> Path:
     except OSError as error:
         raise unreadable(str(data_dir), error) from None
     if not names:
-        raise SourceError(
+        raise MedkitError(
             f"no folder {source.name} in {printable(str(data_dir))}; put {source.title}'s files into one"
         )
     return data_dir / (source.name if source.name in names else min(names))
@@ -114,14 +114,14 @@ def _json_value(file: Path, key: str) -> str:
 def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     """The part's split on the hub at the pinned revision, and its number of rows.
 
-    The fingerprint of an unpinned revision is the commit that was read. Raises SourceError if the hub lacks
+    The fingerprint of an unpinned revision is the commit that was read. Raises MedkitError if the hub lacks
     what is declared, and HubError if it cannot be reached and the data is not in the cache.
     """
     import datasets
 
     declared = source.parts[part]
     if not source.hub_id:
-        raise SourceError(
+        raise MedkitError(
             f"{source.name} is not read from the hub; get it from {source.home} and give --data-dir"
         )
     split = None if declared.split == ONLY_SPLIT else declared.split
@@ -131,12 +131,12 @@ def from_hub(source: Source, part: str) -> tuple[RawFile, int]:
     except Exception as error:  # the libraries raise dozens of types
         hub.raise_if_hub_error(name, error)
         reason = shortened(f"{type(error).__name__}: {error}", 200)
-        raise SourceError(
+        raise MedkitError(
             f"{name}: cannot be read from the hub ({reason}); check the connection, or give --data-dir"
         ) from None
     if split is None:
         if len(data) != 1:
-            raise SourceError(f"{name}: expected one split, found {', '.join(sorted(data))}")
+            raise MedkitError(f"{name}: expected one split, found {', '.join(sorted(data))}")
         data = next(iter(data.values()))
     urls = data.info.download_checksums or ()
     commits = sorted({commit for url in urls for commit in re.findall("@([0-9a-f]{40})/", url)})

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from medkit import MedkitError
 from medkit.data import converters
 from medkit.data.converters import Form
-from medkit.data.formats import SourceError, shortened, unexpected
+from medkit.data.formats import shortened, unexpected
 from medkit.data.loading import ONLY_SPLIT, RawFile, from_folder, from_hub
 from medkit.records import ConsumerQuery, Dialogue, MCQItem, RecordError
 from medkit.text_keys import content_key, text_of
@@ -232,13 +233,13 @@ def load(
     hub at the pinned revision. All files of the part are read, and their columns determine the format.
     limit: stop after this many records; 0 reads all.
 
-    Record ids are unique. Raises SourceError if the source, or a file as a whole, cannot be used.
+    Record ids are unique. Raises MedkitError if the source, or a file as a whole, cannot be used.
     """
     if name not in SOURCES:
-        raise SourceError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
+        raise MedkitError(f"unknown source {name!r}: expected one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     if part not in source.parts:
-        raise SourceError(f"{name} has no part {part!r}: expected {' or '.join(source.parts)}")
+        raise MedkitError(f"{name} has no part {part!r}: expected {' or '.join(source.parts)}")
     loaded = Loaded(origin="hub" if data_dir is None else "files")
     if data_dir is None:
         file, row_count = from_hub(source, part)
@@ -257,7 +258,7 @@ def load(
     if not loaded.records:
         first = next(iter(loaded.first_dropped.values()), "the files").split(": ")[0]
         reasons = ", ".join(f"{reason} ({count})" for reason, count in loaded.dropped.items())
-        raise SourceError(f"{name} {part}: no usable row among {loaded.rows}: {reasons}; look at {first}")
+        raise MedkitError(f"{name} {part}: no usable row among {loaded.rows}: {reasons}; look at {first}")
     return loaded
 
 
@@ -293,7 +294,7 @@ def _records(source: Source, part: str, files: list[RawFile], loaded: Loaded, pr
                 loaded.first_dropped.setdefault(error.reason, f"{file.name}, {location}: {error}")
                 continue
             except ValueError as error:
-                raise SourceError(f"{file.name}, {location}: {error}") from None
+                raise MedkitError(f"{file.name}, {location}: {error}") from None
             if record.id in ids:
                 loaded.notes["rows whose id repeats an earlier one's"] += 1
                 record = replace(record, id=f"{record.id}-{number}")
@@ -339,15 +340,15 @@ def _converter(source: Source, file: RawFile):
     try:
         base = converters.cop_base([(location, row["cop"]) for location, row in rows])
     except ValueError as error:
-        raise SourceError(f"{file.name}: {error}") from None
+        raise MedkitError(f"{file.name}: {error}") from None
     return form, partial(converters.medmcqa, base=base), rows
 
 
 def _read_columns(source: Source, form: Form, file: RawFile, raw) -> Iterator[tuple[str, dict]]:
-    """The rows with only the form's columns and None for NaN. Raises SourceError if a row lacks a column."""
+    """The rows with only the form's columns and None for NaN. Raises MedkitError if a row lacks a column."""
     for location, row in raw:
         if not set(form.columns) <= row.keys():
-            raise SourceError(
+            raise MedkitError(
                 f"{file.name}, {location}: expected the columns {', '.join(sorted(form.columns))}, found "
                 f"{shortened(', '.join(sorted(row)), 40) or 'none'}: not a {source.title} file; see "
                 f"{source.card}"

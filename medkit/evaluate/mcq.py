@@ -55,7 +55,7 @@ def begin_exams(
     """Open notebook 03's run and the models it compares.
 
     These are the base and the trained arms, only the `arms` named ("base,med-mix"), or a single `model` with
-    an optional `adapter`. Raises ResultsError if the run lacks an arm, ArmError for an unknown arm.
+    an optional `adapter`. Raises ResultsError if the run lacks an arm, MedkitError for an unknown arm.
     """
     names = lineup.arm_names(arms)
     if model and names:

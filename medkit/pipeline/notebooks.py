@@ -27,10 +27,6 @@ PROGRESS_BAR = re.compile(r"\d%\||\d\w* \[\d+:\d\d")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
-class NotebookError(MedkitError):
-    """A notebook that is missing or does not accept its parameters. Raised before a kernel starts."""
-
-
 class Failure(NamedTuple):
     """Where and why a notebook stopped."""
 
@@ -39,31 +35,29 @@ class Failure(NamedTuple):
 
 
 def check_parameters(notebook: Path, values: dict) -> None:
-    """Raise NotebookError unless each value is a parameter of the notebook and has the declared type."""
+    """Raise MedkitError unless each value is a parameter of the notebook and has the declared type."""
     from papermill.translators import PythonTranslator
 
     if not notebook.is_file():
-        raise NotebookError(
+        raise MedkitError(
             f"{notebook.name} is not in {notebook.parent}; medkit runs from a checkout of its repository"
         )
     try:
         cells = nbformat.read(notebook, as_version=4).cells
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
-        raise NotebookError(
-            f"{notebook.name} is not a notebook ({type(error).__name__}); restore it"
-        ) from None
+        raise MedkitError(f"{notebook.name} is not a notebook ({type(error).__name__}); restore it") from None
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if not tagged:
-        raise NotebookError(f"{notebook.name} has no parameters; tag its parameters cell `parameters`")
+        raise MedkitError(f"{notebook.name} has no parameters; tag its parameters cell `parameters`")
     declared = {parameter.name: parameter for parameter in PythonTranslator.inspect(tagged[0])}
     for name, value in values.items():
         if name not in declared:
-            raise NotebookError(f"{notebook.name} has no parameter {name!r}; it has {', '.join(declared)}")
+            raise MedkitError(f"{notebook.name} has no parameter {name!r}; it has {', '.join(declared)}")
         kind, optional = _declared_type(declared[name])
         # Not isinstance: it takes True for an int, and does not take 1 for a float.
         valid = type(value) is kind or (kind is float and type(value) is int) or (optional and value is None)
         if not valid:
-            raise NotebookError(
+            raise MedkitError(
                 f"{notebook.name}: {name}={value!r} is {type(value).__name__}, not {kind.__name__}"
             )
 
@@ -168,7 +162,7 @@ def _declared_type(parameter) -> tuple[type, bool]:
     optional = re.fullmatch(r"Optional\[(\w+)\]", name)
     name = optional[1] if optional else name
     if name not in TYPES:
-        raise NotebookError(f"parameter {parameter.name} is declared {name}; use one of {', '.join(TYPES)}")
+        raise MedkitError(f"parameter {parameter.name} is declared {name}; use one of {', '.join(TYPES)}")
     return TYPES[name], bool(optional)
 
 

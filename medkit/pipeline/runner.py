@@ -152,7 +152,7 @@ def run(
 
 
 def step_parameters(steps: Sequence[Step], folder: Path, run_values: dict[str, str]) -> list[dict]:
-    """Each step's parameters: those it takes of the run's, and its fixed ones. Raises NotebookError if a
+    """Each step's parameters: those it takes of the run's, and its fixed ones. Raises MedkitError if a
     notebook does not accept them."""
     parameters = [{key: run_values[key] for key in step.takes} | step.fixed for step in steps]
     for step, values in zip(steps, parameters, strict=True):

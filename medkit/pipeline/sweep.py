@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from medkit import recipes
+from medkit import MedkitError, recipes
 from medkit.pipeline import engines, runner, sweep_costs, sweep_file, trials
 from medkit.pipeline.status import minutes
-from medkit.pipeline.sweep_file import Sweep, SweepError, Trial
+from medkit.pipeline.sweep_file import Sweep, Trial
 from medkit.pipeline.trials import Job
 from medkit.preflight import inputs
 from medkit.runs import machine, run_json, storage
@@ -30,7 +30,7 @@ class Plan:
         self.outcomes = {trial.name: self.read_outcome(trial) for trial in sweep.trials}
 
     def read_outcome(self, trial: Trial) -> dict | None:
-        """run.json of a finished trial; None if there is none. Raises SweepError if its settings differ."""
+        """run.json of a finished trial; None if there is none. Raises MedkitError if its settings differ."""
         folder = trials.outcome_folder(self.folder, trial.name)
         info = run_json.read(folder)
         if info is None:
@@ -39,7 +39,7 @@ class Plan:
         finished, planned = recipes.flat(recipes.from_dict(info["recipe"])), recipes.flat(trial.recipe)
         for field in planned.keys() - {"about"}:
             if finished[field] != planned[field]:
-                raise SweepError(
+                raise MedkitError(
                     f"{storage.relpath(folder)} was run with {field}={finished[field]}, the sweep has "
                     f"{planned[field]}; give the sweep another name, or remove that folder"
                 )
@@ -136,7 +136,7 @@ def check(plan: Plan, resume: bool) -> None:
     check_data_dir(plan.data_dir)
     folders = (plan.folder / "outcomes", trials.trials_folder(plan.folder))
     if not resume and any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
-        raise SweepError(
+        raise MedkitError(
             f"{storage.relpath(plan.folder)} contains a sweep; continue it with --resume, or choose another "
             "name"
         )

@@ -47,10 +47,6 @@ _TYPE_NAMES = {str: "text", list: "a list", int: "a whole number", dict: "a tabl
 _STAGE2 = ("stage2", "dmt")  # parts of a recipe that stage 1 does not depend on, except in _stage1_key
 
 
-class SweepError(MedkitError):
-    """A sweep file that cannot be read, or has contradictory trials."""
-
-
 @dataclass(frozen=True)
 class Trial:
     """One run of a sweep: a stage 1, a stage 2 that continues from one, or a joint stage."""
@@ -78,16 +74,16 @@ class Sweep:
 
 
 def read(path: str | Path) -> Sweep:
-    """Read a sweep from a TOML file. Raises a one-line SweepError if anything is wrong with it."""
+    """Read a sweep from a TOML file. Raises a one-line MedkitError if anything is wrong with it."""
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise SweepError(f"{path} cannot be read as a sweep: {reason}") from None
+        raise MedkitError(f"{path} cannot be read as a sweep: {reason}") from None
     try:
         return _parse(table)
     except MedkitError as error:
-        raise SweepError(f"{path}: {error}") from None
+        raise MedkitError(f"{path}: {error}") from None
 
 
 def _parse(table: dict) -> Sweep:
@@ -96,19 +92,19 @@ def _parse(table: dict) -> Sweep:
     measure = tuple(table.get("measure", MEASURES))
     for name in measure:
         if name not in MEASURES:
-            raise SweepError(f"measure has {name!r}; choose from {' and '.join(MEASURES)}")
+            raise MedkitError(f"measure has {name!r}; choose from {' and '.join(MEASURES)}")
     common = _settings("settings", table.get("settings", {}))
     if both := common.keys() & set(seed_fields):
-        raise SweepError(f"settings has {min(both)}, which each seed sets; remove one of them")
+        raise MedkitError(f"settings has {min(both)}, which each seed sets; remove one of them")
     arms = table.get("arms") or {"trial": {}}
     axes = _axes(table.get("axes", {}))
     trials = []
     for arm, arm_table in arms.items():
         if not isinstance(arm_table, dict):
-            raise SweepError(f"arms.{arm} is not a table; write [arms.{arm}] with the arm's fields below")
+            raise MedkitError(f"arms.{arm} is not a table; write [arms.{arm}] with the arm's fields below")
         arm_settings = _settings(f"arms.{arm}", {k: v for k, v in arm_table.items() if k != "seeds"})
         if both := axes.keys() & arm_settings.keys():
-            raise SweepError(f"{min(both)} is an axis and a field of arm {arm!r}; remove one of them")
+            raise MedkitError(f"{min(both)} is an axis and a field of arm {arm!r}; remove one of them")
         seeds = _seeds(f"arms.{arm}.seeds", arm_table.get("seeds", table["seeds"]))
         for seed, values in itertools.product(seeds, itertools.product(*axes.values())):
             point = dict(zip(axes, values, strict=True))
@@ -127,31 +123,31 @@ def _parse(table: dict) -> Sweep:
 def _check_keys(table: dict) -> None:
     for key, value in table.items():
         if key not in KEYS:
-            raise SweepError(f"unknown key {key!r}; a sweep has {', '.join(KEYS)}")
+            raise MedkitError(f"unknown key {key!r}; a sweep has {', '.join(KEYS)}")
         if type(value) is not KEYS[key]:
-            raise SweepError(f"{key}={value!r} is not {_TYPE_NAMES[KEYS[key]]}")
+            raise MedkitError(f"{key}={value!r} is not {_TYPE_NAMES[KEYS[key]]}")
     for key in ("name", "recipe", "seeds"):
         if key not in table:
-            raise SweepError(f"{key} is missing; a sweep needs name, recipe and seeds")
+            raise MedkitError(f"{key} is missing; a sweep needs name, recipe and seeds")
     _seeds("seeds", table["seeds"])
     if table.get("cpus", 1) < 1:
-        raise SweepError(f"cpus={table['cpus']}; a trial needs at least one core")
+        raise MedkitError(f"cpus={table['cpus']}; a trial needs at least one core")
     if not storage.RUN_NAME.fullmatch(table["name"]):
-        raise SweepError(
+        raise MedkitError(
             f"name={table['name']!r} is not a valid run name; use lower-case letters, digits, '._-'"
         )
     defaults = recipes.flat(recipes.get(table["recipe"]))
     for field in table.get("seed_fields", SEED_FIELDS):
         if field not in defaults or type(defaults[field]) is not int:
-            raise SweepError(f"seed_fields has {field!r}, which is not a whole-numbered field of a recipe")
+            raise MedkitError(f"seed_fields has {field!r}, which is not a whole-numbered field of a recipe")
 
 
 def _seeds(key: str, values) -> list[int]:
     if not isinstance(values, list) or not values:
-        raise SweepError(f"{key} is {values!r}; list at least one seed, e.g. seeds = [0, 1, 2]")
+        raise MedkitError(f"{key} is {values!r}; list at least one seed, e.g. seeds = [0, 1, 2]")
     for value in values:
         if type(value) is not int or value < 0:
-            raise SweepError(f"{key} has {value!r}; a seed is a whole number from 0")
+            raise MedkitError(f"{key} has {value!r}; a seed is a whole number from 0")
     return values
 
 
@@ -162,7 +158,7 @@ def _flat(where: str, table: dict, prefix: str = "") -> dict[str, object]:
         name = f"{prefix}{key}"
         inner = _flat(where, value, f"{name}.") if isinstance(value, dict) else {name: value}
         if both := fields.keys() & inner.keys():
-            raise SweepError(f"{where} sets {min(both)} twice; remove one of them")
+            raise MedkitError(f"{where} sets {min(both)} twice; remove one of them")
         fields |= inner
     return fields
 
@@ -177,7 +173,7 @@ def _axes(table: dict) -> dict[str, list[str]]:
     axes = {}
     for field, values in _flat("axes", table).items():
         if not isinstance(values, list) or not values:
-            raise SweepError(f"axis {field} is {values!r}; list its values, e.g. {field} = [1e-4, 3e-4]")
+            raise MedkitError(f"axis {field} is {values!r}; list its values, e.g. {field} = [1e-4, 3e-4]")
         axes[field] = [_text(field, value) for value in values]
     return axes
 
@@ -191,7 +187,7 @@ def _text(field: str, value) -> str:
         return str(value)
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return ",".join(value)
-    raise SweepError(f"{field}={value!r} is not a field's value; give a number, text or true/false")
+    raise MedkitError(f"{field}={value!r} is not a field's value; give a number, text or true/false")
 
 
 def _trial(recipe: str, arm: str, seed: int, point: dict[str, str], settings: dict[str, str]) -> Trial:
@@ -200,7 +196,7 @@ def _trial(recipe: str, arm: str, seed: int, point: dict[str, str], settings: di
     try:
         resolved = recipes.get(recipe, settings)
     except recipes.RecipeError as error:
-        raise SweepError(f"trial {name}: {error}") from None
+        raise MedkitError(f"trial {name}: {error}") from None
     return Trial(name, arm, seed, point, settings, resolved)
 
 
@@ -258,7 +254,7 @@ def _check_names(trials: list[Trial]) -> None:
     names = set()
     for trial in trials:
         if not storage.RUN_NAME.fullmatch(trial.name):
-            raise SweepError(f"trial name {trial.name!r} is not a valid run name; take a shorter arm's name")
+            raise MedkitError(f"trial name {trial.name!r} is not a valid run name; take a shorter arm's name")
         if trial.name in names:
-            raise SweepError(f"two trials are named {trial.name}; give arms and seeds different names")
+            raise MedkitError(f"two trials are named {trial.name}; give arms and seeds different names")
         names.add(trial.name)

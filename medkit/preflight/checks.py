@@ -33,7 +33,7 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     """Run all checks of a recipe. Writes nothing but caches.
 
     Reads the data, tokenizes a sample of the mixture, and runs the base if it is small and local.
-    Raises HubError if the hub is needed and does not answer, and MachineError if results or caches cannot be
+    Raises HubError if the hub is needed and does not answer, and MedkitError if results or caches cannot be
     written.
     """
     connect(recipe, data_dir)

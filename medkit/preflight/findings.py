@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from medkit import MedkitError
 
 
-class PreflightError(MedkitError):
-    """Lists the checks that failed, with their fixes."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Check:
     name: str
@@ -35,11 +31,11 @@ def text(checks: Sequence[Check]) -> str:
 
 
 def show(checks: Sequence[Check]) -> None:
-    """Display the checks as a table in a notebook. Raises a one-line PreflightError if any failed."""
+    """Display the checks as a table in a notebook. Raises a one-line MedkitError if any failed."""
     import pandas as pd
     from IPython.display import display
 
     with pd.option_context("display.max_colwidth", None):
         display(pd.DataFrame([dataclasses.asdict(check) for check in checks]).set_index("name"))
     if failures := failed(checks):
-        raise PreflightError("; ".join(f"{c.name}: {c.message}; {c.fix}" for c in failures))
+        raise MedkitError("; ".join(f"{c.name}: {c.message}; {c.fix}" for c in failures))

@@ -20,8 +20,8 @@ def check(recipe: recipes.Recipe, data_dir: str, parts: Iterable[str]) -> None:
 
     parts: "NAME train" or "NAME eval", each read in the same way as by the run (from the hub, into its
     cache), and SCORER. The built-in corpus is part of the package and not checked.
-    Raises InputError, SourceError, HarnessError for a task in mcq.lm_eval_tasks, or HubError if the hub does
-    not answer.
+    Raises InputError, HubError if the hub does not answer, or MedkitError for a source or a task in
+    mcq.lm_eval_tasks.
     """
     inputs.connect(recipe, data_dir)
     if any(part.endswith(" train") for part in parts):  # prepared rows are cached
@@ -60,7 +60,7 @@ def check_model(base: str, revision: str = "main") -> None:
 
 def check_chat(recipe: recipes.Recipe, trains: bool) -> None:
     """Raise PromptError if the base's tokenizer or chat template cannot render exam questions or, for
-    training, conversations; TrainingError if they cannot be read."""
+    training, conversations; MedkitError if they cannot be read."""
     tokenizer = models.load_tokenizer(recipe.model)
     prompts.letter_position(tokenizer, recipe.data.mcq_target)
     if trains:

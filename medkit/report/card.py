@@ -101,21 +101,17 @@ choice of questions, not the variation between training runs.
 """
 
 
-class CardError(MedkitError):
-    """A run without the adapter or results that a card needs."""
-
-
 def write(run: str) -> Path:
     """Write README.md, .eval_results/*.yaml and Med-Nirvana's adapter to results/RUN/hub, ready to upload.
 
-    The adapter's files are hard links, and its configuration names the base by its hub id. Raises CardError
+    The adapter's files are hard links, and its configuration names the base by its hub id. Raises MedkitError
     if there is no run or it has no results of Med-Nirvana, ResultsError if a file is missing or the run is
     committed.
     """
     folder = storage.folder(run)
     info = run_json.read(folder)
     if info is None:
-        raise CardError(f"{storage.relpath(folder)} is not a run; name one that was trained")
+        raise MedkitError(f"{storage.relpath(folder)} is not a run; name one that was trained")
     storage.require(folder, ["stage2/adapter/adapter_model.safetensors"])
     storage.check_not_committed(folder)
     recipe = recipes.from_dict(info["recipe"])
@@ -192,7 +188,7 @@ def _accuracies(summary: dict) -> dict[str, dict]:
         if MODEL in dataset["models"]
     }
     if not accuracies:
-        raise CardError("mcq/summary.json has no results of Med-Nirvana; run notebook 03_mcq_eval first")
+        raise MedkitError("mcq/summary.json has no results of Med-Nirvana; run notebook 03_mcq_eval first")
     return accuracies
 
 

@@ -24,10 +24,6 @@ PROTOCOL = ("model.chat_template", "data.mcq_target")
 MAX_CHANGED_GOLD = 0.05  # if more ids have another correct answer, the ids do not match
 
 
-class CompareError(MedkitError):
-    """Two results without a common question or model."""
-
-
 @dataclass(frozen=True)
 class Side:
     """One of the two compared results."""
@@ -50,7 +46,7 @@ def read(source: str) -> Side:
     folder = storage.folder(source)
     info = run_json.read(folder)
     if info is None:
-        raise CompareError(f"{source} is neither a run nor a samples file of lm-evaluation-harness; name one")
+        raise MedkitError(f"{source} is neither a run nor a samples file of lm-evaluation-harness; name one")
     items = accuracy.read_items(folder)
     items = items.assign(correct=accuracy.is_correct(items))[harness.COLUMNS]
     settings = {name: str(value) for name, value in run_json.identity(info).items()}
@@ -66,7 +62,7 @@ def compare(first: Side, second: Side) -> dict:
     bootstrap's 95% interval, McNemar's exact p, p_holm over all rows, and `detectable`, the smallest
     difference that this many questions show with 80% power. "left_out": what was not compared, and why.
     "protocol", "settings", "machine": fields that differ. "builtin": whether the questions come from the
-    built-in corpus. Raises CompareError if no question is left.
+    built-in corpus. Raises MedkitError if no question is left.
     """
     shared, left_out = _shared(first, second)
     rows = []
@@ -83,7 +79,7 @@ def compare(first: Side, second: Side) -> dict:
             row |= {"first_accuracy": float(before.mean()), "second_accuracy": float(after.mean())}
             rows.append(row | {"detectable": statistics.detectable_difference(row["n"], discordant)})
     if not rows:
-        raise CompareError(
+        raise MedkitError(
             f"{first.name} and {second.name} have no question in common "
             f"({'; '.join(left_out) or 'no model'}); compare results on the same benchmarks"
         )

@@ -17,12 +17,8 @@ FIGURES = ("figures/figure11.png", "figures/figure12.png")
 EVALUATIONS = ("03_mcq_eval", "04_consumer_eval")
 
 
-class ReportError(MedkitError):
-    """Parts of a run are missing or do not belong together. The message names the notebook to run."""
-
-
 def check(run: Run) -> str:
-    """Run all checks and list what they found, as Markdown; ReportError at the first mismatch."""
+    """Run all checks and list what they found, as Markdown; MedkitError at the first mismatch."""
     checks = (_finished, _in_order, _same_models, _same_outcomes, _same_rows, _versions)
     return "\n".join(f"- {check_part(run)}" for check_part in checks)
 
@@ -52,7 +48,7 @@ def _finished(run: Run) -> str:
     for name in notebooks:
         status = run.info["notebooks"].get(name, {}).get("status", "missing")
         if status != "complete":
-            raise ReportError(f"notebook {name} is {status}; run it before the report")
+            raise MedkitError(f"notebook {name} is {status}; run it before the report")
     hint = "" if CONTROL in notebooks else " No control arm: notebook 02 with replay=False trains it."
     return f"{len(notebooks)} notebooks are complete.{hint}"
 
@@ -65,7 +61,7 @@ def _in_order(run: Run) -> str:
     ordered += [(stage1, second) for second in stage2]
     for first, second in ordered:
         if started[first] > started[second]:
-            raise ReportError(f"{first} was run again after {second}; run {second} again too")
+            raise MedkitError(f"{first} was run again after {second}; run {second} again too")
     return "Stage 2 was trained after stage 1, and every evaluation ran after the last training."
 
 
@@ -74,7 +70,7 @@ def _same_models(run: Run) -> str:
     exam_models, query_models = (run.info["notebooks"][name].get("models") or {} for name in EVALUATIONS)
     shared = exam_models.keys() & query_models.keys()
     if different := sorted(name for name in shared if exam_models[name] != query_models[name]):
-        raise ReportError(
+        raise MedkitError(
             f"03_mcq_eval and 04_consumer_eval evaluated different weights of {different[0]}; run both again"
         )
     return f"{len(shared)} models have the same weights in both evaluations."
@@ -85,11 +81,11 @@ def _same_outcomes(run: Run) -> str:
     summary = storage.load(run.folder, "mcq/summary.json", ("models", "datasets"))
     items = accuracy.read_items(run.folder)
     if missing := {*required(run.recipe), *stage2_models(run)} - set(summary["models"]):
-        raise ReportError(f"mcq/summary.json lacks {', '.join(sorted(missing))}; run 03_mcq_eval again")
+        raise MedkitError(f"mcq/summary.json lacks {', '.join(sorted(missing))}; run 03_mcq_eval again")
     for (dataset, model), rows in items.groupby(["dataset", "model"]):
         result = summary["datasets"].get(dataset, {}).get("models", {}).get(model, {})
         if (result.get("n"), result.get("correct")) != (len(rows), int(accuracy.is_correct(rows).sum())):
-            raise ReportError(
+            raise MedkitError(
                 f"mcq/summary.json does not match mcq/items.csv ({model}, {dataset}); run 03_mcq_eval again"
             )
     return f"mcq/summary.json matches the {len(items):,} outcomes in mcq/items.csv."
@@ -101,11 +97,11 @@ def _same_rows(run: Run) -> str:
         run.folder, "data/manifest.json", ("recipe", "stage1", "stage2"), writer="02_stage2"
     )
     if manifest["recipe"] != run.recipe.name:
-        raise ReportError(f"data/manifest.json belongs to recipe {manifest['recipe']}; run 01_stage1 again")
+        raise MedkitError(f"data/manifest.json belongs to recipe {manifest['recipe']}; run 01_stage1 again")
     replay = manifest["stage2"]["replay"]
     counts = pd.read_csv(storage.file(run.folder, "stage2/replay.csv"))["part"].value_counts()
     if any(replay[split] != counts.get(split, 0) for split in ("train", "validation")):
-        raise ReportError("stage2/replay.csv does not match data/manifest.json; run notebook 02_stage2 again")
+        raise MedkitError("stage2/replay.csv does not match data/manifest.json; run notebook 02_stage2 again")
     return f"stage2/replay.csv has the {len(replay['train_ids']):,} training rows of data/manifest.json."
 
 
@@ -127,7 +123,7 @@ def with_seeds(run: Run, other_runs: str) -> tuple[pd.DataFrame, pd.DataFrame] |
     other_runs: run names separated by commas. Returns (accuracy.fold_seeds, accuracy.fold_differences). The
     base is only taken from `run`, since it has no training seed.
 
-    Raises ReportError if another run is incomplete, differs in anything but the seeds of the stages, or has
+    Raises MedkitError if another run is incomplete, differs in anything but the seeds of the stages, or has
     seeds that were already read.
     """
     storage.check_text("other_runs", other_runs)
@@ -140,15 +136,15 @@ def with_seeds(run: Run, other_runs: str) -> tuple[pd.DataFrame, pd.DataFrame] |
         folder = storage.folder(name)
         path, info = storage.relpath(folder), run_json.read(folder)
         if info is None or info["status"] != "complete":
-            raise ReportError(f"{path} is not a complete run; finish it, or leave it out")
+            raise MedkitError(f"{path} is not a complete run; finish it, or leave it out")
         settings = _settings_without_seeds(info)
         if different := [key for key in expected | settings if expected.get(key) != settings.get(key)]:
-            raise ReportError(
+            raise MedkitError(
                 f"{path} differs in {different[0]} ({settings.get(different[0])}, in this run "
                 f"{expected.get(different[0])}); only runs that differ in their seeds can be combined"
             )
         if _seeds(info) in seeds:
-            raise ReportError(f"{path} has the same seeds as another run; leave one of them out")
+            raise MedkitError(f"{path} has the same seeds as another run; leave one of them out")
         seeds.add(_seeds(info))
         items = accuracy.read_items(folder).assign(seed=number)
         frames.append(items[items["model"] != "base"])

@@ -17,10 +17,6 @@ FILE = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
 COLUMNS = ["model", "dataset", "item_id", "gold", "predicted", "correct"]
 
 
-class SamplesError(MedkitError):
-    """A samples file that is missing or damaged, or of a task that is not one of the benchmarks."""
-
-
 def sample_files(path: Path) -> list[Path]:
     """`path` itself if it is a samples file, or the samples files in the folder `path`."""
     if path.is_file():
@@ -32,15 +28,15 @@ def read_samples(path: Path) -> pd.DataFrame:
     """One model's outcomes (COLUMNS) from a samples file, or a folder with one file per benchmark.
 
     `predicted` is the option with the highest log-likelihood, or "" if the task generates text; `correct` is
-    the harness's own metric. Raises SamplesError with the file and line.
+    the harness's own metric. Raises MedkitError with the file and line.
     """
     frames = [_outcomes(file) for file in sample_files(path)]
     if not frames or not sum(map(len, frames)):
-        raise SamplesError(f"{path} contains no samples; evaluate with lm_eval --log_samples")
+        raise MedkitError(f"{path} contains no samples; evaluate with lm_eval --log_samples")
     outcomes = pd.concat(frames, ignore_index=True)
     repeated = outcomes[outcomes.duplicated(["dataset", "item_id"])]
     if len(repeated):
-        raise SamplesError(
+        raise MedkitError(
             f"{path} answers {repeated.iloc[0]['item_id']} twice; name one samples file per benchmark"
         )
     name = path.parent.name if path.is_file() else path.name
@@ -57,11 +53,11 @@ def _outcomes(path: Path) -> pd.DataFrame:
     task = next(FILE.finditer(path.name))["task"]
     dataset = dataset_of(task)
     if dataset is None:
-        raise SamplesError(f"{path.name}: task {task} is not MedQA, MedMCQA or PubMedQA; leave out its file")
+        raise MedkitError(f"{path.name}: task {task} is not MedQA, MedMCQA or PubMedQA; leave out its file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SamplesError(f"{path} cannot be read ({type(error).__name__}); log the samples again") from None
+        raise MedkitError(f"{path} cannot be read ({type(error).__name__}); log the samples again") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -71,7 +67,7 @@ def _outcomes(path: Path) -> pd.DataFrame:
             rows.append((dataset, *outcome, bool(float(metric))))
         except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
             reason = f"{type(error).__name__}: {error}"[:80]
-            raise SamplesError(
+            raise MedkitError(
                 f"{path.name}, line {number}: not a sample of the harness ({reason}); log the samples again"
             ) from None
     return pd.DataFrame(rows, columns=COLUMNS[1:])

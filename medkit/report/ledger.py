@@ -22,10 +22,6 @@ CHOSEN = "medkit's choice; neither source states it"
 COLUMNS = ["knob", "paper", "release", "run", "why"]
 
 
-class LedgerError(MedkitError):
-    """A run without run.json."""
-
-
 @dataclass(frozen=True, slots=True)
 class Knob:
     """A recipe's field in the paper and in the release, from ledger.toml, which explains the fields."""
@@ -128,8 +124,8 @@ def render(info: dict) -> str:
 
 
 def write(run_dir: str | Path) -> Path:
-    """Write ledger.md to a run's folder. Raises LedgerError if its run.json is missing."""
+    """Write ledger.md to a run's folder. Raises MedkitError if its run.json is missing."""
     info = run_json.read(Path(run_dir))
     if info is None:
-        raise LedgerError(f"{Path(run_dir) / 'run.json'} is missing; run notebook 01_stage1 first")
+        raise MedkitError(f"{Path(run_dir) / 'run.json'} is missing; run notebook 01_stage1 first")
     return storage.write_text(Path(run_dir) / "ledger.md", render(info))

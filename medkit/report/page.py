@@ -20,14 +20,11 @@ summary { cursor: pointer; color: #0072B2 } .anchor-link { display: none }
 """
 
 
-class PageError(MedkitError):
-    """The page would load something from another file or host."""
-
-
 def write_page(run_dir: str | Path) -> Path:
     """Convert a run's executed notebook 05 to report.html, without code.
 
-    Raises ResultsError if the notebook has not been executed, PageError if the page would load another file.
+    Raises ResultsError if the notebook has not been executed, MedkitError if the page would load another
+    file.
     """
     executed = nbformat.read(storage.file(run_dir, NOTEBOOK), as_version=4)
     for cell in executed.cells:  # drop printed text: file names and library warnings
@@ -43,7 +40,7 @@ def write_page(run_dir: str | Path) -> Path:
     folder = Path(run_dir)
     page = html(f"medkit report: {folder.name}", body)
     if loaded := re.search(r"<(?:script|link|iframe|object)\b|\bsrc\s*=\s*(?![\"']?data:)\S+", page):
-        raise PageError(f"report.html would load {loaded[0][:80]!r}; leave it out of notebook 05")
+        raise MedkitError(f"report.html would load {loaded[0][:80]!r}; leave it out of notebook 05")
     return storage.write_text(folder / "report.html", page)
 
 

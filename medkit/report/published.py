@@ -25,10 +25,6 @@ REPRINTED = f"{PAPER}, after Wu et al. (doi 10.1093/jamia/ocae045)"
 UNKNOWN = "not known"
 
 
-class PublishedError(MedkitError):
-    """A printed figure that is not a percentage."""
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One model's printed accuracies in percent, as strings to keep the printed decimals."""
@@ -111,11 +107,11 @@ def attainable(percent: str, n: int, decimals: int | None = None, rules=RULES) -
     """Whole counts k of n whose percentage prints as `percent` by one of `rules`, ascending.
 
     "rounded" takes a half either way. decimals: the printed precision, if trailing zeros were dropped; by
-    default that of the string. Raises PublishedError if the string is not a number in [0, 100] or has more
+    default that of the string. Raises MedkitError if the string is not a number in [0, 100] or has more
     decimals, or if n < 1.
     """
     if n < 1:
-        raise PublishedError(f"a test set of {n} questions has no accuracy; n must be at least 1")
+        raise MedkitError(f"a test set of {n} questions has no accuracy; n must be at least 1")
     value, decimals = _scaled(percent, decimals)
     scale = 100 * 10**decimals  # k/n is scale * k / n units of the last decimal; integers only
     counts = set()
@@ -149,10 +145,10 @@ def _scaled(percent: str, decimals: int | None) -> tuple[int, int]:
         value = Decimal(percent)
         printed = max(0, -int(value.as_tuple().exponent))
     except (InvalidOperation, TypeError, ValueError):
-        raise PublishedError(f"{percent!r} is not a percentage; write it as printed, e.g. '57.5'") from None
+        raise MedkitError(f"{percent!r} is not a percentage; write it as printed, e.g. '57.5'") from None
     decimals = printed if decimals is None else decimals
     if not 0 <= value <= 100 or printed > decimals:
-        raise PublishedError(f"{percent!r} is not a percentage between 0 and 100 with {decimals} decimals")
+        raise MedkitError(f"{percent!r} is not a percentage between 0 and 100 with {decimals} decimals")
     return int(value.scaleb(decimals)), decimals
 
 

@@ -45,10 +45,6 @@ SHARES = ("rows", "tokens", "supervised_tokens")  # the replay's share of stage 
 _START_FIELDS = ("dmt.handover", "dmt.optimizer_state")
 
 
-class StudyError(MedkitError):
-    """A folder without a sweep's outcomes, or outcomes without a study."""
-
-
 @dataclass(frozen=True)
 class Study:
     """The finished trials of a sweep, by arm."""
@@ -79,21 +75,21 @@ class Study:
 def read(sweep_dir: str | Path, benchmark: str = "pubmedqa") -> Study:
     """Read a sweep's finished trials. benchmark: the exam that retention is measured on.
 
-    Raises StudyError if there is no sweep, or no finished trial besides stage 1.
+    Raises MedkitError if there is no sweep, or no finished trial besides stage 1.
     """
     if benchmark not in accuracy.CHANCE:
-        raise StudyError(f"benchmark is {benchmark!r}; it must be one of {', '.join(accuracy.CHANCE)}")
+        raise MedkitError(f"benchmark is {benchmark!r}; it must be one of {', '.join(accuracy.CHANCE)}")
     folder = storage.folder(sweep_dir)
     plan = folder / "outcomes" / "sweep.json"
     if not plan.is_file():
-        raise StudyError(f"{storage.relpath(plan)} is missing; medkit sweep FILE --resume writes it")
+        raise MedkitError(f"{storage.relpath(plan)} is missing; medkit sweep FILE --resume writes it")
     planned = json.loads(plan.read_text(encoding="utf-8"))["trials"]
     finished = {
         trial["name"]: info for trial in planned if (info := run_json.read(plan.parent / trial["name"]))
     }
     trials = [info for info in finished.values() if not info["trial"]["is_stage1"]]
     if not trials:
-        raise StudyError(f"{storage.relpath(folder)} has no finished trial besides stage 1; run its sweep")
+        raise MedkitError(f"{storage.relpath(folder)} has no finished trial besides stage 1; run its sweep")
     recipe_of: dict[str, Recipe] = {}
     for info in trials:
         recipe_of.setdefault(_arm_name(info["trial"]), recipes.from_dict(info["recipe"]))

@@ -159,10 +159,11 @@ def _found(study: Study, comparisons: pd.DataFrame) -> str:
     grids = {arm: grid for arm in dose_arms(study) if (grid := study.grid(arm, "accuracy")).size}
     accuracies = [f"{100 * np.nanmean(grid.to_numpy()):.1f}%" for grid in grids.values()]
     shares = [f"{in_percent(study.arms.loc[arm, 'rows'])}%" for arm in grids]
+    style = "-style" if study.builtin else ""
     text = (
         f"**Found**: {_model(study)} answered {100 * np.nanmean(questions.to_numpy()):.1f}% of "
-        f"{questions.shape[1]:,} {title} questions correctly after stage 1 (always giving the most frequent "
-        f"answer: {in_percent(study.majority)}%)"
+        f"{questions.shape[1]:,} {title}{style} questions correctly after stage 1 (always giving the most "
+        f"frequent answer: {in_percent(study.majority)}%)"
     )
     if grids:
         text += f", and {listed(accuracies)} after a stage 2 with {listed(shares)} of its rows replayed"

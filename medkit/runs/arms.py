@@ -9,10 +9,6 @@ from medkit.recipes import Recipe
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
-class ArmError(MedkitError):
-    """An unknown arm."""
-
-
 @dataclass(frozen=True)
 class Arm:
     id: str  # in mcq/items.csv, consumer/answers.jsonl and the summaries
@@ -82,7 +78,7 @@ def is_trained(run_folder: Path, name: str) -> bool:
 
 
 def adapter_files(*names: str) -> list[str]:
-    """The adapter weights of these arms, relative to the run's folder; ArmError for an unknown arm."""
+    """The adapter weights of these arms, relative to the run's folder; MedkitError for an unknown arm."""
     if unknown := [name for name in names if name not in ARMS]:
-        raise ArmError(f"a run has no arm {unknown[0]!r}; its arms are {', '.join(ARMS)}")
+        raise MedkitError(f"a run has no arm {unknown[0]!r}; its arms are {', '.join(ARMS)}")
     return [ARMS[name].adapter for name in names if ARMS[name].folder]

@@ -16,15 +16,11 @@ INTERVAL = 15  # seconds between two power readings
 PLACEHOLDER_COUNTRY = "USA"  # codecarbon requires one; without MEDKIT_COUNTRY its CO2e is discarded
 
 
-class EnergyError(MedkitError):
-    """MEDKIT_COUNTRY is not a country code."""
-
-
 def country() -> str:
-    """MEDKIT_COUNTRY, or "" if it is not set; EnergyError unless it has three letters."""
+    """MEDKIT_COUNTRY, or "" if it is not set; MedkitError unless it has three letters."""
     code = os.environ.get("MEDKIT_COUNTRY", "").upper()
     if code and not re.fullmatch("[A-Z]{3}", code):
-        raise EnergyError(f"MEDKIT_COUNTRY={code} is not a country code; use three letters, e.g. FRA")
+        raise MedkitError(f"MEDKIT_COUNTRY={code} is not a country code; use three letters, e.g. FRA")
     return code
 
 

@@ -7,12 +7,8 @@ from pathlib import Path
 from medkit import MedkitError, first_line
 
 
-class HarnessError(MedkitError):
-    """lm-evaluation-harness, a task or its data is missing."""
-
-
 def check(tasks: str) -> None:
-    """HarnessError unless every task in `tasks` and its data can be loaded.
+    """MedkitError unless every task in `tasks` and its data can be loaded.
 
     tasks: "hellaswag,piqa", or "" for none. A name that ends in .yaml is a task file.
     """
@@ -20,7 +16,7 @@ def check(tasks: str) -> None:
     if not requested:
         return
     if importlib.util.find_spec("lm_eval") is None:
-        raise HarnessError(
+        raise MedkitError(
             f"mcq.lm_eval_tasks={tasks} needs lm-evaluation-harness, which is not installed; "
             "pip install 'medkit[bench]', or leave the tasks out"
         )
@@ -34,7 +30,7 @@ def check(tasks: str) -> None:
             close = difflib.get_close_matches(name, manager.all_tasks, n=1)
             hint = f"did you mean {close[0]}?" if close else "`lm-eval ls tasks` lists all tasks"
             kind = "file" if is_file else "lm-evaluation-harness task"
-            raise HarnessError(f"mcq.lm_eval_tasks: there is no {kind} {name!r}; {hint}")
+            raise MedkitError(f"mcq.lm_eval_tasks: there is no {kind} {name!r}; {hint}")
         _load(manager, name)
 
 
@@ -46,6 +42,6 @@ def _load(manager, name: str) -> None:
     try:
         manager.load([name])
     except Exception as error:  # raised by a task's code, `datasets` or the hub
-        raise HarnessError(
+        raise MedkitError(
             f"the task {name} of lm-evaluation-harness cannot be loaded ({first_line(error)}); leave it out"
         ) from error

@@ -29,10 +29,6 @@ bert-score papermill numpy pandas scipy statsmodels scikit-learn
 _GPU = re.compile(r"(.+?),\s*(\d+|\[.*?\]),\s*([\d.]+|\[.*?\])\s*")
 
 
-class MachineError(MedkitError):
-    """A folder that was deleted or is not writable."""
-
-
 class Memory(NamedTuple):
     total: int  # bytes
     available: int  # bytes
@@ -152,26 +148,26 @@ def _number(words: list[str]) -> int | None:
 def cache_dir() -> Path:
     """The cache for prepared data and converted models: $MEDKIT_CACHE, else ~/.cache/medkit.
 
-    Raises MachineError if there is no home folder either.
+    Raises MedkitError if there is no home folder either.
     """
     if cache := os.environ.get("MEDKIT_CACHE"):
         return Path(cache)
     try:
         return Path.home() / ".cache" / "medkit"
     except RuntimeError:
-        raise MachineError("no home folder is known; set MEDKIT_CACHE to a folder for the cache") from None
+        raise MedkitError("no home folder is known; set MEDKIT_CACHE to a folder for the cache") from None
 
 
 def working_folder() -> Path:
-    """Path.cwd(); MachineError if the folder was deleted or is not accessible."""
+    """Path.cwd(); MedkitError if the folder was deleted or is not accessible."""
     try:
         return Path.cwd()
     except OSError as error:
-        raise MachineError(f"the working folder is gone ({error.strerror}); change to another (cd)") from None
+        raise MedkitError(f"the working folder is gone ({error.strerror}); change to another (cd)") from None
 
 
 def check_writable(folder: Path, variable: str) -> None:
-    """MachineError unless `folder` is writable or can be created. Writes nothing. variable: the environment
+    """MedkitError unless `folder` is writable or can be created. Writes nothing. variable: the environment
     variable that sets another folder, for the message."""
     existing = folder.absolute()
     while not os.path.lexists(existing):
@@ -182,7 +178,7 @@ def check_writable(folder: Path, variable: str) -> None:
         reason = "is not writable"
     else:
         return
-    raise MachineError(f"{existing} {reason}; set {variable} to a writable folder")
+    raise MedkitError(f"{existing} {reason}; set {variable} to a writable folder")
 
 
 def free_disk(*folders: Path) -> int:

@@ -16,10 +16,6 @@ PARTS = ("adapter_model.safetensors", OPTIMIZER, "scheduler.pt", "rng_state", "t
 PARTS += ("meter.json", "loss.csv")
 
 
-class CheckpointError(MedkitError):
-    """Training cannot be resumed from a checkpoint."""
-
-
 @contextmanager
 def atomic_folder(folder: Path):
     """Yield a temporary folder and rename it to `folder` if the block ends without an error."""
@@ -47,7 +43,7 @@ def publish(written: Path, folder: Path, identity: dict | None) -> None:
 def find_resumable(folder: Path, identity: dict | None, report=print) -> Path | None:
     """The newest complete checkpoint in `folder`; None if there are no checkpoints.
 
-    Damaged checkpoints are skipped and passed to `report`, one line each. Raises CheckpointError if all are
+    Damaged checkpoints are skipped and passed to `report`, one line each. Raises MedkitError if all are
     damaged, or if the newest complete one was written with another `identity`.
     """
     skipped = []
@@ -58,7 +54,7 @@ def find_resumable(folder: Path, identity: dict | None, report=print) -> Path | 
         skipped.append(f"{path.name} is skipped: {damage}")
         report(skipped[-1])
     if skipped:
-        raise CheckpointError(
+        raise MedkitError(
             f"no checkpoint is complete ({skipped[0]}); restore it, or remove {folder.name}/ of "
             f"{folder.parent.name} to train from the start"
         )
@@ -102,12 +98,12 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _check_identity(path: Path, identity: dict | None) -> None:
-    """CheckpointError naming the first field in which the checkpoint differs from `identity`."""
+    """MedkitError naming the first field in which the checkpoint differs from `identity`."""
     saved = (_read_marker(path) or {}).get("identity") or {}
     current = json.loads(json.dumps(identity or {}))  # turns tuples into lists, like the saved ones
     for field in sorted(saved.keys() | current.keys()):
         if saved.get(field) != current.get(field):
-            raise CheckpointError(
+            raise MedkitError(
                 f"{path.name} was written with {field}={saved.get(field)!r}, this run has "
                 f"{current.get(field)!r}; resume with the same settings or start a new run"
             )

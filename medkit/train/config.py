@@ -7,9 +7,10 @@ import copy
 import json
 from pathlib import Path
 
+from medkit import MedkitError
 from medkit.recipes import TrainSpec
 from medkit.train import cpu
-from medkit.train.metrics import TrainerError, processes
+from medkit.train.metrics import processes
 
 WRITING = ".writing"  # in a stage's checkpoints/: where Transformers writes a checkpoint before `publish`
 STRATEGIES = {"isolated": "bfd", "wrapped": "wrapped", "off": "bfd"}  # TrainSpec.packing -> TRL's name
@@ -49,7 +50,7 @@ def sft_config(spec: TrainSpec, *, max_length: int, folder: Path | None = None):
     """The trl.SFTConfig of one stage, for `fit`. Fields that are not in FIXED may be changed.
 
     max_length: tokens per row, the recipe's model.max_length. folder: the stage's folder in the run; `fit`
-    sets it otherwise. Raises TrainerError if the processes cannot divide the recipe's batch evenly.
+    sets it otherwise. Raises MedkitError if the processes cannot divide the recipe's batch evenly.
     """
     from medkit.train.models import unsloth
 
@@ -58,7 +59,7 @@ def sft_config(spec: TrainSpec, *, max_length: int, folder: Path | None = None):
 
     world_size = processes()
     if spec.accumulation % world_size:
-        raise TrainerError(
+        raise MedkitError(
             f"{world_size} processes cannot share accumulation={spec.accumulation} evenly; start a number "
             "that divides it, or set batch_size and accumulation to values with the same product"
         )
@@ -101,17 +102,17 @@ def sft_config(spec: TrainSpec, *, max_length: int, folder: Path | None = None):
 def for_fit(config, spec: TrainSpec, *, max_length: int, folder: Path):
     """A copy of `config`, or of the recipe's config if it is None, that writes into `folder`.
 
-    Raises TrainerError if a field in FIXED was changed.
+    Raises MedkitError if a field in FIXED was changed.
     """
     default = sft_config(spec, max_length=max_length)
     config = copy.copy(default if config is None else config)
     for name, (expected, value) in _differences(default, config).items():
         if name in FIXED and not (name == "output_dir" and Path(value).parent == folder / "checkpoints"):
-            raise TrainerError(f"config.{name} was changed from {expected!r} to {value!r}: {FIXED[name]}")
+            raise MedkitError(f"config.{name} was changed from {expected!r} to {value!r}: {FIXED[name]}")
     config.output_dir = str(folder / "checkpoints" / WRITING)
     config.run_name = config.run_name or f"{folder.parent.name}-{folder.name}"  # for a tracker
     if config.world_size != processes():
-        raise TrainerError(f"WORLD_SIZE is {processes()} and {config.world_size} processes train; unset it")
+        raise MedkitError(f"WORLD_SIZE is {processes()} and {config.world_size} processes train; unset it")
     return config
 
 

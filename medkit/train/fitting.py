@@ -59,8 +59,8 @@ def fit(
 
     train, validation: datasets of tokenization.prepare. config: from config.sft_config, possibly changed;
     None for the stage's. identity: fields that a checkpoint must match to be resumed from, in addition to the
-    configuration. optimizer_state: stage 1's optimizer.pt, to start with its moments. Raises TrainerError
-    (fixed field changed, packing off, out of memory or disk), CheckpointError, and Stopped after SIGTERM.
+    configuration. optimizer_state: stage 1's optimizer.pt, to start with its moments. Raises MedkitError
+    (fixed field changed, packing off, out of memory or disk, no usable checkpoint) and Stopped after SIGTERM.
     """
     from medkit.train import trainer  # imports unsloth and trl
 

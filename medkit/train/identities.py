@@ -12,15 +12,11 @@ from medkit.runs import storage
 SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
-class IdentityError(MedkitError):
-    """A model that is neither a folder nor in the hub's cache."""
-
-
 def of_model(model: str | Path, adapter: str | Path = "", revision: str = "main") -> str:
     """A sha256 of weights, configuration and tokenizer, used as the key of the model's answers.
 
     model, adapter: a folder, hashed file by file, or a hub id, identified by the commit of `revision` in the
-    local cache. Raises IdentityError if it is neither.
+    local cache. Raises MedkitError if it is neither.
     """
     parts = [_describe(model, revision), *([_describe(adapter, "main")] if str(adapter) else [])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -50,7 +46,7 @@ def _describe(model: str | Path, revision: str) -> dict[str, str] | str:
     if folder.is_dir():
         files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
         if not files:
-            raise IdentityError(f"{folder} contains no model; use a Hugging Face model or adapter folder")
+            raise MedkitError(f"{folder} contains no model; use a Hugging Face model or adapter folder")
         return {file.name: _digest(file) for file in files}
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -60,6 +56,6 @@ def _describe(model: str | Path, revision: str) -> dict[str, str] | str:
             cached = try_to_load_from_cache(str(model), name, revision=revision)
             if isinstance(cached, str):
                 return f"{model}@{Path(cached).parent.name}"
-    raise IdentityError(
+    raise MedkitError(
         f"{model} is neither a folder nor a model in the hub's cache; check the name, or load it first"
     )

@@ -19,15 +19,11 @@ from medkit.train.checkpoints import atomic_folder
 SHARD_BYTES = 2_000_000_000  # per file; the merge needs this much memory in addition to the model
 
 
-class MergeError(MedkitError):
-    """A model or adapter that cannot be merged into 16-bit weights, or a disk without enough space."""
-
-
 def merge_adapter(model, tokenizer, folder: str | Path) -> None:
     """Write `model` (a PeftModel, base in 4 or 16 bit) with its active adapter merged, and the tokenizer.
 
     `folder` appears only when it is complete. The safetensors files have up to SHARD_BYTES each, and only one
-    file's tensors are in memory at a time. The model is not changed. Raises MergeError as `check_merge` does.
+    file's tensors are in memory at a time. The model is not changed. Raises MedkitError, like `check_merge`.
     """
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
@@ -56,12 +52,12 @@ def merge_adapter(model, tokenizer, folder: str | Path) -> None:
 
 
 def check_merge(model, folder: str | Path) -> None:
-    """MergeError if `model` cannot be merged into plain 16-bit weights or the disk has no space for them.
+    """MedkitError if `model` cannot be merged into plain 16-bit weights or the disk has no space for them.
     Computes no weights, so that a stage can check it before training."""
     size = sum(shape.numel() for shape, _ in _tensors(model).values()) * _dtype(model).itemsize
     free = machine.free_disk(Path(folder))
     if free < size:
-        raise MergeError(
+        raise MedkitError(
             f"the merged model takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room, or set "
             "dmt.handover=continue"
         )
@@ -118,7 +114,7 @@ def _tensors(model) -> dict[str, tuple]:
             is_float = weight.is_floating_point() and weight.element_size() > 1
             if not is_float and getattr(weight, "quant_state", None) is None:
                 dtype = str(weight.dtype).partition(".")[2]
-                raise MergeError(f"{name} has {dtype} weights; an adapter cannot be merged into them")
+                raise MedkitError(f"{name} has {dtype} weights; an adapter cannot be merged into them")
             tensors[name] = _shape(weight), partial(_dequantized, weight)
     for name, module in base.named_modules():
         for buffer_name, buffer in module.named_buffers(recurse=False):
@@ -128,7 +124,7 @@ def _tensors(model) -> dict[str, tuple]:
 
 
 def _lora_layers(base) -> dict:
-    """Name -> LoRA layer; MergeError for any other kind of adapter."""
+    """Name -> LoRA layer; MedkitError for any other kind of adapter."""
     from peft.tuners.lora import Linear
     from peft.tuners.lora.bnb import Linear4bit
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -139,7 +135,7 @@ def _lora_layers(base) -> dict:
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             is_linear = isinstance(module, (Linear, Linear4bit))
             if not is_linear or module.lora_variant or any(module.lora_bias.values()):
-                raise MergeError(
+                raise MedkitError(
                     f"{name} is adapted by {type(module).__name__}; only LoRA on linear layers can be merged"
                 )
             layers[name] = module

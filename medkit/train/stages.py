@@ -25,7 +25,7 @@ def _builtin(part: str) -> tuple[Path, tempfile.TemporaryDirectory]:
 def load_source(run: Run, name: str, part: str, progress: bool = True) -> sources.Loaded:
     """Load one part of a source, up to the recipe's limit, and record its hashes in run.json.
 
-    name: a source, or "dialogues" for stage 2's. Raises SourceError, and ResultsError if a file has changed
+    name: a source, or "dialogues" for stage 2's. Raises MedkitError, and ResultsError if a file has changed
     since the run started.
     """
     data = run.recipe.data
@@ -63,7 +63,7 @@ def mix_stage2(
 def read_records(run: Run, arm: str) -> Records:
     """The records of one arm ("stage1", "stage2", "stage2_noreplay").
 
-    Raises SourceError, MixtureError, and ResultsError if a file has changed since the run started.
+    Raises MedkitError for unusable or too few rows, ResultsError if a file has changed since the run started.
     """
     loaded = load_exams(run, "train")
     stage1 = mix_stage1(run.recipe, {name: source.by_row() for name, source in loaded.items()})
@@ -144,7 +144,7 @@ def load_base(run: Run, stage: str):
 def begin_adapter(run: Run, stage: str, model) -> None:
     """Initialize the model's new adapter. With handover `continue`, stage 2 starts from stage 1's adapter.
 
-    With handover `merge`, raises MergeError before stage 1 is trained, if the model cannot be merged later.
+    With handover `merge`, raises MedkitError before stage 1 is trained, if the model cannot be merged later.
     """
     recipe = run.recipe
     if stage == "stage2" and recipe.dmt.handover == "continue":

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from medkit import first_line
+from medkit import MedkitError, first_line
 from medkit.prompts import IGNORED
 from medkit.recipes import TrainSpec
 from medkit.runs import loss, storage
 from medkit.train import batches, checkpoints, cpu, models
-from medkit.train.metrics import Meter, TrainerError, any_process
+from medkit.train.metrics import Meter, any_process
 
 models.unsloth()  # must precede transformers and trl
 from transformers import PrinterCallback, TrainerCallback, TrainerState  # noqa: E402
@@ -55,7 +55,7 @@ class StageTrainer(SFTTrainer):
 
     engine: splits batches into passes; identity: saved in checkpoints; checkpoint: the checkpoint to resume
     from, or None; stop: whether SIGTERM has arrived; replay_token_share, optimizer_state: see fitting.fit.
-    Raises TrainerError if the libraries turned packing off.
+    Raises MedkitError if the libraries turned packing off.
     """
 
     _signature_columns: list[str]  # defined by Trainer: the dataset columns to keep
@@ -82,7 +82,7 @@ class StageTrainer(SFTTrainer):
         self.checkpoints_folder, self.optimizer_state = Path(config.output_dir).parent, optimizer_state
         self.replay_weight = batches.replay_weight(train, replay_token_share, stage.loss_on)
         if self.replay_weight != 1 and (config.loss_type != "nll" or config.label_smoothing_factor):
-            raise TrainerError(
+            raise MedkitError(
                 "dmt.replay_token_share requires the default loss; do not change config.loss_type or "
                 "config.label_smoothing_factor"
             )
@@ -131,13 +131,13 @@ class StageTrainer(SFTTrainer):
     def _check_packing(self, packed: bool) -> None:
         # Unsloth may have turned it off in the configuration.
         if packed and not (self.args.packing and self.data_collator.padding_free):
-            raise TrainerError("the libraries turned packing off; set packing=off")
+            raise MedkitError("the libraries turned packing off; set packing=off")
         self.data_collator.torch_call = batches.collate_with_marks(self.data_collator.torch_call)
         if self.engine.padding_free:  # Unsloth turned it off
             self.data_collator.padding_free = True
 
     def run(self) -> None:
-        """Train to the end, or to a checkpoint after SIGTERM. Raises TrainerError if memory runs out."""
+        """Train to the end, or to a checkpoint after SIGTERM. Raises MedkitError if memory runs out."""
         checkpoint = self.checkpoint
         try:
             if checkpoint and checkpoints.finished(checkpoint):  # the trainer would do one more step
@@ -155,7 +155,7 @@ class StageTrainer(SFTTrainer):
                 raise
             rows = self.args.per_device_train_batch_size
             pass_size, fix = self.engine.out_of_memory(rows, self.args.max_length)
-            raise TrainerError(
+            raise MedkitError(
                 f"out of memory at step {self.state.global_step + 1}: {pass_size} per pass; {fix} (the same "
                 "updates), or set gradient_checkpointing=true"
             ) from error
@@ -293,7 +293,7 @@ class StageTrainer(SFTTrainer):
             last = checkpoints.newest_complete(self.checkpoints_folder)
             reason = getattr(error, "strerror", None) or first_line(error)
             fix = "free space and resume" + (f" from {last.name}" if last else "")
-            raise TrainerError(f"{name} could not be written ({reason}); {fix}") from error
+            raise MedkitError(f"{name} could not be written ({reason}); {fix}") from error
         self.accelerator.wait_for_everyone()
 
     def create_model_card(self, *args, **kwargs):
@@ -338,7 +338,7 @@ class StepLog(TrainerCallback):
             return
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise TrainerError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
+                raise MedkitError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
             self.write()
             self.row = {"step": step, "epoch": logs["epoch"], "train_loss": logs["loss"]}
             self.row |= {"learning_rate": logs["learning_rate"], **self.metrics}
@@ -356,7 +356,7 @@ class StepLog(TrainerCallback):
                 with self.path.open("a", newline="", encoding="utf-8") as file:
                     file.write(loss.format_row(self.row))
             except OSError as error:
-                raise TrainerError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
+                raise MedkitError(f"cannot write {self.path.name} ({error.strerror}); free space") from error
         self.row = {}
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -368,14 +368,14 @@ class StepLog(TrainerCallback):
 def carry_over(optimizer, file: Path) -> None:
     """Load the moments in `file`, a checkpoint's optimizer.pt, into `optimizer`.
 
-    Raises TrainerError if they belong to another model or type of optimizer.
+    Raises MedkitError if they belong to another model or type of optimizer.
     """
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)["state"]
         sizes = {i: state.get("exp_avg", state.get("state1")).numel() for i, state in saved.items()}
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise TrainerError(f"{file} cannot be read ({first_line(error)}); train stage 1 again") from None
+        raise MedkitError(f"{file} cannot be read ({first_line(error)}); train stage 1 again") from None
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     if sizes != {i: weight.numel() for i, weight in enumerate(weights)}:
-        raise TrainerError(f"{file} is the state of another adapter's optimizer; train stage 1 again")
+        raise MedkitError(f"{file} is the state of another adapter's optimizer; train stage 1 again")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": saved})

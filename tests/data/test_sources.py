@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medkit import MedkitError
 from medkit.data import converters
 from medkit.data.files import read_rows
-from medkit.data.formats import SourceError, data_files
+from medkit.data.formats import data_files
 from medkit.data.sources import SOURCES, load
 from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
 from medkit.records import Dialogue, MCQItem, RecordError, Turn
@@ -87,7 +88,7 @@ def medmcqa(n, base):
 
 
 def refused(data_dir, name, part="train") -> str:
-    with pytest.raises(SourceError) as error:
+    with pytest.raises(MedkitError) as error:
         load(name, part, data_dir, progress=False)
     message = str(error.value)
     assert "\n" not in message

@@ -7,6 +7,7 @@ import chat_templates
 import pytest
 import torch
 
+from medkit import MedkitError
 from medkit.__main__ import main
 from medkit.deliver import chat
 from medkit.evaluate import generation
@@ -46,9 +47,9 @@ def test_every_model_answers_as_it_does_when_it_is_evaluated():
 
 def test_what_is_no_question_is_refused():
     run, team = chat.open_run("tiny")
-    with pytest.raises(chat.ChatError, match="the question is empty"):
+    with pytest.raises(MedkitError, match="the question is empty"):
         chat.ask(run, team, " \n")
-    with pytest.raises(chat.ChatError, match="shorten it"):
+    with pytest.raises(MedkitError, match="shorten it"):
         chat.ask(run, team, "ache " * 2000)
 
 

@@ -12,6 +12,7 @@ import chat_templates
 import pytest
 import tiny_run
 
+from medkit import MedkitError
 from medkit.__main__ import main
 from medkit.deliver import export
 from medkit.evaluate.letter_scoring import Outcome
@@ -117,7 +118,7 @@ def test_what_cannot_begin_is_one_line(monkeypatch, capsys, arguments, said):
 def test_q4_needs_its_tool(monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: types.ModuleType(name))
     monkeypatch.setattr(export.shutil, "which", lambda name: None)
-    with pytest.raises(export.ExportError, match="llama-quantize"):
+    with pytest.raises(MedkitError, match="llama-quantize"):
         export.check_tools("q4_k_m")
 
 

@@ -369,7 +369,7 @@ def test_rescaling(scorer):
 def test_minilm_knows_what_is_alike():
     try:
         smollm2.minilm_folder()
-    except smollm2.ModelNotInstalled as error:
+    except MedkitError as error:
         pytest.skip(str(error))
     scorer = Scorer("minilm", 6)
     assert (scorer.name, scorer.limit) == ("all-MiniLM-L6-v2", 512)

@@ -11,11 +11,10 @@ from conftest import make_tiny_llama
 from medkit import MedkitError, evaluate
 from medkit.evaluate import lineup
 from medkit.runs import run_json, storage
-from medkit.runs.arms import ARMS, ArmError
+from medkit.runs.arms import ARMS
 from medkit.runs.storage import ResultsError
 from medkit.train import adapters, models
 from medkit.train.adapters import AdapterError
-from medkit.train.models import TrainingError
 
 PROMPT = list(range(40, 60))
 STUDIED = [arm for arm in ARMS.values() if arm.id != "relearned"]
@@ -194,7 +193,7 @@ def test_an_adapter_on_the_output_layer_is_refused_on_a_gpu(run, tiny_llama_fold
     with models.for_inference(adapted):
         pass
     monkeypatch.setattr(models.cpu, "on_gpu", lambda: True)
-    with pytest.raises(TrainingError, match="acts on lm_head"), models.for_inference(adapted):
+    with pytest.raises(MedkitError, match="acts on lm_head"), models.for_inference(adapted):
         pass
 
 
@@ -274,7 +273,7 @@ def test_a_missing_arm_names_the_notebook(run, tmp_path, monkeypatch):
         ResultsError, match=r"stage2_noreplay.* is missing; run notebook 02_stage2 with replay"
     ):
         lineup.of_run(empty, ["control"])  # asked for by name
-    with pytest.raises(ArmError, match=r"no arm 'med_mix'; its arms are base, med-mix"):
+    with pytest.raises(MedkitError, match=r"no arm 'med_mix'; its arms are base, med-mix"):
         lineup.of_run(empty, ["med_mix"])
 
 
@@ -288,7 +287,7 @@ def test_any_of_a_runs_arms_alone(run, tmp_path, monkeypatch):
         assert list(begin("one", arms=" med-nirvana, base ")[1].members) == ["med-nirvana", "base"]
         with pytest.raises(ResultsError, match=r"stage1/adapter.* is missing; run notebook 01_stage1 first"):
             begin("one", arms="base,med-mix")
-        with pytest.raises(ArmError, match="no arm 'mixed'"):
+        with pytest.raises(MedkitError, match="no arm 'mixed'"):
             begin("one", arms="mixed")
     with pytest.raises(ResultsError, match="stage1/adapter"):
         evaluate.begin_exams("one")

@@ -14,7 +14,7 @@ import pytest
 
 from medkit import MedkitError
 from medkit.pipeline import notebooks, runner
-from medkit.pipeline.notebooks import NotebookError, check_parameters
+from medkit.pipeline.notebooks import check_parameters
 from medkit.pipeline.runner import RunFailed, Step
 from medkit.pipeline.status import Status
 from medkit.runs import run_json, storage
@@ -111,7 +111,7 @@ def test_an_unrun_cell_is_found_whatever_the_metadata_say():
     ],
 )
 def test_parameters_are_checked_by_name_and_type(tmp_path, values, said):
-    with pytest.raises(NotebookError) as refused:
+    with pytest.raises(MedkitError) as refused:
         check_parameters(notebook(tmp_path / "nb.ipynb"), values)
     assert said in str(refused.value)
 
@@ -124,17 +124,17 @@ def test_parameters_that_fit(tmp_path):
         path, {"run_dir": "results/x", "n": 3, "share": 3e-4, "replay": False, "limit": None, "plain": 4}
     )
     check_parameters(path, {"share": 1, "limit": 5})  # a whole number is a float
-    with pytest.raises(NotebookError, match="plain='4' is str, not int"):
+    with pytest.raises(MedkitError, match="plain='4' is str, not int"):
         check_parameters(path, {"plain": "4"})
 
 
 def test_a_notebook_without_parameters_or_none_at_all(tmp_path):
-    with pytest.raises(NotebookError, match="tag its parameters cell"):
+    with pytest.raises(MedkitError, match="tag its parameters cell"):
         check_parameters(notebook(tmp_path / "nb.ipynb", tag="other"), {"n": 1})
-    with pytest.raises(NotebookError, match="is not in"):
+    with pytest.raises(MedkitError, match="is not in"):
         check_parameters(tmp_path / "absent.ipynb", {})
     (tmp_path / "broken.ipynb").write_text("{")
-    with pytest.raises(NotebookError, match="is not a notebook"):
+    with pytest.raises(MedkitError, match="is not a notebook"):
         check_parameters(tmp_path / "broken.ipynb", {})
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import CHAT_TEMPLATE, make_tiny_llama, make_tokenizer
 from tokenizers import normalizers
 
-from medkit import prompts, recipes
+from medkit import MedkitError, prompts, recipes
 from medkit.__main__ import main
 from medkit.preflight import checks as preflight
 from medkit.preflight import estimate, findings
@@ -518,7 +518,7 @@ def test_real_rows(real_data, tokenizer, tmp_path):
 
 def test_show_raises_what_failed_in_one_line(capsys):
     checks = [Check("one", "pass", "fine"), Check("two", "fail", "it is broken", "fix it")]
-    with pytest.raises(findings.PreflightError, match=r"^two: it is broken; fix it$"):
+    with pytest.raises(MedkitError, match=r"^two: it is broken; fix it$"):
         findings.show(checks)
     findings.show(checks[:1])
     assert "fine" in capsys.readouterr().out

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from medkit import recipes
+from medkit import MedkitError, recipes
 from medkit.report import ledger
 from medkit.runs import run_json, storage
 
@@ -95,7 +95,7 @@ def test_write(tmp_path):
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
     assert r"<\|im_start\|>" in page
-    with pytest.raises(ledger.LedgerError, match="run notebook 01_stage1 first"):
+    with pytest.raises(MedkitError, match="run notebook 01_stage1 first"):
         ledger.write(tmp_path / "absent")
 
 

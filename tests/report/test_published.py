@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medkit import MedkitError
 from medkit.report import published
 
 
@@ -41,19 +42,19 @@ def test_attainable_at_the_ends():
     assert published.attainable("0", 10) == [0]
     assert published.attainable("100", 10) == [10]
     assert published.attainable("50", 1) == []  # one question is right or wrong
-    with pytest.raises(published.PublishedError, match="0 questions"):
+    with pytest.raises(MedkitError, match="0 questions"):
         published.attainable("50", 0)
 
 
 @pytest.mark.parametrize("bad", ["", "abc", "101", "-1", "nan", "12,5", None])
 def test_no_percentage_is_refused_in_one_line(bad):
-    with pytest.raises(published.PublishedError) as refusal:
+    with pytest.raises(MedkitError) as refusal:
         published.attainable(bad, 100)
     assert "\n" not in str(refusal.value) and repr(bad) in str(refusal.value)
 
 
 def test_more_decimals_than_the_table_prints_is_refused():
-    with pytest.raises(published.PublishedError, match="with 1 decimals"):
+    with pytest.raises(MedkitError, match="with 1 decimals"):
         published.attainable("57.55", 1273, decimals=1)
 
 

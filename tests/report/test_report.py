@@ -14,7 +14,6 @@ import pytest
 from medkit import MedkitError, report
 from medkit.evaluate import accuracy
 from medkit.report import consistency, figures, markdown, training
-from medkit.report.consistency import ReportError
 from medkit.runs import run_json, storage
 from medkit.runs.arms import ARMS
 
@@ -92,7 +91,7 @@ def test_a_control_arm_of_an_earlier_stage_1_that_was_not_evaluated_is_not_the_r
     """As where notebooks 01 to 05 are run once in a finished demo."""
     for hour, name in enumerate((*consistency.STAGES, *consistency.EVALUATIONS), 10):
         run.info["notebooks"][name]["started"] = f"2026-01-01T{hour}:00:00+00:00"
-    with pytest.raises(ReportError, match="run 02_stage2_noreplay again too"):
+    with pytest.raises(MedkitError, match="run 02_stage2_noreplay again too"):
         consistency.check(run)
     del run.info["notebooks"]["03_mcq_eval"]["models"]["control"]
     one_model_less(run)
@@ -163,7 +162,7 @@ def other_replay(run):
 )
 def test_parts_that_do_not_belong_together_are_refused(run, spoil, said):
     spoil(run)
-    with pytest.raises(ReportError, match=said) as caught:
+    with pytest.raises(MedkitError, match=said) as caught:
         consistency.check(run)
     assert "\n" not in str(caught.value)
 
@@ -313,15 +312,15 @@ def test_further_runs_of_other_seeds_are_folded_in(run):
 
 def test_runs_that_are_no_other_seeds_are_not_folded_in(run):
     again(run, "same")
-    with pytest.raises(ReportError, match="same has the same seeds as another run; leave one of them out"):
+    with pytest.raises(MedkitError, match="same has the same seeds as another run; leave one of them out"):
         consistency.with_seeds(run, "same")
     again(run, "other", stage1=1)
     info = json.loads((run.folder.parent / "other" / "run.json").read_text())
     info["recipe"]["lora"]["r"] = 8
     storage.write_json(run.folder.parent / "other" / "run.json", info)
-    with pytest.raises(ReportError, match=r"other differs in lora\.r \(8, in this run 16\)"):
+    with pytest.raises(MedkitError, match=r"other differs in lora\.r \(8, in this run 16\)"):
         consistency.with_seeds(run, "other")
-    with pytest.raises(ReportError, match="nothing is not a complete run"):
+    with pytest.raises(MedkitError, match="nothing is not a complete run"):
         consistency.with_seeds(run, "nothing")
 
 

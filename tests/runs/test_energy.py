@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from medkit import MedkitError
 from medkit.runs import energy, run_json
 
 
@@ -59,7 +60,7 @@ def test_without_codecarbon_nothing_is_measured(monkeypatch):
 @pytest.mark.parametrize("given", ["France", "F1A", "FR"])
 def test_a_country_that_is_none_is_refused_before_a_run_begins(monkeypatch, given):
     monkeypatch.setenv("MEDKIT_COUNTRY", given)
-    with pytest.raises(energy.EnergyError, match="three letters"):
+    with pytest.raises(MedkitError, match="three letters"):
         run_json.describe("cpu")
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medkit import MedkitError
 from medkit.runs import machine
-from medkit.runs.machine import MachineError
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(MachineError, match=r"the working folder is gone .*; change to another"):
+    with pytest.raises(MedkitError, match=r"the working folder is gone .*; change to another"):
         machine.working_folder()
 
 
@@ -216,7 +216,7 @@ def test_no_home_folder(monkeypatch):
 
     monkeypatch.delenv("MEDKIT_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", classmethod(none))
-    with pytest.raises(MachineError, match="set MEDKIT_CACHE"):
+    with pytest.raises(MedkitError, match="set MEDKIT_CACHE"):
         machine.cache_dir()
 
 
@@ -226,16 +226,16 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "file/below", "dangling", "dangling/below"):
-        with pytest.raises(MachineError, match=r"is not a folder; set MEDKIT_RESULTS to a writable folder"):
+        with pytest.raises(MedkitError, match=r"is not a folder; set MEDKIT_RESULTS to a writable folder"):
             machine.check_writable(tmp_path / name, "MEDKIT_RESULTS")
     # As on a file system mounted read-only, for root too.
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    with pytest.raises(MachineError, match=f"{tmp_path} is not writable; set MEDKIT_CACHE"):
+    with pytest.raises(MedkitError, match=f"{tmp_path} is not writable; set MEDKIT_CACHE"):
         machine.check_writable(tmp_path / "new", "MEDKIT_CACHE")
 
 
 @pytest.mark.skipif(os.geteuid() == 0 or sys.platform == "win32", reason="root writes anywhere")
 def test_a_folder_of_somebody_elses(tmp_path):
     tmp_path.chmod(0o555)
-    with pytest.raises(MachineError, match="is not writable"):
+    with pytest.raises(MedkitError, match="is not writable"):
         machine.check_writable(tmp_path / "new", "MEDKIT_CACHE")

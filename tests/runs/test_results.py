@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medkit import recipes
+from medkit import MedkitError, recipes
 from medkit.runs import machine, run_json, storage
 from medkit.runs.storage import ResultsError
 
@@ -259,7 +259,7 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
         monkeypatch.delenv("MEDKIT_RESULTS", raising=False)
         if root:
             monkeypatch.setenv("MEDKIT_RESULTS", root)
-        with pytest.raises(machine.MachineError, match="the working folder is gone"):
+        with pytest.raises(MedkitError, match="the working folder is gone"):
             run_json.begin("try", "01_stage1", "cpu")
     assert storage.relpath(tmp_path) == str(tmp_path)  # a message that names a path is still made
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medkit import MedkitError
 from medkit.train import checkpoints
-from medkit.train.checkpoints import CheckpointError
 
 IDENTITY = {
     "seed": 0,
@@ -90,7 +90,7 @@ def test_a_missing_part_is_named(tmp_path, part):
     assert part.removesuffix(".pth") in line and "is missing" in line
     shutil.rmtree(tmp_path / "checkpoint-6")
     with pytest.raises(
-        CheckpointError, match=rf"no checkpoint is complete.*{part.removesuffix('.pth')}.* is missing"
+        MedkitError, match=rf"no checkpoint is complete.*{part.removesuffix('.pth')}.* is missing"
     ):
         newest(tmp_path)
 
@@ -98,7 +98,7 @@ def test_a_missing_part_is_named(tmp_path, part):
 def test_a_part_that_was_never_saved_is_missed_too(tmp_path):
     """An optimizer that was not saved leaves a marker that says nothing of it."""
     write(tmp_path, 6, files={name: text for name, text in FILES.items() if name != "optimizer.pt"})
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing"):
+    with pytest.raises(MedkitError, match=r"optimizer\.pt is missing"):
         newest(tmp_path)
 
 
@@ -141,7 +141,7 @@ def test_any_changed_byte_is_noticed(tmp_path_factory, data):
     content = bytearray(path.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{path.name} has changed since it was written"):
+    with pytest.raises(MedkitError, match=f"{path.name} has changed since it was written"):
         newest(folder)
 
 
@@ -158,19 +158,17 @@ def test_any_changed_byte_is_noticed(tmp_path_factory, data):
 )
 def test_another_run_is_refused_by_the_field(tmp_path, field, value):
     write(tmp_path, 6)
-    with pytest.raises(
-        CheckpointError, match=f"checkpoint-6 was written with {field}=.*this run has"
-    ) as refusal:
+    with pytest.raises(MedkitError, match=f"checkpoint-6 was written with {field}=.*this run has") as refusal:
         newest(tmp_path, IDENTITY | {field: value})
     assert "\n" not in str(refusal.value)
-    with pytest.raises(CheckpointError, match=field):  # a field that only one of the two knows
+    with pytest.raises(MedkitError, match=field):  # a field that only one of the two knows
         newest(tmp_path, {name: own for name, own in IDENTITY.items() if name != field})
 
 
 def test_a_run_of_another_identity_is_refused_though_an_older_one_would_fit(tmp_path):
     write(tmp_path, 6)
     write(tmp_path, 9, IDENTITY | {"seed": 5})
-    with pytest.raises(CheckpointError, match="checkpoint-9 was written with seed=5, this run has 0"):
+    with pytest.raises(MedkitError, match="checkpoint-9 was written with seed=5, this run has 0"):
         newest(tmp_path)
 
 

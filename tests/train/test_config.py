@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import tiny_run
 
+from medkit import MedkitError
 from medkit import train as training
-from medkit.train import checkpoints, config, fitting, models
-from medkit.train.metrics import TrainerError
+from medkit.train import config, fitting, models
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_callers_configuration_is_left_as_it_is(tmp_path):
     ],
 )
 def test_a_changed_field_that_fit_depends_on_is_refused_by_its_name(tmp_path, changes, named):
-    with pytest.raises(TrainerError, match=rf"config\.{named}") as refused:
+    with pytest.raises(MedkitError, match=rf"config\.{named}") as refused:
         for_fit(tmp_path, made(**changes))
     assert "\n" not in str(refused.value)
 
@@ -112,9 +112,7 @@ def test_a_changed_field_is_what_is_trained_with_and_another_is_refused_on_resum
     assert [float(line[rate]) for line in log[2:]] == [0.004, 0.002]
     assert done.config["adam_beta2"] == 0.95 and done.config["learning_rate"] == 0.004
     ours.learning_rate = 0.003
-    with pytest.raises(
-        checkpoints.CheckpointError, match=r"trainer\.learning_rate=0\.004, this run has 0\.003"
-    ):
+    with pytest.raises(MedkitError, match=r"trainer\.learning_rate=0\.004, this run has 0\.003"):
         fit(base, tmp_path, ours, resume=True)
     ours.learning_rate, ours.eval_steps = 0.004, 1  # not what training depends on
     assert fit(base, tmp_path, ours, resume=True).resumed_from == 2

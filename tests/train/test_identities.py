@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from medkit import MedkitError
 from medkit.train import identities
 
 
@@ -49,6 +50,6 @@ def test_identity_of_a_hub_model_is_the_commit_of_its_revision(tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["no/such-model", "not a name at all", "."])
 def test_identity_of_nothing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(identities.IdentityError) as error:
+    with pytest.raises(MedkitError) as error:
         identities.of_model(name)
     assert "\n" not in str(error.value)

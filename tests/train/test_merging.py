@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from medkit import recipes
+from medkit import MedkitError, recipes
 from medkit.preflight import checks as preflight
 from medkit.preflight import estimate
 from medkit.recipes import ModelSpec
 from medkit.runs import run_json, storage
 from medkit.train import merging, models, stages
-from medkit.train.merging import MergeError
 
 NAMES = [
     f"model.layers.{layer}.{part}_proj"
@@ -147,7 +146,7 @@ def test_files_of_any_size_hold_the_same_tensors(shard, tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:.*has no bias")
 def test_an_adapter_that_is_not_plain_lora_is_named(tmp_path, other, named):
     model = get_peft_model(make_tiny_llama()[0], other)
-    with pytest.raises(MergeError, match=rf"{named}.*; only LoRA on linear layers can be merged"):
+    with pytest.raises(MedkitError, match=rf"{named}.*; only LoRA on linear layers can be merged"):
         merging.check_merge(model, tmp_path / "merged")
 
 
@@ -156,7 +155,7 @@ def test_weights_that_do_not_merge_are_named(tmp_path):
     model = get_peft_model(net, LoraConfig(target_modules=["q_proj"]))
     norm = net.model.norm
     norm.weight = torch.nn.Parameter(norm.weight.data.to(torch.int8), requires_grad=False)
-    with pytest.raises(MergeError, match=r"model\.norm\.weight has int8 weights"):
+    with pytest.raises(MedkitError, match=r"model\.norm\.weight has int8 weights"):
         merging.check_merge(model, tmp_path / "merged")
 
 
@@ -166,7 +165,7 @@ def test_a_full_disk_is_told_before_the_stage(base, tmp_path, monkeypatch):
     size = sum(one.nbytes for one in written(tmp_path / "merged").values())
     usage = type(shutil.disk_usage("/"))
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: usage(0, 0, size - 1))
-    with pytest.raises(MergeError, match=r"merged model takes 0\.0 GB.*dmt\.handover=continue"):
+    with pytest.raises(MedkitError, match=r"merged model takes 0\.0 GB.*dmt\.handover=continue"):
         merging.check_merge(model, tmp_path / "other" / "merged")
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: usage(0, 0, size))
     merging.check_merge(model, tmp_path / "other" / "merged")
@@ -209,7 +208,7 @@ def test_stage_1_refuses_to_begin_where_its_end_would_fail(base, tmp_path, monke
     run = begin(tmp_path / "results", base, monkeypatch)
     stages.load_for_stage(run, "stage1")
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: type("", (), {"free": 1000}))
-    with pytest.raises(MergeError, match=r"merged model takes .* and 0\.0 GB are free"):
+    with pytest.raises(MedkitError, match=r"merged model takes .* and 0\.0 GB are free"):
         stages.load_for_stage(run, "stage1")
     run = begin(tmp_path / "other", base, monkeypatch, **{"dmt.handover": "continue"})
     stages.load_for_stage(run, "stage1")

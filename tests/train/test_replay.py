@@ -15,13 +15,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medkit import recipes
+from medkit import MedkitError, recipes
 from medkit.prompts import IGNORED
 from medkit.recipes import ModelSpec, TrainSpec
 from medkit.records import MCQItem
 from medkit.runs import loss
 from medkit.train import batches, checkpoints, config, cpu, fitting, models, tokenization
-from medkit.train.metrics import TrainerError
 
 STAGE = replace(tiny_run.STAGE, max_steps=4, eval_every=2, save_every=2)
 
@@ -282,7 +281,7 @@ def test_a_weighted_run_says_its_weight_and_trains_otherwise(unbroken, base, tmp
 def test_another_loss_cannot_be_weighted(base, tmp_path):
     changed = config.sft_config(STAGE, max_length=tiny_run.MAX_LENGTH)
     changed.loss_type = "dft"
-    with pytest.raises(TrainerError, match=r"requires the default loss; do not change config\.loss_type"):
+    with pytest.raises(MedkitError, match=r"requires the default loss; do not change config\.loss_type"):
         fit(base, tmp_path / "stage2", replay_token_share=0.5, config=changed)
 
 
@@ -347,10 +346,10 @@ def test_another_adapters_moments_are_refused(unbroken, base, tmp_path):
         saved | {"state": saved["state"] | {0: {"step": 1.0, "exp_avg": torch.zeros(3)}}},
     ):
         torch.save(spoiled, other)
-        with pytest.raises(TrainerError, match="is the state of another adapter's optimizer"):
+        with pytest.raises(MedkitError, match="is the state of another adapter's optimizer"):
             fit(base, tmp_path / "stage2", optimizer_state=other)
     Path(other).write_bytes(b"PK\3\4 half a file")
-    with pytest.raises(TrainerError, match=r"optimizer\.pt cannot be read .*; train stage 1 again"):
+    with pytest.raises(MedkitError, match=r"optimizer\.pt cannot be read .*; train stage 1 again"):
         fit(base, tmp_path / "stage2", optimizer_state=other)
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from medkit import recipes
+from medkit import MedkitError, recipes
 from medkit.data import builtin
 from medkit.evaluate import lineup, mcq
 from medkit.pipeline import runner
@@ -118,7 +118,7 @@ def test_checkpoints_of_other_settings_are_refused_by_the_fields_name(place, tin
     kept = place.rename(place.with_name("kept"))
     (place / "stage1").mkdir(parents=True)
     (kept / "stage1" / "checkpoints").rename(place / "stage1" / "checkpoints")
-    with pytest.raises(checkpoints.CheckpointError, match=rf"was written with .*{named}="):
+    with pytest.raises(MedkitError, match=rf"was written with .*{named}="):
         stage1(settings_of(tiny_llama_folder, **more))
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_several_processes_is_not_taken_up_by_one(place, tiny_ll
     found = checkpoints.newest_complete(place / "stage1" / "checkpoints")
     marker = found / checkpoints.MARKER
     marker.write_text(marker.read_text().replace('"processes": 1', '"processes": 2'))
-    with pytest.raises(checkpoints.CheckpointError, match="processes=2, this run has 1"):
+    with pytest.raises(MedkitError, match="processes=2, this run has 1"):
         stage1(settings_of(tiny_llama_folder))
 
 

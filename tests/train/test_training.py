@@ -25,7 +25,6 @@ from medkit.recipes import LoraSpec, ModelSpec, TrainSpec
 from medkit.train import adapters, checkpoints, cpu, fitting, models
 from medkit.train.batches import collate_with_marks, row_order, subsample, trainer_rows, training_rows
 from medkit.train.cpu import ROW_BY_ROW, padding_free, row_lengths, split_passes
-from medkit.train.metrics import TrainerError
 
 # Everything of a line of loss.csv that does not depend on the clock or the machine.
 SAME = ("step", "epoch", "tokens", "train_loss", "eval_loss", "learning_rate", "padding_share", "batch")
@@ -111,7 +110,7 @@ def test_packing_that_did_not_stay_on_is_refused(base, tmp_path, monkeypatch):
     """As on a GPU, where rows are packed: here Unsloth turns it off."""
     loaded, stage = tiny_run.model_and_rows(base), replace(tiny_run.STAGE, packing="isolated")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(TrainerError, match="the libraries turned packing off"):
+    with pytest.raises(MedkitError, match="the libraries turned packing off"):
         fitting.fit(*loaded, stage, folder=tmp_path, max_length=tiny_run.MAX_LENGTH, progress=False)
 
 
@@ -210,7 +209,7 @@ def test_out_of_memory_is_told_and_the_batch_is_left_alone(base, tmp_path, monke
 
     at_step(monkeypatch, 2, act)
     with pytest.raises(
-        TrainerError, match=r"out of memory at step 2: 2 rows of up to 1024 tokens.*halve batch_size"
+        MedkitError, match=r"out of memory at step 2: 2 rows of up to 1024 tokens.*halve batch_size"
     ):
         tiny_run.train(tmp_path, base)
 
@@ -218,13 +217,13 @@ def test_out_of_memory_is_told_and_the_batch_is_left_alone(base, tmp_path, monke
 def test_another_setting_is_refused_by_name(unbroken, base):
     folder, _, _ = unbroken
     other = replace(tiny_run.STAGE, learning_rate=2e-2)
-    with pytest.raises(checkpoints.CheckpointError, match=r"learning_rate=0\.01, this run has 0\.02"):
+    with pytest.raises(MedkitError, match=r"learning_rate=0\.01, this run has 0\.02"):
         tiny_run.train(folder, base, other, resume=True)
 
 
 def test_processes_that_cannot_share_the_batch_are_refused(base, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(TrainerError, match="3 processes cannot share accumulation=2 evenly"):
+    with pytest.raises(MedkitError, match="3 processes cannot share accumulation=2 evenly"):
         tiny_run.train(tmp_path, base)
 
 
@@ -267,7 +266,7 @@ def test_an_adapter_of_another_shape_is_refused(unbroken, base, tmp_path):
     kept = load_file(weights)
     kept.pop(next(name for name in kept if "layers.1" in name))
     save_file(kept, weights)
-    with pytest.raises(models.TrainingError, match="does not fit this model"):
+    with pytest.raises(MedkitError, match="does not fit this model"):
         models.use_adapter(fresh, tmp_path / "adapter")
     weights.unlink()
     with pytest.raises(adapters.AdapterError, match="is not an adapter folder"):
@@ -686,7 +685,7 @@ def test_a_loss_that_is_no_number_ends_the_run(base, tmp_path):
 
     log = StepLog(tmp_path / "loss.csv", False, None, None, "")
     state = SimpleNamespace(is_world_process_zero=True, global_step=4)
-    with pytest.raises(TrainerError, match="the loss of step 4 is nan"):
+    with pytest.raises(MedkitError, match="the loss of step 4 is nan"):
         log.on_log(None, state, None, {"loss": float("nan")})
 
 
