@@ -12,6 +12,7 @@ RUN apt-get update \
 
 RUN useradd --create-home researcher && mkdir /medkit && chown researcher /medkit
 USER researcher
+RUN mkdir -p /home/researcher/.cache/medkit /home/researcher/.cache/huggingface
 WORKDIR /medkit
 RUN python3 -m venv /home/researcher/venv
 ENV PATH=/home/researcher/venv/bin:$PATH MEDKIT_CACHE=/home/researcher/.cache/medkit

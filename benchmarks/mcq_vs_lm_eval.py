@@ -11,7 +11,7 @@ loading.
 The harness runs through its own `loglikelihood` with its default batch size of 1, which is also its fastest
 here. It, too, computes each prompt only once for all four letters.
 
-Needs lm-eval (pip install medkit[bench]). The last line printed is a JSON object.
+Needs lm-eval (pip install -e '.[bench]'). The last line printed is a JSON object.
 """
 
 import argparse

@@ -95,14 +95,14 @@ def _against_trl(b: dict) -> str:
 
 MEASURED = {
     "mcq_vs_lm_eval": (
-        "letter scoring beside lm-evaluation-harness, same model and prompts",
+        "letter scoring compared with lm-evaluation-harness, same model and prompts",
         lambda b: (
-            f"{b['speed_ratio']:.2f} times as fast on the kit's prompts, "
+            f"{b['speed_ratio']:.2f} times as fast on medkit's prompts, "
             f"{b['speed_ratio_harness_prompts']:.2f} on the harness's; agreement {b['agreement']:.3f} "
             f"({b['n']} rows each, {b['dtype']}, {b['threads']} threads)"
         ),
     ),
-    "throughput_cpu": ("training beside plain TRL + PEFT, same updates, recipe `cpu`", _against_trl),
+    "throughput_cpu": ("training compared with plain TRL + PEFT, same updates, recipe `cpu`", _against_trl),
     "throughput_cpu_float32": ("the same on a processor without bfloat16, both in float32", _against_trl),
     "prepare": (
         "preparing stage 1's rows, at real lengths",
@@ -112,7 +112,7 @@ MEASURED = {
         ),
     ),
     "contamination": (
-        "searching them for the evaluation items",
+        "searching stage 1's rows for the evaluation items",
         lambda b: (
             f"{b['rows']:,} x {b['eval_rows']:,} in {b['seconds']:.0f} s, {b['peak_memory_gb']:.1f} GB; "
             f"{sum(b['missed'].values())} of {sum(b['planted'].values()):,} planted matches missed"
@@ -154,7 +154,7 @@ def full(_: Path) -> str:
             row = {"recipe": recipe.name, "stage": stage[-1]}
             row |= {"rows": f"{sum(full_run.rows(recipe, stage).values()):,.0f}"}
             row |= {"steps": f"{plan.steps:,}", "tokens": f"{plan.tokens / 1e6:.0f}M"}
-            row |= {"hours": f"{plan.hours:.1f}", "hours rest on": plan.basis}
+            row |= {"hours": f"{plan.hours:.1f}", "hours based on": plan.basis}
             row |= {"GPU memory, at most": f"{sum(memory.values()):.0f} GB", "disk": f"{disk:.0f} GB"}
             rows.append(row)
     dialogues = len(measured_rows["notechat"])

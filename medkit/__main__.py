@@ -170,9 +170,8 @@ def _resume_or_fresh(sub) -> None:
 
 
 def _data_dir(sub) -> None:
-    sub.add_argument(
-        "--data-dir", default="", metavar="DIR", help="one folder per source; default: the recipe's origin"
-    )
+    about = "folder with one subfolder per source; default: the hub, for cpu the built-in corpus"
+    sub.add_argument("--data-dir", default="", metavar="DIR", help=about)
 
 
 def _data_and_settings(sub) -> None:
@@ -199,17 +198,18 @@ def _parser() -> argparse.ArgumentParser:
     _resume_or_fresh(sub)
 
     sub = command("check", _check, "check the recipe, data and machine before training")
-    sub.add_argument("recipe")
+    sub.add_argument("recipe", help="cpu, paper, as_released or recommended")
     _data_and_settings(sub)
-    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     command("recipes", _recipes, "list the recipes with every field")
     sub = command("audit", _audit, "which published accuracies are possible")
     sub.add_argument("--markdown", action="store_true", help="the full table, with sources and intervals")
 
-    sub = command("mcq", _mcq, "run the benchmarks on a model, in 4 bit unless model.load_in_4bit=false")
+    about = "run the benchmarks on a model with recipe recommended, in 4 bit unless model.load_in_4bit=false"
+    sub = command("mcq", _mcq, about)
     sub.add_argument("model", help="hub id, folder, or smollm2")
-    sub.add_argument("--adapter", default="", metavar="DIR")
+    sub.add_argument("--adapter", default="", metavar="DIR", help="folder of a LoRA adapter of that model")
     sub.add_argument("--run", default="", metavar="NAME", help="default: mcq-MODEL[-ADAPTER]")
     _data_and_settings(sub)
     _resume_or_fresh(sub)

@@ -24,13 +24,22 @@ def test_the_figures_are_those_of_committed_runs():
     assert {run for _, run in readme.BLOCKS.values() if run} <= set(storage.COMMITTED)
 
 
+def anchors(page):
+    """The anchors of a page's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_every_file_that_a_page_links_to_is_there(page):
-    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
-    places = [(page.parent / link).resolve() for link in links if "://" not in link]
+    links = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8"))
+    links = [(page.parent / name if name else page, at) for name, at in links if "://" not in name]
+    places = [(place.resolve(), at) for place, at in links]
     assert [
-        place for place in places if not place.exists() and (COMMITTED or RESULTS not in place.parents)
+        place for place, _ in places if not place.exists() and (COMMITTED or RESULTS not in place.parents)
     ] == []
+    to_sections = [(place, at) for place, at in places if at and place.suffix == ".md" and place.exists()]
+    assert [(place, at) for place, at in to_sections if at not in anchors(place)] == []
     assert places or page.parent.name == "docs"
 
 

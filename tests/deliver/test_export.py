@@ -102,7 +102,7 @@ def test_a_near_tie_that_rounding_turned_is_no_disagreement():
     [
         (["--to", "onnx"], "--to is onnx; it must be one of merged, gguf, ollama"),
         (["--to", "gguf", "--quantization", "q2"], "--quantization is q2; it must be one of"),
-        (["--to", "gguf"], "pip install '.[export]'"),
+        (["--to", "gguf"], "pip install -e '.[export]'"),
         (["--to", "merged", "--model", "base"], "is the base model"),
         (["--to", "merged", "--model", "gpt"], "gpt"),
         (["--to", "merged", "--model", "control"], "is missing"),

@@ -24,7 +24,7 @@ def test_no_task_needs_no_harness(monkeypatch, tmp_path):
     for none in ("", " , "):
         lm_eval_tasks.check(none)
         assert harness.measure(Active("base", None, None, "x"), none, tmp_path) == {}
-    refused("piqa", r"needs lm-evaluation-harness, which is not installed; pip install 'medkit\[bench\]'")
+    refused("piqa", r"needs lm-evaluation-harness, which is not installed; run pip install -e '\.\[bench\]'")
 
 
 def test_a_run_and_notebook_03_are_refused_before_they_start(monkeypatch, tmp_path):
