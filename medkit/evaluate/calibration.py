@@ -6,6 +6,7 @@ count as wrong.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -36,8 +37,8 @@ def summary(items: pd.DataFrame, seed: int = 0) -> dict:
     overconfidence: mean confidence minus accuracy.
     coverage: accuracy of the most confident tenth of the answers, two tenths, ... all of them (Wilson).
 
-    Intervals (_low, _high) are 95% bootstraps over questions; the ECE's keeps the bins fixed. Models without
-    any confidence are omitted. Raises MedkitError for log-probabilities above 0.
+    Intervals (_low, _high) are 95% bootstraps over questions: percentiles, for the ECE basic ones with fixed
+    bins. Models without any confidence are omitted. Raises MedkitError for log-probabilities above 0.
     """
     summaries: dict[str, dict] = {}
     for dataset, rows in by_dataset(items).items():
@@ -99,7 +100,7 @@ def _summarize(rows: pd.DataFrame, seed: int) -> dict | None:
         "brier": statistics.bootstrap_mean(squares, seed),
         "brier_top": statistics.bootstrap_mean((confidence - outcomes) ** 2, seed),
         "overconfidence": statistics.bootstrap_mean(confidence - outcomes, seed),
-        "ece": statistics.bootstrap((confidence - outcomes, bins), _ece, seed),
+        "ece": _basic(statistics.bootstrap((confidence - outcomes, bins), _ece, seed)),
     }.items():
         result |= mean.as_dict(name, f"{name}_")
     few = f"fewer than {MIN_ANSWERS} answers: the ECE is uncertain, and too large on average"
@@ -125,6 +126,12 @@ def _ece(gap: np.ndarray, bins: np.ndarray, axis: int = -1) -> np.ndarray:
     """Expected calibration error. gap: confidence minus outcome; bins: bin numbers."""
     gap_sums = [np.abs(np.where(bins == number, gap, 0).sum(axis=axis)) for number in range(MAX_BINS)]
     return np.sum(gap_sums, axis=0) / gap.shape[axis]
+
+
+def _basic(ece: statistics.Mean) -> statistics.Mean:
+    """With the basic bootstrap's interval: percentiles lie too high, as resampling makes any ECE larger."""
+    low, high = (float(np.maximum(0, 2 * ece.mean - bound)) for bound in (ece.high, ece.low))  # NaN stays
+    return replace(ece, low=low, high=high)
 
 
 def _at_coverage(confidence: np.ndarray, outcomes: np.ndarray, share: float) -> dict:

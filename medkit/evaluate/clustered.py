@@ -22,7 +22,7 @@ RESAMPLES = 2_000  # gives standard errors to within about 1.6%
 class Clustered:
     """A mean difference over seeds and items. What a single seed cannot estimate is NaN.
 
-    `detectable` is the smallest difference that a test at 0.05 detects with 80% power.
+    `detectable` is the smallest difference that is found with 80% power.
     """
 
     seeds: int
@@ -41,16 +41,18 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return differences.dropna(how="all").dropna(axis="columns", how="all")
 
 
-def mean_difference(differences: pd.DataFrame, *, binary: bool, seed: int = 0) -> Clustered:
+def mean_difference(differences: pd.DataFrame, *, binary: bool, seed: int = 0, tests: int = 1) -> Clustered:
     """The mean of `paired`'s differences with interval, p and detectable difference.
 
     differences: NaN for items that a seed did not answer.
     binary: the outcomes are 0 or 1, so differences are -1, 0 or 1.
+    tests: in the family. `detectable` is for a test at 0.05 / tests, Holm's first step; interval and p are
+        not corrected.
 
     The standard error comes from a bootstrap of seeds and items, with the same items in every resampled seed
-    (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1: 386). Interval, p and `detectable`
-    (Bloom 1995, Evaluation Review 19: 547) use t with seeds - 1 degrees of freedom, because bootstrap
-    percentiles are too narrow for five seeds.
+    (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1: 386), and is at least that of the
+    seeds' means. Interval, p and `detectable` (Bloom 1995, Evaluation Review 19: 547) use t with seeds - 1
+    degrees of freedom, because bootstrap percentiles are too narrow for five seeds.
     """
     values = differences.to_numpy(dtype=float)
     seeds, items = values.shape
@@ -64,13 +66,13 @@ def mean_difference(differences: pd.DataFrame, *, binary: bool, seed: int = 0) -
     if all_equal:  # as in statistics.compare, with the sign test over the items
         low, high = statistics.constant_difference_interval(items, mean)
         p = min(1.0, 2.0 ** (1 - items)) if mean else 1.0
-        detectable = float(statistics.detectable_difference(items, 0))
+        detectable = statistics.detectable_difference(items, 0, 0.05 / tests)
         return Clustered(seeds, items, mean, low, high, p, detectable)
     error = _standard_error(values, seed)
     t = stats.t(seeds - 1)
     half_width = float(t.ppf(0.975)) * error
     p = float(2 * t.sf(abs(mean) / error)) if error else math.nan
-    detectable = float(t.ppf(0.975) + t.ppf(0.8)) * error
+    detectable = float(t.ppf(1 - 0.025 / tests) + t.ppf(0.8)) * error
     low, high = mean - half_width, mean + half_width
     if binary:
         low, high = max(-1.0, low), min(1.0, high)
@@ -78,13 +80,14 @@ def mean_difference(differences: pd.DataFrame, *, binary: bool, seed: int = 0) -
 
 
 def _standard_error(values: np.ndarray, seed: int) -> float:
-    if values.shape[1] == 1:  # a single item: only the seeds vary
-        return float(values.std(ddof=1) / math.sqrt(len(values)))
+    """The larger of the bootstrap's standard error and that of the seeds' means, since S resampled seeds vary
+    by (S - 1) / S of the seeds' variance only."""
     seed_counts, item_counts = _resample_counts(*values.shape, seed)
     observed = ~np.isnan(values)
     total = ((seed_counts @ np.where(observed, values, 0.0)) * item_counts).sum(axis=1)
     count = ((seed_counts @ observed.astype(float)) * item_counts).sum(axis=1)
-    return float((total[count > 0] / count[count > 0]).std(ddof=1))
+    bootstrapped = (total[count > 0] / count[count > 0]).std(ddof=1)
+    return float(max(bootstrapped, np.nanmean(values, axis=1).std(ddof=1) / math.sqrt(len(values))))
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,6 +100,7 @@ def _resample_counts(seeds: int, items: int, seed: int) -> tuple[np.ndarray, np.
 def mixed_model(differences: pd.DataFrame) -> tuple[float, float, float]:
     """(low, high, p) of the mean difference from a mixed model with a random intercept per seed, by REML.
 
+    It treats questions as independent between seeds. Interval and p use t with seeds - 1 degrees of freedom.
     NaN if the model cannot be fitted.
     """
     long = differences.stack().dropna()
@@ -109,7 +113,8 @@ def mixed_model(differences: pd.DataFrame) -> tuple[float, float, float]:
         try:
             model = MixedLM(long.to_numpy(), np.ones((len(long), 1)), groups=groups)
             fitted = model.fit(reml=True, method="powell")
-            low, high = np.asarray(fitted.conf_int())[0]
-            return float(low), float(high), float(fitted.pvalues[0])
+            mean, error, t = fitted.params[0], fitted.bse[0], stats.t(groups.nunique() - 1)
+            reach = t.ppf(0.975) * error
+            return float(mean - reach), float(mean + reach), float(2 * t.sf(abs(mean) / error))
         except np.linalg.LinAlgError:
             return math.nan, math.nan, math.nan

@@ -131,8 +131,9 @@ class _Evaluation:
 
     def style_differences(self, first: pd.DataFrame, second: pd.DataFrame) -> dict[str, dict]:
         """For each marker its share in `second` minus its share in `first`."""
+        compared = {name: statistics.compare(first[name], second[name], self.seed) for name in MARKERS}
         return {
-            name: self.difference(first[name].astype(float), second[name].astype(float)) for name in MARKERS
+            name: {"mean": row.difference, "low": row.low, "high": row.high} for name, row in compared.items()
         }
 
     @cached_property

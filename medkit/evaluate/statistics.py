@@ -183,26 +183,28 @@ def constant_difference_interval(n: int, difference: float) -> tuple[float, floa
     return max(-1.0, difference - reach), min(1.0, difference + reach)
 
 
-def detectable_difference(n: int, discordant: int) -> float:
-    """The smallest difference of accuracies that McNemar's test at 0.05 detects with 80% power.
+def detectable_difference(n: int, discordant: int, alpha: float = 0.05) -> float:
+    """The smallest difference of accuracies that McNemar's exact test at `alpha` finds with 80% power.
 
-    Only one of the models is correct on `discordant` of the `n` paired items (Connor 1987, Biometrics 43:
-    207). If too few items are discordant for any significant result, it is z^2 / n, the difference at which
-    enough would be. NaN for n = 0.
+    Only one of the models is correct on `discordant` of the `n` paired items, and this share is assumed, or
+    that of the difference itself if it is larger. The power is summed over the numbers of discordant items.
+    NaN if n is too small for any significant result.
     """
-    if n == 0:
+    counts = np.arange(n + 1)  # of discordant items
+    # The largest number on one side that is significant; -1 for none.
+    critical = stats.binom.ppf(alpha / 2, counts, 0.5)
+    critical -= stats.binom.cdf(critical, counts, 0.5) > alpha / 2
+
+    def power(difference: float) -> float:
+        share = max(discordant / n, difference)
+        first = (1 - difference / share) / 2  # of the discordant items, those of the first model
+        found = stats.binom.cdf(critical, counts, first)
+        found += stats.binom.sf(counts - critical - 1, counts, first)
+        return float(stats.binom.pmf(counts, n, share) @ found)
+
+    if n == 0 or power(1.0) < 0.8:
         return math.nan
-    alpha_z, power_z = stats.norm.ppf(0.975), stats.norm.ppf(0.8)
-    share = discordant / n
-    if share * n <= alpha_z**2:
-        return min(1.0, alpha_z**2 / n)
-
-    def surplus(difference: float) -> float:
-        reach = alpha_z * math.sqrt(share) + power_z * math.sqrt(share - difference**2)
-        return reach**2 / difference**2 - n
-
-    # At difference = share all discordant items are on one side.
-    return float(brentq(surplus, 1e-9, share)) if surplus(share) < 0 else share
+    return float(brentq(lambda difference: power(difference) - 0.8, 1e-9, 1.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -73,7 +73,9 @@ NOTEBOOKS = (
         writes=_ADAPTERS[2:],
         suffix="_noreplay",
     ),
-    Step("03", "03_mcq_eval", _EVALUATION, needs=_ADAPTERS, reads=_EXAMS_EVAL, writes=("mcq/summary.json",)),
+    Step(
+        "03", "03_mcq_eval", _EVALUATION, needs=_ADAPTERS[:2], reads=_EXAMS_EVAL, writes=("mcq/summary.json",)
+    ),
     Step(
         "04",
         "04_consumer_eval",

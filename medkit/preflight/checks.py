@@ -23,7 +23,7 @@ from medkit.preflight.rows import model, rows
 from medkit.runs import machine as this_machine
 from medkit.runs import storage
 from medkit.runs.inputs import connect, is_local
-from medkit.train import merging, models, stages
+from medkit.train import cpu, merging, models, stages
 
 LARGE = 1e9  # parameters; a model of this size or larger needs a GPU
 SAMPLE = 400  # rows of each stage that `check` tokenizes
@@ -326,11 +326,15 @@ def _evaluation(recipe, tokenizer, shape, loaded: dict, all_loaded: bool) -> lis
 
 
 def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
-    """Run `rows.model` on the base in float32, if it is small and local."""
+    """Run `rows.model` on the base in float32, if it is small and local and there is no GPU.
+
+    On a GPU, Unsloth replaces parts of Transformers' models, which then no longer run on the CPU.
+    """
     shape, folder = base_shape(recipe.model.base), Path(models.base_folder(recipe.model.base))
-    if shape is None or shape.parameters >= LARGE or not folder.is_dir():
+    if cpu.on_gpu() or shape is None or shape.parameters >= LARGE or not folder.is_dir():
         message = (
-            f"not run: {recipe.model.base} is large or not local; training asserts that packing stays on"
+            f"not run: {recipe.model.base} is large, not local, or there is a GPU; training asserts that "
+            "packing stays on"
         )
         return [Check("model run", "warn", message, "call medkit.preflight.rows.model on the loaded model")]
     import torch

@@ -60,7 +60,7 @@ def compare(first: Side, second: Side) -> dict:
 
     "comparisons": for each benchmark and pair of models n, both accuracies, the difference with the paired
     bootstrap's 95% interval, McNemar's exact p, p_holm over all rows, and `detectable`, the smallest
-    difference that this many questions show with 80% power. "left_out": what was not compared, and why.
+    difference that one such test finds with 80% power. "left_out": what was not compared, and why.
     "protocol", "settings", "machine": fields that differ. "builtin": whether the questions come from the
     built-in corpus. Raises MedkitError if no question is left.
     """
@@ -170,8 +170,8 @@ def text(comparison: dict) -> str:
     parts = [
         f"First: {comparison['first']}. Second: {comparison['second']}. Paired over the same questions: "
         "McNemar's exact test with Holm's correction over all rows; 95% intervals by the paired bootstrap. "
-        "Detectable: the smallest difference, in points, that this many questions show with 80% power at the "
-        "observed share of questions that only one side answered correctly."
+        "Detectable: the smallest difference, in points, that one such test, without the correction, finds "
+        "with 80% power at the observed share of questions that only one side answered correctly."
     ]
     if comparison["builtin"]:
         parts.append(f"**{BUILT_IN}**")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from medkit import MedkitError
 from medkit.evaluate import statistics
-from medkit.report.markdown import grid, plain_table, significance, wrap
+from medkit.report.markdown import grid, plain_table, wrap
 
 SIZES = {"medqa": 1273, "medmcqa": 4183, "pubmedqa": 1000}  # test samples, the paper's Table 1
 TITLES = {"medqa": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
@@ -238,14 +238,16 @@ def _explanation(model: str, missed: pd.DataFrame) -> str:
 
 
 def _against_base(paper: pd.DataFrame) -> str:
-    results = []
+    results: tuple[list[str], list[str]] = ([], [])  # whose interval includes 0, and excludes it
     for row in paper[paper["base"].notna()].itertuples():
         interval = f"{row.difference:+.2f}, {row.difference_low:+.2f} to {row.difference_high:+.2f}"
         differs = not row.difference_low <= 0 <= row.difference_high
-        results.append((f"{row.model} on {TITLES[row.benchmark]} ({interval})", differs))
+        results[differs].append(f"{row.model} on {TITLES[row.benchmark]} ({interval})")
+    including, excluding = ("; ".join(group) for group in results)
     return (
-        f"Against {BASE}, in points with the unpaired 95% interval. {significance(results)} The outcomes "
-        "per question were not published; paired intervals would usually be narrower."
+        f"Against {BASE}, in points with the unpaired 95% interval, not corrected for their number. The "
+        f"interval excludes 0: {excluding or 'none'}. It includes 0: {including or 'none'}. The outcomes per "
+        "question were not published; paired intervals would usually be narrower."
     )
 
 

@@ -7,6 +7,7 @@ fixed before the runs: DECISIONS.md, "The replay study".
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,17 +211,20 @@ def _long_rows(rows: pd.DataFrame, measure: str, item: pd.Series, value: pd.Seri
     return pd.DataFrame({"arm": rows["model"], "measure": measure, "item": item, "value": value})
 
 
-def no_replay_arm(study: Study, arm: str) -> str:
-    """The no-replay arm to compare `arm` with: the first that differs from it only in the rows of stage 2, or
-    else the first of all. "" if that is `arm` itself, or if there is none."""
+def _without_replay(study: Study) -> list[str]:
     dmt = {name: study.recipes[name].dmt for name in study.compared}
-    candidates = [name for name, spec in dmt.items() if spec.replay_share == 0 and spec.handover != "joint"]
-    similar = [
+    return [name for name, spec in dmt.items() if spec.replay_share == 0 and spec.handover != "joint"]
+
+
+def no_replay_arm(study: Study, arm: str) -> str:
+    """The first arm without replay that differs from `arm` only in the rows of stage 2. "" if that is `arm`
+    itself, or if there is none."""
+    similar = (
         name
-        for name in candidates
+        for name in _without_replay(study)
         if _only_rows_differ(_changed_fields(study.recipes[name], study.recipes[arm]))
-    ]
-    first = next(iter(similar or candidates), arm)
+    )
+    first = next(similar, arm)
     return "" if first == arm else first
 
 
@@ -232,7 +236,7 @@ def _only_rows_differ(fields: set[str]) -> bool:
 def dose_arms(study: Study) -> list[str]:
     """The arms that differ only in the replay's share, by increasing share."""
     arms = study.compared
-    first = next((name for name in arms if not no_replay_arm(study, name)), arms[0])
+    first = next(iter(_without_replay(study)), arms[0])
     similar = [
         name
         for name in arms
@@ -258,8 +262,9 @@ def comparisons(study: Study) -> pd.DataFrame:
     """One row per comparison: kind ("stage 1", "no replay", "one setting" or "relearning"), measure, first,
     second, and the numbers of clustered.Clustered for second minus first.
 
-    p_holm is corrected within kind and measure. Accuracies also have the mixed model's model_low, model_high
-    and model_p. Arms without a matching seed are omitted.
+    p_holm is corrected within kind and measure, a family whose size `detectable` takes into account.
+    Accuracies also have the mixed model's model_low, model_high and model_p. Arms without a matching seed are
+    omitted.
     """
     arms = study.compared
     planned = [("stage 1", measure, REFERENCE[measure], arm) for measure in REFERENCE for arm in arms]
@@ -272,20 +277,29 @@ def comparisons(study: Study) -> pd.DataFrame:
     planned += [
         ("relearning", "accuracy", first, f"{arm} relearned") for arm in arms for first in (arm, "med-mix")
     ]
+    compared = {
+        comparison: differences
+        for comparison in planned
+        if (differences := _paired(study, *comparison[1:])).size
+    }
+    tests = Counter(comparison[:2] for comparison, differences in compared.items() if len(differences) > 1)
     rows = []
-    for kind, measure, first, second in planned:
-        differences = clustered.paired(study.grid(first, measure), study.grid(second, measure))
-        if differences.size:
-            row: dict = {"kind": kind, "measure": measure, "first": first, "second": second}
-            row |= storage.plain(clustered.mean_difference(differences, binary=MEASURES[measure][1]))
-            if measure == "accuracy":
-                estimates = clustered.mixed_model(differences)
-                row |= dict(zip(("model_low", "model_high", "model_p"), estimates, strict=True))
-            rows.append(row)
+    for comparison, differences in compared.items():
+        row: dict = dict(zip(("kind", "measure", "first", "second"), comparison, strict=True))
+        binary, family = MEASURES[row["measure"]][1], max(1, tests[comparison[:2]])
+        row |= storage.plain(clustered.mean_difference(differences, binary=binary, tests=family))
+        if row["measure"] == "accuracy":
+            estimates = clustered.mixed_model(differences)
+            row |= dict(zip(("model_low", "model_high", "model_p"), estimates, strict=True))
+        rows.append(row)
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[6:], float))
     for _, family in table[table["p"].notna()].groupby(["kind", "measure"], sort=False):
         table.loc[family.index, "p_holm"] = statistics.holm(family["p"].tolist())
     return table
+
+
+def _paired(study: Study, measure: str, first: str, second: str) -> pd.DataFrame:
+    return clustered.paired(study.grid(first, measure), study.grid(second, measure))
 
 
 def progress(study: Study) -> pd.DataFrame:
@@ -315,7 +329,7 @@ def noise_floor(study: Study) -> pd.DataFrame:
     rows = []
     for again, (arm, how) in study.repeats.items():
         for measure in REFERENCE:
-            differences = clustered.paired(study.grid(arm, measure), study.grid(again, measure))
+            differences = _paired(study, measure, arm, again)
             for seed, values in differences.iterrows():
                 values = values.dropna()
                 row = {"arm": arm, "again": again, "how": how, "seed": seed, "measure": measure}

@@ -159,14 +159,16 @@ def _found(study: Study, comparisons: pd.DataFrame) -> str:
     grids = {arm: grid for arm in dose_arms(study) if (grid := study.grid(arm, "accuracy")).size}
     accuracies = [f"{100 * np.nanmean(grid.to_numpy()):.1f}%" for grid in grids.values()]
     shares = [f"{in_percent(study.arms.loc[arm, 'rows'])}%" for arm in grids]
-    style = "-style" if study.builtin else ""
+    style, stage1 = "-style" if study.builtin else "", np.nanmean(questions.to_numpy())
     text = (
-        f"**Found**: {_model(study)} answered {100 * np.nanmean(questions.to_numpy()):.1f}% of "
-        f"{questions.shape[1]:,} {title}{style} questions correctly after stage 1 (always giving the most "
-        f"frequent answer: {in_percent(study.majority)}%)"
+        f"**Found**: {_model(study)} answered {100 * stage1:.1f}% of {questions.shape[1]:,} {title}{style} "
+        f"questions correctly after stage 1 (always giving the most frequent answer: "
+        f"{in_percent(study.majority)}%)"
     )
     if grids:
         text += f", and {listed(accuracies)} after a stage 2 with {listed(shares)} of its rows replayed"
+    if stage1 <= study.majority:
+        text += ". Stage 1 is not above that, so this exam cannot show forgetting"
     if not comparisons["p_holm"].notna().any():
         return f"{text}."
     rows = _select(comparisons, measure="accuracy")
@@ -223,8 +225,8 @@ def _scope(study: Study) -> str:
         names = ", ".join(study.missing[:5]) + (", ..." if len(study.missing) > 5 else "")
         text += f" (missing: {names})"
     noise = [
-        f"{change} moved accuracy by {100 * rows['difference'].abs().max():.1f} points "
-        f"({rows['changed'].max():.1%} of answers)"
+        f"{change} (n = {len(rows)}) moved accuracy by up to {100 * rows['difference'].abs().max():.1f} "
+        f"points and changed up to {rows['changed'].max():.1%} of answers"
         for how, change in {"same": "the same run again", "order": "another order of rows"}.items()
         if len(rows := _select(noise_floor(study), measure="accuracy", how=how))
     ]
@@ -239,8 +241,9 @@ def _model(study: Study) -> str:
 def _legend(study: Study) -> str:
     return (
         "Each arm is compared with the models of its own seed on the same questions; retention is on "
-        f"{TITLES[study.benchmark]}. 95% intervals cover seeds and questions; one seed has none. p is "
-        "Holm's within a column. `detectable` is the difference that a test at 0.05 finds with 80% power."
+        f"{TITLES[study.benchmark]}. 95% intervals cover seeds and questions and are not corrected for their "
+        "number; one seed has none. p is Holm's, within a measure and a kind of comparison. `detectable` is "
+        "the difference that Holm's first step at 0.05 finds with 80% power."
     )
 
 

@@ -291,7 +291,8 @@ def differences(comparisons: list[dict]) -> str:
     lines = [
         f"Paired over the same questions: McNemar's exact test with Holm's correction over all "
         f"{len(comparisons)} comparisons, at {ALPHA}. In brackets: points with the paired bootstrap's 95% "
-        "interval, and the questions that only the first-named model and only the other has right.",
+        "interval (Wilson's if all questions agree), and the questions that only the first-named model and "
+        "only the other has right.",
         "",
     ]
     for name in dict.fromkeys(row["dataset"] for row in comparisons):

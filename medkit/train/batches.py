@@ -91,9 +91,15 @@ def replay_weight(dataset, share: float, loss_on: str) -> float:
     """
     if not share or not is_mixed(dataset):
         return 1.0
+    others, replayed = supervised_tokens(dataset, loss_on)
+    return share / (1 - share) * others / replayed
+
+
+def supervised_tokens(dataset, loss_on: str) -> tuple[int, int]:
+    """The supervised tokens of the consultations, and of the exam questions."""
     exam = np.array(dataset["exam"], bool)
     tokens = np.array(dataset["supervised"]) - (loss_on == "text")  # a row's first token is not predicted
-    return float(share / (1 - share) * tokens[~exam].sum() / tokens[exam].sum())
+    return int(tokens[~exam].sum()), int(tokens[exam].sum())
 
 
 def collate_with_marks(collate):

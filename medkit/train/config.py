@@ -27,7 +27,7 @@ FIXED = {
             num_train_epochs seed data_seed train_sampling_strategy shuffle_dataset ignore_data_skip
             auto_find_batch_size""",
         "the recipe determines the rows, see data, model.max_length and loss_on": """
-            dataset_kwargs dataset_text_field dataset_num_proc truncation_mode completion_only_loss
+            dataset_kwargs dataset_text_field truncation_mode completion_only_loss
             assistant_only_loss chat_template_path eos_token pad_token pad_to_multiple_of
             remove_unused_columns""",
         "loss.csv and checkpoints depend on it": """
@@ -42,6 +42,7 @@ _MASKED = ("eos_token", "pad_token")  # to_dict masks every field whose name end
 # Prefixes of the fields that may change between a checkpoint and the run that resumes from it.
 _OUTSIDE_TRAINING = (
     *("output_dir", "eval_", "per_device_eval_", "prediction_loss_only", "save_", "logging_", "log_"),
+    "dataset_num_proc",  # Unsloth sets it by the memory that is free at the time; prepared rows do not use it
     *("report_to", "run_name", "project", "trackio_", "hub_", "dataloader_", "disable_tqdm"),
 )
 

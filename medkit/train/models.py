@@ -67,6 +67,8 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
     The tokenizer comes from `load_tokenizer`, since Unsloth's may have another chat template.
     """
     fast = unsloth().FastLanguageModel
+    import torch
+
     name, revision = _locate(model)
     try:
         loaded, _ = fast.from_pretrained(
@@ -78,7 +80,9 @@ def load(model: ModelSpec, *, gradient_checkpointing: bool = False):
             use_safetensors=True,
             use_exact_model_name=True,  # not Unsloth's own copy of the model
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise load_error(model.base, error) from None
     cpu.compute_unpacked(loaded)
     tokenizer = load_tokenizer(model)
@@ -203,6 +207,10 @@ def for_inference(model):
     fast = unsloth().FastLanguageModel
     was_training, use_cache = model.training, model.config.use_cache
     fast.for_inference(model)
+    if cpu.on_gpu():  # otherwise Unsloth silently cuts prompts at the length of the training rows
+        from unsloth.utils.packing import mark_allow_overlength
+
+        mark_allow_overlength(model)
     model.config.use_cache = True
     try:
         with cpu.fused_lora(model):

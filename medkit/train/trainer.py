@@ -25,6 +25,8 @@ models.unsloth()  # must precede transformers and trl
 from transformers import PrinterCallback, TrainerCallback, TrainerState  # noqa: E402
 from trl import SFTTrainer  # noqa: E402
 
+EIGHT_BIT = "__bnb_optimizer_quant_state__"  # of a parameter's saved state
+
 
 class CutShort(Exception):
     """SIGTERM arrived during validation."""
@@ -81,6 +83,8 @@ class StageTrainer(SFTTrainer):
         self.identity, self.checkpoint, self.stop = identity, checkpoint, stop
         self.checkpoints_folder, self.optimizer_state = Path(config.output_dir).parent, optimizer_state
         self.replay_weight = batches.replay_weight(train, replay_token_share, stage.loss_on)
+        if self.replay_weight != 1:
+            self.supervised_tokens = batches.supervised_tokens(train, stage.loss_on)
         if self.replay_weight != 1 and (config.loss_type != "nll" or config.label_smoothing_factor):
             raise MedkitError(
                 "dmt.replay_token_share requires the default loss; do not change config.loss_type or "
@@ -173,14 +177,22 @@ class StageTrainer(SFTTrainer):
 
     def get_batch_samples(self, *args, **kwargs):
         """An optimizer step's batches, and the divisor of its loss: the supervised tokens of all processes
-        or, with weighted replay, the sum of their weights."""
+        or, with weighted replay, `_mean_weight`."""
         step_batches, divisor = super().get_batch_samples(*args, **kwargs)
         if step_batches and "exams" in step_batches[0]:
-            divisor = sum(
-                self._weights(batch)[batch["labels"][:, 1:] != IGNORED].sum() for batch in step_batches
-            )
-            divisor = self.accelerator.reduce(divisor.to(self.args.device), "sum")
+            divisor = torch.tensor(self._mean_weight(), device=self.args.device)
         return step_batches, divisor
+
+    def _mean_weight(self) -> float:
+        """The mean over all optimizer steps of the sum of a step's loss weights.
+
+        Divided by its own weights, a step of exam questions only would count as much as without weights.
+        """
+        others, replayed = self.supervised_tokens
+        args = self.args
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        total = self.stage.epochs * (others + self.replay_weight * replayed)
+        return total * rows / len(self.train_dataset)
 
     def _weights(self, batch) -> torch.Tensor:
         """The loss weights of the predicted tokens, all but the first: (rows, tokens - 1)."""
@@ -372,7 +384,9 @@ def carry_over(optimizer, file: Path) -> None:
     """
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)["state"]
-        sizes = {i: state.get("exp_avg", state.get("state1")).numel() for i, state in saved.items()}
+        # bitsandbytes' 8-bit optimizers save `state1`, wrapped by a name of their own.
+        states = {i: state.get(EIGHT_BIT, state) for i, state in saved.items()}
+        sizes = {i: state.get("exp_avg", state.get("state1")).numel() for i, state in states.items()}
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise MedkitError(f"{file} cannot be read ({first_line(error)}); train stage 1 again") from None
     weights = (weight for group in optimizer.param_groups for weight in group["params"])

@@ -18,20 +18,31 @@ def crossed(rng, seeds, items, mean, between_seeds, between_items, noise):
 
 
 def test_the_standard_error_is_that_of_the_draws():
-    # Two seeds that differ by 1, no spread between items: the mean of two drawn seeds is B(2, 1/2) / 2, with
-    # a standard deviation of sqrt(2 x 1/4) / 2 = 0.354. t of one degree of freedom at 97.5% is 12.71.
-    found = clustered.mean_difference(pd.DataFrame([[0.0] * 8, [1.0] * 8]), binary=False)
-    assert (found.seeds, found.items, found.difference) == (2, 8, 0.5)
-    assert (found.high - found.difference) / 12.706 == pytest.approx(0.3536, rel=0.05)
-    # with 80% power: t at 97.5% and at 80% (1.376), together 14.08 standard errors
-    assert found.detectable == pytest.approx(14.082 * 0.3536, rel=0.05)
-    assert found.p == pytest.approx(2 * stats.t(1).sf(0.5 / 0.3536), rel=0.05)
+    # Four seeds alike, eight items 0 or 1: the mean of eight drawn items is B(8, 1/2) / 8, with a standard
+    # deviation of sqrt(8 x 1/4) / 8 = 0.1768. t of three degrees of freedom at 97.5% is 3.182.
+    found = clustered.mean_difference(pd.DataFrame([[0.0, 1.0] * 4] * 4), binary=False)
+    assert (found.seeds, found.items, found.difference) == (4, 8, 0.5)
+    assert (found.high - found.difference) / 3.182 == pytest.approx(0.1768, rel=0.05)
+    # with 80% power: t at 97.5% and at 80% (0.978), together 4.161 standard errors
+    assert found.detectable == pytest.approx(4.161 * 0.1768, rel=0.05)
+    assert found.p == pytest.approx(2 * stats.t(3).sf(0.5 / 0.1768), rel=0.05)
 
 
-def test_of_one_number_a_seed_it_is_the_t_test():
-    values = pd.DataFrame({"loss": [0.1, 0.3, 0.2, 0.6, 0.3]})
+def test_what_is_detectable_in_a_family_is_that_of_holms_first_step():
+    values = pd.DataFrame([[0.0, 1.0] * 4] * 4)
+    alone, family = (clustered.mean_difference(values, binary=False, tests=tests) for tests in (1, 10))
+    t = stats.t(3)  # at 0.05 / 10: t at 99.75% instead of 97.5%
+    ratio = (t.ppf(0.9975) + t.ppf(0.8)) / (t.ppf(0.975) + t.ppf(0.8))
+    assert family.detectable == pytest.approx(ratio * alone.detectable)
+    assert (family.low, family.high, family.p) == (alone.low, alone.high, alone.p)
+
+
+@pytest.mark.parametrize("items", [1, 8])
+def test_of_seeds_whose_items_agree_it_is_the_t_test(items):
+    """Drawn with replacement, five seeds vary by 4/5 of their variance only."""
+    values = pd.DataFrame(np.repeat([[0.1], [0.3], [0.2], [0.6], [0.3]], items, axis=1))
     found = clustered.mean_difference(values, binary=False)
-    assert found.p == pytest.approx(stats.ttest_1samp(values["loss"], 0).pvalue)
+    assert found.p == pytest.approx(stats.ttest_1samp(values[0], 0).pvalue)
 
 
 @pytest.mark.parametrize("between_seeds, between_items", [(0, 0.4), (0.05, 0.2), (0.15, 0.1)])
@@ -88,7 +99,9 @@ def test_where_nothing_differs_the_interval_is_wilsons_reach():
     same = clustered.mean_difference(pd.DataFrame(np.zeros((5, 60))), binary=True)
     reach = statistics.wilson(0, 60).high  # z^2 / (60 + z^2) = 3.84 / 63.84 = 0.060
     assert (same.low, same.high, same.p) == (-reach, reach, 1.0)
-    assert same.detectable == pytest.approx(3.8415 / 60, rel=1e-4)
+    # Six of 60 must differ, all in one direction (2 / 2^6 < 0.05): 80% of the time with 13% that do.
+    assert stats.binom(60, same.detectable).sf(5) == pytest.approx(0.8)
+    assert same.detectable == pytest.approx(0.128, abs=1e-3)
     all_lost = clustered.mean_difference(pd.DataFrame(-np.ones((5, 10))), binary=True)
     assert all_lost.p == 2**-9 and all_lost.low == -1  # ten heads or ten tails: 2 / 2^10
     scores = clustered.mean_difference(pd.DataFrame(np.full((5, 10), 0.3)), binary=False)
@@ -118,7 +131,7 @@ def test_the_mixed_model_is_the_seeds_means_where_they_vary():
     # Balanced, with a random intercept: the mean's standard error is sd(seed means) / sqrt(5).
     values = crossed(np.random.default_rng(1), 5, 40, 0.2, 0.3, 0, 0.3)
     low, high, _ = clustered.mixed_model(values)
-    assert (high - low) / (2 * 1.96) == pytest.approx(
+    assert (high - low) / (2 * 2.776) == pytest.approx(  # t of four degrees of freedom
         values.mean(axis=1).std(ddof=1) / math.sqrt(5), rel=0.02
     )
     assert (low + high) / 2 == pytest.approx(values.to_numpy().mean())
@@ -128,6 +141,6 @@ def test_the_mixed_model_of_seeds_that_do_not_vary_is_the_mean_of_the_items():
     values = pd.DataFrame([np.repeat([0.0, -1.0], [12, 48])] * 5)  # every seed loses 48 of 60: -0.8
     low, high, p = clustered.mixed_model(values)
     assert (low + high) / 2 == pytest.approx(-0.8)
-    assert (high - low) / (2 * 1.96) == pytest.approx(0.4 / math.sqrt(300), rel=0.05)  # sd 0.4 over 300
-    assert p < 1e-6
+    assert (high - low) / (2 * 2.776) == pytest.approx(0.4 / math.sqrt(300), rel=0.05)  # sd 0.4 over 300
+    assert p == pytest.approx(2 * stats.t(4).sf(0.8 / (0.4 / math.sqrt(300))), rel=0.3)
     assert all(math.isnan(value) for value in clustered.mixed_model(values.iloc[:1]))

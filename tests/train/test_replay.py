@@ -184,8 +184,9 @@ def test_a_padded_batch_has_a_mark_for_every_label():
         assert batch["exams"].tolist() == marks and batch["exams"].shape == batch["labels"].shape
 
 
-def gradient(base, folder, stage, share, weight=None):
-    """(summed loss, gradient) of the first optimizer step, its batches and passes added up, in float32."""
+def gradient(base, folder, stage, share, weight=None, steps=1):
+    """(summed loss, gradient) of the first optimizer steps, their batches and passes added up, in float32;
+    the mean of several steps."""
     from medkit.train import trainer
 
     model, tokenizer = loaded(base, four_bit=False)
@@ -213,12 +214,13 @@ def gradient(base, folder, stage, share, weight=None):
             replay_token_share=share,
         )
         training.replay_weight = weight or training.replay_weight
-        steps = iter(training.get_train_dataloader())
-        found, items = training.get_batch_samples(steps, stage.accumulation, made.device)
-        training.current_gradient_accumulation_steps = stage.accumulation
-        total = sum(training.training_step(model, batch, items) for batch in found)
+        loader, total = iter(training.get_train_dataloader()), 0
+        for _ in range(steps):
+            found, items = training.get_batch_samples(loader, stage.accumulation, made.device)
+            training.current_gradient_accumulation_steps = stage.accumulation
+            total += sum(training.training_step(model, batch, items) for batch in found)
     grad = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.requires_grad])
-    return total.item(), grad, model, rows, training.replay_weight
+    return total.item() / steps, grad / steps, model, rows, training.replay_weight
 
 
 def by_hand(model, rows, weight):
@@ -266,6 +268,16 @@ def test_the_weighted_loss_is_the_weighted_mean_however_a_step_is_divided(
     ones, same, *_ = gradient(base, tmp_path, stage, 0.75, weight=1.0 + 1e-9)
     none, usual, *_ = gradient(base, tmp_path, stage, 0.0)
     assert ones == pytest.approx(none, rel=1e-6) and apart(same, usual) < 1e-4
+
+
+@pytest.mark.parametrize("group_by_length", [False, True])
+def test_the_share_holds_over_steps_of_one_kind(base, tmp_path, group_by_length):
+    """Grouped by length, questions and consultations hardly meet in a step. Divided by its own weights, a
+    step of questions would count like any other."""
+    stage = replace(STAGE, batch_size=2, accumulation=1, group_by_length=group_by_length, max_steps=4)
+    found, grad, model, rows, weight = gradient(base, tmp_path, stage, 0.75, steps=4)  # 8 rows, 2 a step
+    expected, wanted = by_hand(model, rows, weight)
+    assert found == pytest.approx(expected, rel=1e-5) and apart(grad, wanted) < 1e-4
 
 
 def test_a_weighted_run_says_its_weight_and_trains_otherwise(unbroken, base, tmp_path):
@@ -335,6 +347,26 @@ def test_a_resumed_run_goes_on_with_its_own_moments(unbroken, base, tmp_path):
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", part / "checkpoints" / "checkpoint-2")
     assert fit(base, part, optimizer_state=file, resume=True)[0].resumed_from == 2
     pd.testing.assert_frame_equal(lines(part), lines(whole), check_exact=True)
+
+
+def test_the_moments_of_an_8bit_optimizer_are_carried_too(base, tmp_path):
+    from bitsandbytes.optim import AdamW8bit
+
+    from medkit.train import trainer
+
+    def optimizer():
+        weight = torch.nn.Parameter(torch.zeros(8192))  # smaller ones keep 32-bit moments
+        return weight, AdamW8bit([weight], lr=1e-3)
+
+    weight, first = optimizer()
+    weight.grad = torch.linspace(-1, 1, 8192)
+    first.step()
+    torch.save(first.state_dict(), tmp_path / "optimizer.pt")
+    weight, second = optimizer()
+    trainer.carry_over(second, tmp_path / "optimizer.pt")
+    (ours,), (theirs,) = second.state.values(), first.state.values()
+    assert ours["state1"].dtype == torch.uint8 and torch.equal(ours["state1"], theirs["state1"])
+    assert int(ours["step"]) == 1
 
 
 def test_another_adapters_moments_are_refused(unbroken, base, tmp_path):
