@@ -25,7 +25,7 @@ from medkit.runs import run_json, storage
 MEASURES = {
     "accuracy": ("letter accuracy on exam questions", True),
     "general": ("letter accuracy on general questions", True),
-    "general_loss": ("loss on general texts, nats per token", False),
+    "general_loss": ("loss on general texts, nats per token, mean over texts", False),
     "f1": ("BERTScore F1 of consumer answers", False),
     "words": ("words of consumer answers", False),
     "letter_loss": ("loss of the right letter on exam questions, over the options' letters, nats", False),
