@@ -29,7 +29,10 @@ def figure13(axes: Sequence[Axes], data: Mapping[str, tuple[pd.DataFrame, pd.Dat
     top, bottom = axes[0], axes[-1]
     top.plot([], [], "o", color=GREY, markersize=4.5, alpha=0.5, label="one training seed")
     top.legend(**ABOVE, ncols=3)
-    bottom.set_xlabel("left: k, the share of replayed rows in stage 2; right: arms with another setting")
+    label = "k, the share of replayed rows in stage 2"
+    if any(points["group"].eq("other").any() for points, _ in data.values()):
+        label = f"left: {label}; right: arms with another setting"
+    bottom.set_xlabel(label)
     for tick in bottom.get_xticklabels():
         tick.set(rotation=35, ha="right", rotation_mode="anchor")
     return axes
