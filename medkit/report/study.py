@@ -147,16 +147,20 @@ def _changed_fields(first: Recipe, second: Recipe) -> set[str]:
 
 
 def _repeats(trials: list[dict]) -> dict[str, tuple[str, str]]:
-    originals: dict[str, dict] = {}
+    """Arms with the settings of an earlier one: "order" if their seeds differ, else "same"."""
+    seeds = {(_arm_name(info["trial"]), info["trial"]["seed"]): info["seeds"] for info in trials}
+    originals: dict[str, Recipe] = {}
     repeats = {}
     for info in trials:
         arm, recipe = _arm_name(info["trial"]), recipes.from_dict(info["recipe"])
-        for original, first in originals.items():
-            if original != arm and not _changed_fields(recipe, recipes.from_dict(first["recipe"])):
-                same = info["seeds"] == first["seeds"] or info["trial"]["seed"] != first["trial"]["seed"]
-                repeats[arm] = (original, "same" if same else "order")
-        if arm not in repeats:
-            originals.setdefault(arm, info)
+        earlier = (name for name, first in originals.items() if not _changed_fields(recipe, first))
+        original = next(earlier, arm)
+        if original == arm:
+            originals[arm] = recipe
+        elif seeds.get((original, info["trial"]["seed"]), info["seeds"]) != info["seeds"]:
+            repeats[arm] = original, "order"
+        else:
+            repeats.setdefault(arm, (original, "same"))
     return repeats
 
 
