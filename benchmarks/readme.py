@@ -60,14 +60,17 @@ def untrained(run: Path) -> str:
 
 
 def cost(run: Path) -> str:
-    """Seconds and peak memory of each notebook of a run."""
+    """Seconds and peak memory of each notebook of a run, and what it was computed on."""
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
     table = pd.DataFrame(info["notebooks"]).T[["seconds", "peak_memory_gb"]].astype(float)
     table.loc["all"] = table["seconds"].sum(), table["peak_memory_gb"].max()
     cells = {"seconds": table["seconds"].map("{:.0f}".format)}
     cells |= {"peak memory, GB": table["peak_memory_gb"].map("{:.2f}".format)}
     cost_table = grid(pd.DataFrame(cells).rename_axis("notebook").reset_index())
-    return f"{cost_table}\n\nOn {info['hardware']['cores']} cores: {info['hardware']['processor']}."
+    scoring = json.loads((run / "mcq" / "summary.json").read_text(encoding="utf-8"))["scoring"]
+    dtypes = " and ".join(sorted({report["dtype"] for report in scoring.values()}))
+    hardware = info["hardware"]
+    return f"{cost_table}\n\nOn {hardware['cores']} cores: {hardware['processor']}, computing in {dtypes}."
 
 
 def measured(folder: Path) -> str:
