@@ -23,9 +23,7 @@ WIDTH = 100  # terminal columns
 class Table:
     name: str  # "table3"
     title: str
-    figures: (
-        pd.DataFrame
-    )  # tidy numbers for the CSV: per row one result with its n and interval, or one source
+    figures: pd.DataFrame  # tidy numbers for the CSV: per row a result with n and interval, or a source
     page: pd.DataFrame  # the same as formatted strings
     text: str  # computed summary below the table
     note: str = ""  # warning above the table

@@ -82,14 +82,7 @@ class StageTrainer(SFTTrainer):
         self.stage, self.engine, self.meter = stage, engine, Meter(model)
         self.identity, self.checkpoint, self.stop = identity, checkpoint, stop
         self.checkpoints_folder, self.optimizer_state = Path(config.output_dir).parent, optimizer_state
-        self.replay_weight = batches.replay_weight(train, replay_token_share, stage.loss_on)
-        if self.replay_weight != 1:
-            self.supervised_tokens = batches.supervised_tokens(train, stage.loss_on)
-        if self.replay_weight != 1 and (config.loss_type != "nll" or config.label_smoothing_factor):
-            raise MedkitError(
-                "dmt.replay_token_share requires the default loss; do not change config.loss_type or "
-                "config.label_smoothing_factor"
-            )
+        self._weigh_replay(train, replay_token_share, config)
         earlier = ""
         if checkpoint:
             self.meter.total = json.loads((checkpoint / "meter.json").read_text())
@@ -124,6 +117,18 @@ class StageTrainer(SFTTrainer):
             weight.data = data
         self.remove_callback(PrinterCallback)
         self._check_packing(packed)
+
+    def _weigh_replay(self, train, share: float, config) -> None:
+        """Set the loss weight of replayed tokens and what `_mean_weight` needs."""
+        self.replay_weight = batches.replay_weight(train, share, self.stage.loss_on)
+        if self.replay_weight == 1:
+            return
+        if config.loss_type != "nll" or config.label_smoothing_factor:
+            raise MedkitError(
+                "dmt.replay_token_share requires the default loss; do not change config.loss_type or "
+                "config.label_smoothing_factor"
+            )
+        self.supervised_tokens = batches.supervised_tokens(train, self.stage.loss_on)
 
     def _validation_is_due(self, earlier: str, every: int) -> bool:
         """Whether to validate before the next step: at the start, and if SIGTERM interrupted a validation."""
