@@ -1,7 +1,8 @@
 """Letter scoring: the option that a model finds most likely, from one forward pass per question.
 
-The letters' log-probabilities are read at the prompt's last token, where the answer begins. Works with any
-causal language model of Transformers, with or without an adapter or 4-bit weights, on any device.
+The letters' log-probabilities are read at the last token before the letter (see prompts.letter_position).
+Works with any causal language model of Transformers, with or without an adapter or 4-bit weights, on any
+device.
 
 The letters' logits are computed in float32 from the last hidden state. In bfloat16, logits between 16 and 32
 are multiples of 0.125, and a few percent of the questions would be exact ties.

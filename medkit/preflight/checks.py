@@ -114,9 +114,7 @@ def base_shape(base: str) -> estimate.Shape | None:
 
 
 def _device(recipe, shape, hardware) -> Check:
-    gpus = hardware["gpus"]
-    device = ", ".join(f"{g['name']}, {g['memory_gb'] or 'unknown'} GiB, driver {g['driver']}" for g in gpus)
-    if gpus:
+    if device := this_machine.gpu_names(hardware):
         import torch
 
         if not torch.cuda.is_available():

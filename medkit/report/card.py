@@ -23,7 +23,7 @@ from medkit.data.sources import SOURCES
 from medkit.recipes import Recipe
 from medkit.report import published
 from medkit.report.markdown import BUILT_IN, grid, in_percent, interval, percent
-from medkit.runs import run_json, storage
+from medkit.runs import machine, run_json, storage
 
 MODEL = "med-nirvana"
 HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -171,7 +171,7 @@ def _card(folder: Path, info: dict, recipe: Recipe, base: str, summary: dict) ->
             for name in ("unsloth", "trl", "peft")
             if info["versions"].get(name)
         ],
-        machine=", ".join(map(str, info["hardware"]["gpus"])) or info["hardware"]["processor"],
+        machine=machine.gpu_names(info["hardware"]) or info["hardware"]["processor"],
         accuracies=_evaluation(accuracies),
         protocol=PROTOCOL,
         consumer=consumer,

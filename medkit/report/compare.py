@@ -17,7 +17,7 @@ from medkit.report import harness
 from medkit.report.markdown import ALPHA, BUILT_IN, grid, in_percent, number, percent, plain_table, wrap
 from medkit.report.page import html
 from medkit.report.published import TITLES
-from medkit.runs import arms, run_json, storage
+from medkit.runs import arms, machine, run_json, storage
 
 # Fields that change a question's prompt, or how its answer is read.
 PROTOCOL = ("model.chat_template", "data.mcq_target")
@@ -51,8 +51,9 @@ def read(source: str) -> Side:
     items = items.assign(correct=accuracy.is_correct(items))[harness.COLUMNS]
     settings = {name: str(value) for name, value in run_json.identity(info).items()}
     protocol = {"answers": "log-probability of the letter", **{name: settings[name] for name in PROTOCOL}}
-    machine = {name: str(value) for name, value in (info["versions"] | info["hardware"]).items()}
-    return Side(folder.name, items, protocol, settings, info["data"]["origin"], machine)
+    versions = {name: str(version) for name, version in info["versions"].items()}
+    versions_and_hardware = versions | machine.as_text(info["hardware"])
+    return Side(folder.name, items, protocol, settings, info["data"]["origin"], versions_and_hardware)
 
 
 def compare(first: Side, second: Side) -> dict:

@@ -15,7 +15,7 @@ from medkit.records import ConsumerQuery, MCQItem
 from medkit.report import tables
 from medkit.report.figures import TITLES
 from medkit.report.markdown import interval, percent
-from medkit.runs import arms, run_json, storage
+from medkit.runs import arms, machine, run_json, storage
 from medkit.runs.run_json import Run, may_show
 
 
@@ -48,7 +48,7 @@ def settings(run: Run) -> HTML:
         **fields,
         "rows come from": run.info["data"]["origin"],
         **{f"version of {name}": version for name, version in info["versions"].items() if version},
-        **{f"machine: {name}": value for name, value in info["hardware"].items()},
+        **{f"machine: {name}": text for name, text in machine.as_text(info["hardware"]).items()},
         "commit": info["git"].get("commit"),
     }
     everything = pd.DataFrame({"value": {name: str(value) for name, value in everything.items()}})

@@ -67,6 +67,22 @@ def hardware() -> dict:
     }
 
 
+def gpu_names(hardware: dict) -> str:
+    """The GPUs of `hardware` as text: name, memory and driver of each; "" without a GPU."""
+    return ", ".join(
+        f"{gpu['name']}, {gpu['memory_gb'] or 'unknown'} GiB, driver {gpu['driver']}"
+        for gpu in hardware["gpus"]
+    )
+
+
+def as_text(hardware: dict) -> dict[str, str]:
+    """`hardware` with every value as text."""
+    return {
+        name: gpu_names(hardware) or "none" if name == "gpus" else str(value)
+        for name, value in hardware.items()
+    }
+
+
 def _gpus() -> list[dict]:
     query = "--query-gpu=name,memory.total,driver_version"
     gpus = []

@@ -93,6 +93,15 @@ def test_the_body_says_what_has_to_be_said(run):
     assert "7 of the evaluation questions were found in the training rows" in text  # 2 + 5
 
 
+def test_a_gpu_is_named_as_text(run):
+    place = run()
+    info = run_json.read(place)
+    info["hardware"]["gpus"] = [{"name": "NVIDIA H100 80GB HBM3", "memory_gb": 79.6, "driver": "580.1"}]
+    storage.write_json(place / "run.json", info)
+    text = (card.write("big") / "README.md").read_text()
+    assert "On NVIDIA H100 80GB HBM3, 79.6 GiB, driver 580.1. The run's ledger.md" in text
+
+
 def test_the_built_in_corpus_claims_nothing_on_the_hubs_data_sets(run):
     hub = card.write(run("cpu", "small").name)
     data = ModelCard.load(hub / "README.md").data
