@@ -98,14 +98,18 @@ def _audit(options) -> None:
 
 
 def _mcq(options) -> None:
+    from medkit import recipes
     from medkit.pipeline import runner
+    from medkit.runs import run_json
 
     name = "-".join(Path(path).name for path in (options.model, options.adapter) if path)
+    settings = {"model.base": options.model, **run_json.settings_of_adapter(options.adapter)}
+    settings |= recipes.parse_settings("\n".join(options.set))
     folder = runner.run(
         "recommended",
         name=options.run or storage.slug(f"mcq-{name}"),
         data_dir=options.data_dir,
-        settings=[f"model.base={options.model}", *options.set],
+        settings=[f"{name}={value}" for name, value in settings.items()],
         steps=[runner.model_alone(options.model, options.adapter)],
         resume=options.resume,
         fresh=options.fresh,

@@ -10,7 +10,7 @@ from medkit.__main__ import main
 from medkit.pipeline import runner
 from medkit.pipeline.runner import RunFailed
 from medkit.report import published, tables
-from medkit.runs import machine
+from medkit.runs import machine, run_json, storage
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +189,16 @@ def test_mcq_takes_its_run_name_from_the_model(monkeypatch, tmp_path):
     assert handed["name"] == "mcq-my_model-8b-there"
     assert handed["settings"] == ["model.base=org/My_Model 8B!"]
     assert handed["steps"][0].fixed == {"model": "org/My_Model 8B!", "adapter": "there"}
+    trained = run_json.describe("as_released")
+    storage.write_json(tmp_path / "trained" / "run.json", trained)
+    adapter = str(tmp_path / "trained" / "stage2" / "adapter")
+    assert main(["mcq", "base", "--adapter", adapter, "--set", "data.mcq_target=letter"]) == 0
+    assert handed["settings"] == [
+        "model.base=base",
+        "model.chat_template=chatml",
+        "data.mcq_target=letter",  # what the command sets comes before what the run had
+        "data.pubmedqa_train=artificial",
+    ]
 
 
 def test_recipes_lists_every_field(capsys):

@@ -80,13 +80,8 @@ def _generate(active, prompt_ids: list[int], max_new_tokens: int, update: Callab
         output = active.model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=stop_ids,
-            pad_token_id=stop_ids[0],  # required by generate, never used in a batch of one
+            generation_config=evaluate.generation.greedy(max_new_tokens, stop_ids),
+            return_dict_in_generate=False,
             streamer=_streamer(active.tokenizer, update),
         )
     # The streamer decodes line by line, where some tokenizers drop a line's leading space.

@@ -109,6 +109,23 @@ def stop_ids(model, tokenizer) -> list[int]:
     return sorted(ids)
 
 
+def greedy(max_new_tokens: int, stops: list[int]) -> GenerationConfig:
+    """Greedy decoding, with every field set that `generate` would otherwise take from the model's own."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=stops,
+        pad_token_id=0,  # any token: masked in a prompt, and removed after an answer's end
+        return_dict_in_generate=True,  # includes the cache, to continue from
+    )
+
+
 @dataclass
 class _Decoder:
     """Generates the answers of a batch. prefix: the tokens shared by all prompts, computed once."""
@@ -146,19 +163,7 @@ class _Decoder:
         return [_answer(self.tokenizer, tokens, self.stops) for tokens in generated]
 
     def _settings(self, new_tokens: int, seeds: list[int], width: int) -> dict:
-        config = GenerationConfig(
-            max_new_tokens=new_tokens,
-            do_sample=False,  # _SeededNoise turns the largest logit into a sample
-            num_beams=1,
-            temperature=1.0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            use_cache=True,
-            eos_token_id=self.stops,
-            pad_token_id=0,  # any token: masked in a prompt, and removed after an answer's end
-            return_dict_in_generate=True,  # includes the cache, to continue from
-        )
+        config = greedy(new_tokens, self.stops)  # _SeededNoise turns the largest logit into a sample
         processors = LogitsProcessorList([_RefuseNaN()])
         if self.temperature:
             processors.append(TemperatureLogitsWarper(self.temperature))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medkit import MedkitError, prompts
+from medkit import MedkitError, prompts, recipes
 from medkit.data.builtin import general as builtin_general
 from medkit.evaluate import (
     accuracy,
@@ -27,7 +27,7 @@ from medkit.evaluate.lineup import Active, Lineup
 from medkit.recipes import RELEASED
 from medkit.records import MCQItem
 from medkit.runs import lm_eval_tasks, run_json, storage
-from medkit.runs.arms import adapter_files
+from medkit.runs.arms import adapter_files, required
 from medkit.runs.run_json import Run
 from medkit.runs.storage import ResultsError
 from medkit.train import adapters, models, stages
@@ -76,12 +76,13 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms:
     info = run_json.read(folder)
     if adapter:
         adapters.read_config(Path(adapter).expanduser())
-    if not model or info is None:
-        recipe, settings = "", ""
-        if model:
-            recipe, settings = SINGLE_MODEL_RECIPE, f"model.base={model}{_training_settings(adapter)}"
-        needs = () if model else adapter_files(*(arms or ["med-mix", "med-nirvana"]))
-        return run_json.begin(run_dir, NOTEBOOK, recipe, settings, data_dir, adapter, needs)
+    if not model:
+        expected = arms or (required(recipes.from_dict(info["recipe"])) if info else [])
+        return run_json.begin(run_dir, NOTEBOOK, data_dir=data_dir, needs=adapter_files(*expected))
+    if info is None:
+        settings = {"model.base": model, **run_json.settings_of_adapter(adapter)}
+        lines = "\n".join(f"{name}={value}" for name, value in settings.items())
+        return run_json.begin(run_dir, NOTEBOOK, SINGLE_MODEL_RECIPE, lines, data_dir, adapter)
     base = info["recipe"]["model"]["base"]
     if "01_stage1" in info["notebooks"] or base != model:
         raise ResultsError(f"{storage.relpath(folder)} is a run of {base}; use another run_dir for {model}")
@@ -91,16 +92,6 @@ def begin(run_dir: str, data_dir: str, model: str = "", adapter: str = "", arms:
             "run_dir for this one"
         )
     return run_json.begin(run_dir, NOTEBOOK, data_dir=data_dir)
-
-
-def _training_settings(adapter: str) -> str:
-    """Settings from the adapter's training run, if it is still in the run's folder, that affect evaluation.
-
-    An adapter trained on PubMedQA's labelled rows is evaluated on the official fold only.
-    """
-    info = run_json.read(Path(adapter).expanduser().resolve().parents[1]) if adapter else None
-    pubmedqa_train = info["recipe"]["data"].get("pubmedqa_train", "artificial") if info else "artificial"
-    return "" if pubmedqa_train == "artificial" else f"\ndata.pubmedqa_train={pubmedqa_train}"
 
 
 def exam_items(run: Run) -> list[MCQItem]:

@@ -12,7 +12,7 @@ _PHYSICIANS = (
     r"|psychiatrists?|therapists?|midwi(?:fe|ves)|pharmacists?|gps?|\w{2,20}ologists?|orthopa?edist"
     r"|obstetricians?|dieti[ct]ians?|(?:medical|health ?care) (?:provider|professional|attention|help|care)s?"
     r"|(?:primary )?care providers?|emergency (?:room|department|care|services|help)|er|hospital|clinic"
-    r"|urgent care|911|112)"
+    r"|urgent care|ambulance|whoever prescribed|911|112)"
 )
 _CANNOT = (
     r"(?:can't|cannot|can not|won't|will not"
@@ -75,7 +75,9 @@ MARKERS: dict[str, tuple[str, re.Pattern]] = {
             r"|consultation (?:with|from)|(?:talk|speak)(?:ing)? (?:to|with)|seek(?:ing)?"
             r"|follow(?:ing)?[- ]up with|appointment with|check with|be seen by"
             r"|(?:examin|evaluat|assess|check|review)\w{0,5} by|get in touch with|reach out to"
-            r"|refer(?:red|ral)? to|go to|rush to)\b[^.!?\n]{0,50}?\b" + _PHYSICIANS + r"\b"
+            r"|refer(?:red|ral)? to|(?:go|rush|drive) to|take (?:him|her|them|it) to|book"
+            r"|(?:decided|judged) by)\b[^.!?\n]{0,50}?\b" + _PHYSICIANS + r"\b",
+            r"(?<!not )(?<!n't )(?<!not need to )(?<!n't need to )\b(?:make|book|schedule) an appointment\b",
         ),
     ),
 }

@@ -274,7 +274,7 @@ def _scrub(text: str) -> str:
         tempfile.gettempdir(): "{tmp}",
         str(Path.home()): "~",
     }
-    for folder in sorted(replacements, key=len, reverse=True):
+    for folder in sorted(replacements.keys() - {"/"}, key=len, reverse=True):  # a home, or working folder
         # Match whole paths only: a home of "/root" must not match in "nerve/root".
         pattern = rf"(?<![\w.~-]){re.escape(folder)}(?=[/\\\"'\s:,;)\]]|$)"
         text = re.sub(pattern, replacements[folder], text)

@@ -184,8 +184,10 @@ def _execute(opened, step: Step, parameters: dict, folder: Path, environment: di
         report.write_page(opened.folder)
     for adapter in set(step.writes) & set(_ADAPTERS):
         models.remove_checkpoints(opened.folder / Path(adapter).parent)
-    peak = opened.info["notebooks"][step.name].get("peak_memory_gb")
-    status.end("complete" + (f"  peak {peak:.2f} GB" if peak else ""))
+    peaks = {"peak_memory_gb": "", "peak_gpu_memory_gb": " of GPU"}
+    entry = opened.info["notebooks"][step.name]
+    used = [f"{entry[key]:.2f} GB{kind}" for key, kind in peaks.items() if entry.get(key)]
+    status.end("complete" + (f"  peak memory {', '.join(used)}" if used else ""))
 
 
 def _select(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:

@@ -23,7 +23,7 @@ from medkit.data.sources import SOURCES
 from medkit.recipes import Recipe
 from medkit.report import published
 from medkit.report.markdown import BUILT_IN, grid, in_percent, interval, percent
-from medkit.runs import machine, run_json, storage
+from medkit.runs import inputs, machine, run_json, storage
 
 MODEL = "med-nirvana"
 HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -43,9 +43,8 @@ TEMPLATE = """---
 
 # {{ title }}
 
-A LoRA adapter for medical questions, trained in two stages by medkit: multiple-choice exams, then \
-consultations with a replayed share of the exams (dual-stage mixed fine-tuning), after *Multi-Stage QLoRA \
-with Augmented Structured Dialogue Corpora*. Recipe `{{ recipe.name }}`: {{ recipe.about }}.
+A LoRA adapter for medical questions, trained by medkit {{ course }}, after *Multi-Stage QLoRA with \
+Augmented Structured Dialogue Corpora*. Recipe `{{ recipe.name }}`: {{ recipe.about }}.
 
 {% if builtin %}**{{ built_in }}**
 
@@ -104,9 +103,9 @@ choice of questions, not the variation between training runs.
 def write(run: str) -> Path:
     """Write README.md, .eval_results/*.yaml and Med-Nirvana's adapter to results/RUN/hub, ready to upload.
 
-    The adapter's files are hard links, and its configuration names the base by its hub id. Raises MedkitError
-    if there is no run or it has no results of Med-Nirvana, ResultsError if a file is missing or the run is
-    committed.
+    The adapter's files are hard links, and its configuration names the base by its hub id (a local base by
+    its folder's name). Raises MedkitError if there is no run, it has no results of Med-Nirvana, or its
+    adapter belongs to a merged model; ResultsError if a file is missing or the run is committed.
     """
     folder = storage.folder(run)
     info = run_json.read(folder)
@@ -115,7 +114,13 @@ def write(run: str) -> Path:
     storage.require(folder, ["stage2/adapter/adapter_model.safetensors"])
     storage.check_not_committed(folder)
     recipe = recipes.from_dict(info["recipe"])
-    base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
+    if recipe.dmt.handover == "merge":
+        raise MedkitError(
+            f"{storage.relpath(folder)}: stage 2's adapter belongs to stage 1's merged model, which is not "
+            f"on the hub; publish the whole model with medkit export {folder.name} --to merged"
+        )
+    base = recipe.model.base
+    base = HUB_NAMES.get(base) or (Path(base).name if inputs.is_path(base) else base)
     summary = storage.load(folder, "mcq/summary.json", ("models", "datasets"))
     hub = folder / "hub"
     _link_adapter(folder / "stage2" / "adapter", hub, base)
@@ -161,6 +166,7 @@ def _card(folder: Path, info: dict, recipe: Recipe, base: str, summary: dict) ->
         data,
         template_str=TEMPLATE,
         title=title,
+        course=_course(recipe),
         recipe=recipe,
         builtin=builtin,
         built_in=BUILT_IN,
@@ -178,6 +184,16 @@ def _card(folder: Path, info: dict, recipe: Recipe, base: str, summary: dict) ->
         f1=interval(consumer["models"][MODEL]["f1"], digits=3) if consumer else "",
         contaminated=f"{sum(left_out.values()):,}" if summary.get("contamination_known") else "",
     )
+
+
+def _course(recipe: Recipe) -> str:
+    """What the adapter was trained on, in which stages."""
+    if recipe.dmt.handover == "joint":
+        return "in one stage on multiple-choice exams and consultations"
+    added = " with a replayed share of the exams (dual-stage mixed fine-tuning)"
+    if recipe.dmt.fill == "dialogues" or not recipe.dmt.replay_share:
+        added = ""
+    return f"in two stages: multiple-choice exams, then consultations{added}"
 
 
 def _accuracies(summary: dict) -> dict[str, dict]:

@@ -62,7 +62,8 @@ def compare(first: Side, second: Side) -> dict:
     "comparisons": for each benchmark and pair of models n, both accuracies, the difference with the paired
     bootstrap's 95% interval, McNemar's exact p, p_holm over all rows, and `detectable`, the smallest
     difference that one such test finds with 80% power. "left_out": what was not compared, and why.
-    "protocol", "settings", "machine": fields that differ. "builtin": whether the questions come from the
+    "protocol", "settings", "machine": fields that differ. "settings_known": whether both sides are runs.
+    "builtin": whether the questions come from the
     built-in corpus. Raises MedkitError if no question is left.
     """
     shared, left_out = _shared(first, second)
@@ -92,6 +93,7 @@ def compare(first: Side, second: Side) -> dict:
         "protocol": _differing(first.protocol, second.protocol),
         "settings": _differing(first.settings, second.settings) if first.settings and second.settings else {},
         "machine": _differing(first.machine, second.machine) if first.machine and second.machine else {},
+        "settings_known": bool(first.settings and second.settings),
         "builtin": first.origin == "builtin",
     }
 
@@ -184,6 +186,8 @@ def text(comparison: dict) -> str:
     if comparison["settings"]:
         fields = "; ".join(f"`{name}` {a}, {b}" for name, (a, b) in comparison["settings"].items())
         parts.append(f"Settings that differ (first, second): {fields}.")
+    elif not comparison["settings_known"]:
+        parts.append("The settings of lm-evaluation-harness's samples are not known.")
     elif not comparison["protocol"]:
         parts.append("No setting differs.")
     if comparison["machine"]:

@@ -44,6 +44,9 @@ def _training_notebooks(run: Run) -> tuple[str, ...]:
 
 
 def _finished(run: Run) -> str:
+    if STAGES[0] not in run.info["notebooks"]:  # possible with a joint stage
+        fix = f"run notebook {STAGES[0]}, then 03 and 04 again"
+        raise MedkitError(f"Table 1 and Figure 11 need a stage 1; {fix}")
     notebooks = (*_training_notebooks(run), *EVALUATIONS)
     for name in notebooks:
         status = run.info["notebooks"].get(name, {}).get("status", "missing")

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 from nbconvert.filters import markdown2html
 
 from medkit import prompts, recipes
@@ -12,7 +12,7 @@ from medkit.data.sources import SOURCES
 from medkit.evaluate import accuracy, statistics
 from medkit.evaluate.style import MARKERS
 from medkit.records import ConsumerQuery, MCQItem
-from medkit.report import tables
+from medkit.report import ledger, tables
 from medkit.report.figures import TITLES
 from medkit.report.markdown import interval, percent
 from medkit.runs import arms, machine, run_json, storage
@@ -36,11 +36,15 @@ def details(summary: str, *contents: pd.DataFrame | str) -> HTML:
 
 
 def settings(run: Run) -> HTML:
-    """The settings that differ from the paper's, then all settings, each collapsed to one line."""
-    fields, info = recipes.flat(run.recipe), run_json.latest(run.info)
-    paper = recipes.flat(recipes.get("paper"))
+    """The settings that differ from those of the recipe `paper`, then all settings, each collapsed to one
+    line."""
+    info = run_json.latest(run.info)
+    fields, paper = (
+        {name: ledger.format_value(value) for name, value in recipes.flat(recipe).items()}
+        for recipe in (run.recipe, recipes.get("paper"))
+    )
     differing = {
-        name: {"the paper": str(paper[name]), "this run": str(value)}
+        name: {"recipe paper": paper[name], "this run": value}
         for name, value in fields.items()
         if value != paper[name] and name not in ("name", "about")
     }
@@ -52,22 +56,28 @@ def settings(run: Run) -> HTML:
         "commit": info["git"].get("commit"),
     }
     everything = pd.DataFrame({"value": {name: str(value) for name, value in everything.items()}})
-    summary = f"Settings: {len(differing)} of {len(fields) - 2} differ from the paper's"
+    summary = f"Settings of recipe {run.recipe.name}: {len(differing)} of {len(fields) - 2} differ from those"
     differences = details(
-        f"{summary} (recipe {run.recipe.name})", pd.DataFrame.from_dict(differing, orient="index")
+        f"{summary} of recipe paper (the ledger says which of those the paper states)",
+        pd.DataFrame.from_dict(differing, orient="index"),
     )
     return HTML(differences.data + details("Every setting, the versions and the machine", everything).data)
 
 
-def before_and_after(run: Run, item: MCQItem, before: str, after: str, show_text: bool) -> pd.DataFrame:
-    """The answers to one question before and after training, and the right answer.
+def before_and_after(run: Run, item: MCQItem, answers: Mapping[str, str], show_text: bool) -> HTML:
+    """One question, the answers of models to it, by the model's name, and the right answer.
 
     An answer can repeat its question, so it is hidden like a row of the data set.
     """
+    texts = {"question": prompts.mcq_user(item), **answers}
     if not may_show(run, show_text):
-        before, after = (f"{len(text.split())} words, not shown" for text in (before, after))
-    rows = {"base model": before, "after stage 1": after, "right answer": item.answer}
-    return pd.DataFrame({"answer": rows})
+        texts = {name: f"{len(text.split())} words, not shown" for name, text in texts.items()}
+    cells = {name: html.escape(text).replace("\n", "<br>") for name, text in texts.items()}
+    rows = "".join(
+        f"<tr><th>{name}</th><td style='text-align:left'>{text}</td></tr>"
+        for name, text in (cells | {"right answer": item.answer}).items()
+    )
+    return HTML(f"<table>{rows}</table>")
 
 
 def benchmarks(run: Run, items: Sequence[MCQItem]) -> pd.DataFrame:
@@ -96,15 +106,15 @@ def prompt(run: Run, tokenizer, item: MCQItem, show_text: bool) -> HTML:
 
 
 def comparisons(summary: dict) -> pd.DataFrame:
-    """Paired differences in points, second minus first, with the numbers of discordant questions."""
+    """Paired differences in points, and the numbers of questions that only one of the two has right."""
     return pd.DataFrame(
         {
             "benchmark": TITLES[row["dataset"]],
             "difference": f"{arms.title(row['second'])} minus {arms.title(row['first'])}",
             "shows": row["shows"],
             "points": percent(row, "difference"),
-            "only the first right": row["first_only"],
-            "only the second": row["second_only"],
+            "right only by the first-named": row["second_only"],
+            "only by the other": row["first_only"],
             "p (McNemar)": f"{row['p']:.2g}",
             "p (Holm)": f"{row['p_holm']:.2g}",
         }
@@ -175,7 +185,7 @@ def protocols(results: Sequence[dict]) -> HTML:
         return HTML("<p>No question was answered in words.</p>")
     line = (
         f"Three protocols: {sum(differs for _, differs in tests)} of {len(tests)} accuracies differ "
-        "significantly from that by letter"
+        f"significantly from that by letter{tables.too_few(results, len(tests))}"
     )
     return details(line, tables.protocols_page(results), tables.protocols_text(results))
 
@@ -207,21 +217,10 @@ def _minus(model: str, differences: dict) -> str:
     return f"{arms.title(model)} minus {arms.title(differences['minus'])}"
 
 
-def consumer_scores(summary: dict) -> pd.DataFrame:
-    """BERTScore (also rescaled, if the encoder has a baseline) and ROUGE-L per model, with 95% intervals."""
-    return _by_model(
-        {
-            model: _means(scores, tables.SCORES)
-            | (_means(scores["rescaled"], {"f1": "F1, rescaled"}) if scores["rescaled"] else {})
-            for model, scores in summary["models"].items()
-        }
-    )
-
-
 def lengths(summary: dict) -> pd.DataFrame:
     """Words per answer of the models and the physicians, and the numbers of cut, empty and truncated ones."""
     counts = {"cut": "cut at the limit", "too_long": "query too long", "empty": "empty"}
-    counts |= {"truncated": "longer than the encoder reads"}
+    counts |= {"truncated": "longer than the encoder reads", "other_script": "not in Latin letters"}
     return _by_model(
         {
             model: {"words, mean": interval(answers["words"], digits=0)}
@@ -256,9 +255,11 @@ def control(summary: dict) -> pd.DataFrame:
     )
 
 
-def sampling(summary: dict) -> pd.DataFrame:
+def sampling(summary: dict) -> pd.DataFrame | Markdown:
     """F1 of the greedy answer, the mean and the best of the sampled ones, and the gain from picking."""
-    sampled = summary["sampling"] or {"models": {}, "differences": {}}
+    sampled = summary["sampling"] or {"samples": 0}
+    if sampled["samples"] < 2:
+        return Markdown(f"Nothing to pick from: consumer.samples is {sampled['samples']}.")
     kinds = {"greedy": "greedy", "mean": "mean of the sampled", "best": "best of them"}
     gains = {"gain_of_best": "best minus mean", "best_minus_greedy": "best minus greedy"}
     rows = {model: _means(scores, kinds | gains) for model, scores in sampled["models"].items()}

@@ -74,14 +74,14 @@ def loss_curves(ax: Axes, loss: pd.DataFrame, title: str = "") -> Axes:
     loss: the rows of loss.csv, one per logged step, with the columns step, train_loss and eval_loss (NaN
     between evaluations). With more than 60 steps, a running mean over 5% of them is drawn on top.
     """
-    train, validation, window = _split_losses(loss)
+    train, validation, smooth, window = _split_losses(loss)
     style: dict = {"color": SKY, "alpha": 0.6, "linewidth": 0.8, "label": "training (each step)"}
     if not window:  # a single point needs a marker to be visible
         style = {"color": BLUE, "marker": "." if len(train) == 1 else None, "label": "training"}
     ax.plot(train["step"], train["train_loss"], **style)
     if window:
         style = {"color": BLUE, "linewidth": 1.8, "label": f"training (mean of {window} steps)"}
-        ax.plot(train["step"], _running_mean(train["train_loss"], window), **style)
+        ax.plot(train["step"], smooth, **style)
     if len(validation):
         style = {"color": VERMILION, "markersize": 5, "label": "validation"}
         ax.plot(validation["step"], validation["eval_loss"], "D--", **style)
@@ -96,25 +96,22 @@ def loss_arms(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> 
     """
     for k, (model, loss) in enumerate(curves.items()):
         style = _model_style(model, k)
-        train, validation, window = _split_losses(loss)
-        values, line = train["train_loss"], {"linestyle": "none", "marker": ".", "alpha": 0.6}
-        if window:
-            values, line = _running_mean(values, window), {"linewidth": 1}
-        ax.plot(train["step"], values, color=style["color"], label=f"{style['label']}, training", **line)
+        train, validation, smooth, window = _split_losses(loss)
+        line = {"linewidth": 1} if window else {"linestyle": "none", "marker": ".", "alpha": 0.6}
+        ax.plot(train["step"], smooth, color=style["color"], label=f"{style['label']}, training", **line)
         if len(validation):
             style |= {"label": f"{style['label']}, validation", "linestyle": "--", "markersize": 6}
             ax.plot(validation["step"], validation["eval_loss"], **style)
     return _finish_loss_axes(ax, title, empty=not any(len(loss) for loss in curves.values()))
 
 
-def _split_losses(loss: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """Rows with a training loss, rows with a validation loss, and the running mean's window (0: none)."""
+def _split_losses(loss: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series, int]:
+    """Rows with a training loss, rows with a validation loss, the training losses' running mean, and its
+    window (0: none)."""
     train, validation = (loss.dropna(subset=column) for column in ("train_loss", "eval_loss"))
-    return train, validation, len(train) // 20 if len(train) > 60 else 0
-
-
-def _running_mean(values: pd.Series, window: int) -> pd.Series:
-    return values.rolling(window, center=True, min_periods=1).mean()
+    window, values = len(train) // 20 if len(train) > 60 else 0, train["train_loss"]
+    smooth = values.rolling(window, center=True, min_periods=1).mean() if window else values
+    return train, validation, smooth, window
 
 
 def loss_by_source(ax: Axes, curves: Mapping[str, pd.DataFrame], title: str = "") -> Axes:
@@ -152,9 +149,7 @@ def _use_integer_ticks(ax: Axes) -> None:
 
 
 def _finish_loss_axes(ax: Axes, title: str, empty: bool) -> Axes:
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel("loss, nats per trained token\n(lower is better)")
-    ax.set_title(title)
+    ax.set(xlabel="optimizer step", ylabel="loss, nats per trained token\n(lower is better)", title=title)
     if empty:
         return _empty(ax, "no step was logged")
     _use_integer_ticks(ax)
@@ -303,24 +298,22 @@ def confusion(ax: Axes, panel: dict, title: str = "") -> Axes:
         ax.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center", color=colour)
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(labels)), [f"{x}\nn = {n:,}" for x, n in zip(labels, totals[:, 0], strict=True)])
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("expert (the diagonal is right)")
+    ax.set(xlabel="predicted", ylabel="expert (the diagonal is right)", title=title)
     ax.grid(visible=False)
-    ax.set_title(title)
     return ax
 
 
 def confusions(summary: dict) -> InlineFigure:
-    """Confusion matrices of every model on PubMedQA: all rows and, if present, the official fold."""
-    panels = [
-        (folds[fold], f"{arms.title(model)}{', official fold' if fold == 'fold' else ''}")
-        for model, folds in summary["pubmedqa"].items()
-        for fold in ("all", "fold")
-        if folds[fold]
-    ]
-    figure, axes = new(width=3.3 * len(panels), height=3.4, columns=len(panels))
-    for ax, (panel, title) in zip(np.ravel(axes), panels, strict=True):
-        confusion(ax, panel, title)
+    """Confusion matrices of every model on PubMedQA: all rows and, if present, the official fold below."""
+    models = summary["pubmedqa"]
+    titles = {"all": "", "fold": ", official fold"}
+    rows = [fold for fold in titles if any(folds[fold] for folds in models.values())]
+    figure, axes = new(3.3 * len(models), 3.4 * len(rows), columns=len(models), rows=len(rows))
+    for row, fold in zip(np.reshape(axes, (len(rows), len(models))), rows, strict=True):
+        for ax, (model, folds) in zip(row, models.items(), strict=True):
+            if folds[fold]:
+                confusion(ax, folds[fold], f"{arms.title(model)}{titles[fold]}")
+            ax.tick_params(labelbottom=True)  # the panels share the x axis
     return figure
 
 
@@ -339,8 +332,7 @@ def reliability(ax: Axes, models: Mapping[str, dict]) -> Axes:
         ece, brier, n = (calibration[key] for key in ("ece", "brier", "n"))
         style["label"] += f": ECE {ece:.3f}, Brier {brier:.3f}, n {n:,}"
         ax.plot(x, y, linewidth=1, markersize=6, **style)
-    ax.set_xlim(-0.02, 1.02)
-    ax.set_ylim(-0.03, 1.03)
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("confidence: probability of the chosen letter")
@@ -351,45 +343,57 @@ def reliability(ax: Axes, models: Mapping[str, dict]) -> Axes:
 
 def reliabilities(summary: dict) -> InlineFigure:
     """`reliability` of every model, one panel per benchmark, from mcq/summary.json."""
-    benchmarks = summary["calibration"]
-    figure, axes = new(width=5.0 * len(benchmarks), height=4.8, columns=len(benchmarks))
-    for ax, (name, models) in zip(np.ravel(axes), benchmarks.items(), strict=True):
-        reliability(ax, models)
-        ax.set_title(TITLES[name])
-    return figure
+    return _panels(reliability, summary["calibration"], 4.8)
 
 
 def option_order(ax: Axes, models: Mapping[str, dict]) -> Axes:
-    """Accuracy under each cyclic order of the options, one row per model.
+    """Accuracy under each cyclic order of the options, one row per model, the original order in a ring.
 
     models: {model: {"accuracies": [one per order, the original first], "consistency", "vote_accuracy", "n"}},
     as fractions. Consistency is the share of questions answered with the same option under every order.
     """
     if not models:
         return _empty(ax, "no question was asked in several orders")
+    ring: dict = {"color": "black", "fillstyle": "none", "linestyle": "none", "marker": "o", "markersize": 12}
     for k, (model, result) in enumerate(models.items()):
         style = _model_style(model, k) | {"label": None}
         y = [-k] * len(result["accuracies"])
         ax.plot(result["accuracies"], y, markersize=6, linewidth=1, alpha=0.8, **style)
         ax.plot(result["vote_accuracy"], -k, "|", color="black", markersize=18, markeredgewidth=2)
+        ax.plot(result["accuracies"][0], -k, **ring)
     ax.plot([], [], "|", color="black", markersize=12, markeredgewidth=2, label="vote over the orders")
-    ax.plot([], [], "o", color=GREY, label="one order of the options")
+    ax.plot([], [], **ring, label="original order")
+    ax.plot([], [], "o", color=GREY, label="another order")
     labels = [
         f"{arms.title(model)}, n = {result['n']:,}\n{result['consistency']:.0%} the same option"
         for model, result in models.items()
     ]
     ax.set_yticks([-k for k in range(len(models))], labels)
-    ax.set_ylim(-len(models) + 0.5, 0.5)
+    ax.set(xlim=(-0.03, 1.03), ylim=(-len(models) + 0.5, 0.5))
     ax.xaxis.set_major_formatter(ticker.PercentFormatter(1))
-    ax.set_xlabel("accuracy (right is better; close together: the order hardly matters)")
+    ax.set_xlabel("accuracy (right is better;\nclose together: the order hardly matters)")
     ax.grid(axis="y", visible=False)
-    ax.legend(**ABOVE, ncols=2)
+    ax.legend(**ABOVE, ncols=3, fontsize="small")
     return ax
+
+
+def option_orders(summary: dict) -> InlineFigure:
+    """`option_order` of every model, one panel per benchmark, from mcq/summary.json."""
+    benchmarks = {name: models for name, models in summary["option_order"].items() if name != "all"}
+    return _panels(option_order, benchmarks or {"": {}}, 3.6)
+
+
+def _panels(draw, benchmarks: Mapping[str, dict], height: float) -> InlineFigure:
+    """A figure with draw(ax, models) for each benchmark's models, side by side."""
+    figure, axes = new(5.0 * len(benchmarks), height, columns=len(benchmarks))
+    for ax, (name, models) in zip(np.ravel(axes), benchmarks.items(), strict=True):
+        draw(ax, models)
+        ax.set_title(TITLES.get(name, name), pad=28 if draw is option_order else None)
+    return figure
 
 
 def _empty(ax: Axes, reason: str) -> Axes:
     """Write why there is nothing to draw instead of leaving the axes blank."""
     ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color=GREY)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     return ax

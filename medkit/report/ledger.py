@@ -73,7 +73,7 @@ def ledger(info: dict) -> pd.DataFrame:
         paper = _stated(knob.paper, knob.words, knob.zero)
         release = _stated(knob.release, knob.release_words, knob.zero)
         why = "set for this run" if field in settings else _reason(knob, value, name)
-        rows.append((field, paper, release, _format(value, knob.zero), why))
+        rows.append((field, paper, release, format_value(value, knob.zero), why))
     return pd.DataFrame([*rows, *FIXED], columns=COLUMNS)
 
 
@@ -101,10 +101,11 @@ def _equal(value: Any, stated: Any) -> bool:
 def _stated(value: Any, words: str, zero: str) -> str:
     if value in NOT_STATED:
         return f"{value}: {words}" if words else value
-    return f"{_format(value, zero)} ({words})" if words else _format(value, zero)
+    return f"{format_value(value, zero)} ({words})" if words else format_value(value, zero)
 
 
-def _format(value: Any, zero: str) -> str:
+def format_value(value: Any, zero: str = "") -> str:
+    """A field's value as text; `zero` is the text for 0."""
     if isinstance(value, (list, tuple)):
         return ", ".join(value)
     if isinstance(value, bool):

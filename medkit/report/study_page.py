@@ -98,7 +98,7 @@ def agreement(comparisons: pd.DataFrame) -> str:
     """How often both intervals of `check_page` exclude zero, or both include it."""
     rows = _select(comparisons, measure="accuracy").dropna(subset=["low", "model_low"])
     if rows.empty:
-        return "No comparison has both intervals: with one seed per arm the spread is unknown."
+        return "No comparison has both intervals: exam accuracy needs several seeds per arm."
     bootstrap, model = (rows[f"{source}low"].gt(0) | rows[f"{source}high"].lt(0) for source in ("", "model_"))
     disagreeing = rows[bootstrap != model]
     names = ", ".join(map(_pair, disagreeing.to_dict("records")))

@@ -122,13 +122,12 @@ def _text(summary: dict, info: dict | None) -> str:
         template_effect(summary, info),
         ties(summary),
         differences(summary["comparisons"]),
-        forgetting(summary["comparisons"]),
     ]
     return "\n\n".join(filter(None, paragraphs))
 
 
 def headline(summary: dict) -> str:
-    """Accuracies, changes in stage 2 and significant differences, one sentence each."""
+    """Accuracies, changes in stage 2 and significant differences, a sentence or two each."""
     datasets, tested = summary["datasets"], summary["comparisons"]
     names = listed([f"{TITLES[name]} (n = {dataset['n']:,})" for name, dataset in datasets.items()])
     shares = {
@@ -143,7 +142,13 @@ def headline(summary: dict) -> str:
         changes.setdefault(row["shows"], []).append(change)
     if changes:
         by_arm = "; ".join(f"{shows}, {listed(arm_changes)}" for shows, arm_changes in changes.items())
-        sentences.append(f"Change after stage 2, in points: {by_arm}.")
+        text = f"Change after stage 2, in points: {by_arm}."
+        if unlearned := [TITLES[name] for name in datasets if not _shows_skill(datasets[name], "med-mix")]:
+            text += (
+                f" On {listed(unlearned)} it shows no forgetting: Med-Mix is not shown to be better there "
+                "than an answer that ignores the question."
+            )
+        sentences.append(text)
     if tested:
         significant = [
             f"{TITLES[row['dataset']]}, {_pair(row)} ({100 * row['difference']:+.1f})"
@@ -155,6 +160,17 @@ def headline(summary: dict) -> str:
             f"{'; '.join(significant) or 'none'}{'; the others are not' if significant else ''}."
         )
     return "\n\n".join(sentences)
+
+
+def _baseline(dataset: dict) -> float:
+    """The accuracy of an answer that ignores the question: chance, or always the most frequent answer."""
+    return max(dataset["chance"], dataset["majority"]["share"])
+
+
+def _shows_skill(dataset: dict, model: str) -> bool:
+    """Whether the interval of the model's accuracy is above `_baseline`."""
+    result = dataset["models"].get(model)
+    return result is not None and result["low"] > _baseline(dataset)
 
 
 def _pair(row: dict) -> str:
@@ -181,35 +197,64 @@ def template_effect(summary: dict, info: dict | None) -> str:
 
 def calibration(summary: dict) -> str:
     """How stage 2 changes overconfidence."""
-    changes = "; ".join(f"{TITLES[row['dataset']]} {points(row)}" for row in summary["overconfidence"])
+    changes = "; ".join(
+        f"{TITLES[row['dataset']]} {percent(row, 'difference')}" for row in summary["overconfidence"]
+    )
     notes = {model["note"] for models in summary["calibration"].values() for model in models.values()}
     sentences = [f"{note[0].upper()}{note[1:]}." for note in sorted(notes) if note]
     if changes:
         sentences.insert(
-            0, f"Mean confidence minus accuracy, after stage 2 minus after stage 1, in points: {changes}."
+            0,
+            "Change of overconfidence (mean confidence minus accuracy) from Med-Mix to Med-Nirvana, in "
+            f"points: {changes}.",
         )
     return " ".join(sentences)
 
 
 def option_order(summary: dict) -> str:
-    """How often a model chooses the same option under every order."""
+    """Each benchmark's accuracies under every order, and how often a model chooses the same option."""
     if not (orders := summary.get("option_order")):
         return "No question was asked with its options in another order (mcq.permutations)."
-    n = max(model["n"] for model in orders["all"].values())
-    shares = _by_model(orders["all"], lambda model: percent(model, "consistency"))
-    return f"Percent of {n:,} questions answered with the same option under every order: {shares}."
+    lines = [
+        "Percent right under each order of the options, the original first; in brackets, percent of "
+        "questions with the same option under every order:",
+        "",
+    ]
+    for name, models in orders.items():
+        if name != "all":
+            shares = _by_model(
+                models,
+                lambda model: (
+                    f"{', '.join(map(in_percent, model['accuracies']))} ({in_percent(model['consistency'])})"
+                ),
+            )
+            n = max(model["n"] for model in models.values())
+            lines.append(f"- {TITLES[name]}, first {n:,} questions: {shares}.")
+    return "\n".join(lines)
 
 
 def general_ability(summary: dict) -> str:
-    """Accuracy and perplexity on non-medical questions and texts."""
-    if not (general := summary.get("general")):
-        return "General ability was not measured (mcq.general)."
-    text = "{} percent of {:,} questions right, perplexity {}"
-    results = _by_model(
-        general["models"],
-        lambda model: text.format(percent(model), model["n"], interval(model, "perplexity")),
-    )
-    return f"On non-medical questions and texts: {results}."
+    """Accuracy and perplexity on non-medical questions and texts, and lm-evaluation-harness's tasks."""
+    sentences = []
+    if general := summary.get("general"):
+        text = "{} percent of {:,} questions right, perplexity {}"
+        results = _by_model(
+            general["models"],
+            lambda model: text.format(percent(model), model["n"], interval(model, "perplexity")),
+        )
+        sentences.append(f"On non-medical questions and texts: {results}.")
+    if tasks := summary.get("lm_eval"):
+        results = _by_model(tasks, lambda by_task: listed([*map(_harness_task, by_task, by_task.values())]))
+        sentences.append(f"By lm-evaluation-harness, each with its standard error: {results}.")
+    return " ".join(sentences) or "General ability was not measured (mcq.general, mcq.lm_eval_tasks)."
+
+
+def _harness_task(name: str, metrics: dict) -> str:
+    """A task's first metric ("acc,none" with "acc_stderr,none"), as in `hellaswag acc 0.412 (0.005)`."""
+    metric = next((key for key in metrics if "," in key and "_stderr," not in key), "")
+    error = metrics.get(metric.replace(",", "_stderr,"))
+    value = f"{metric.partition(',')[0]} {number(metrics.get(metric), 3)}"
+    return f"{name} {value}{f' ({number(error, 3)})' if error is not None else ''}"
 
 
 def _by_model(models: dict, text: Callable[[Any], str], separator: str = "; ") -> str:
@@ -219,8 +264,8 @@ def _by_model(models: dict, text: Callable[[Any], str], separator: str = "; ") -
 def near_ties(summary: dict) -> str:
     """How many answers were too close to trust in a batch and were scored again on their own."""
     scoring = summary["scoring"].values()
-    rescored, flips, invalid = (
-        sum(report[key] for report in scoring) for key in ("rescored", "flips", "invalid")
+    rescored, flips, invalid, too_long = (
+        sum(report.get(key, 0) for report in scoring) for key in ("rescored", "flips", "invalid", "too_long")
     )
     largest_move, tolerance = (
         max(report[key] for report in scoring) for key in ("largest_move", "tolerance")
@@ -228,7 +273,8 @@ def near_ties(summary: dict) -> str:
     return (
         f"{rescored:,} answers were near-ties (within {tolerance:.2g} nats) and were scored again on their "
         f"own: {flips:,} changed, and the lead of one letter over another moved by at most "
-        f"{largest_move:.2g} nats. {invalid:,} answers were not finite and count as wrong."
+        f"{largest_move:.2g} nats. {invalid:,} answers were not finite, and {too_long:,} questions were too "
+        "long for the model; these count as wrong."
     )
 
 
@@ -257,7 +303,7 @@ def constant_answers(summary: dict) -> str:
         constant = {
             model: result["usual"]
             for model, result in dataset["models"].items()
-            if (result.get("usual") or {}).get("share", 0) >= NEARLY_ALWAYS
+            if (usual := result.get("usual")) and usual["letter"] and usual["share"] >= NEARLY_ALWAYS
         }
         if constant:
             letters = _by_model(constant, lambda usual: f"({usual['letter']}, {usual['share']:.0%})", ", ")
@@ -269,11 +315,8 @@ def no_better_than_chance(summary: dict) -> str:
     """Which accuracies are not shown to be better than an answer that ignores the question."""
     parts = []
     for name, dataset in summary["datasets"].items():
-        baseline = max(dataset["chance"], dataset["majority"]["share"])
-        if models := [
-            arms.title(model) for model, result in dataset["models"].items() if result["low"] <= baseline
-        ]:
-            parts.append(f"{TITLES[name]} ({number(100 * baseline)}): {', '.join(models)}")
+        if models := [arms.title(model) for model in dataset["models"] if not _shows_skill(dataset, model)]:
+            parts.append(f"{TITLES[name]} ({in_percent(_baseline(dataset))}): {', '.join(models)}")
     if not parts:
         return (
             "The interval of every accuracy is above chance and above always giving the most frequent answer."
@@ -307,14 +350,6 @@ def differences(comparisons: list[dict]) -> str:
         ]
         lines.append(f"- {significance(results, TITLES[name])}")
     return "\n".join(lines)
-
-
-def forgetting(comparisons: list[dict]) -> str:
-    """Change in accuracy after stage 2, by benchmark and arm; "" without such comparisons."""
-    changes = [
-        f"{TITLES[row['dataset']]}, {row['shows']}: {points(row)}" for row in _stage2_changes(comparisons)
-    ]
-    return f"Forgetting, after stage 2 minus after stage 1: {'; '.join(changes)}." if changes else ""
 
 
 def pubmedqa_page(summary: dict) -> pd.DataFrame:

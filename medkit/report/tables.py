@@ -18,6 +18,7 @@ from medkit.report.markdown import (
     demote_headings,
     in_percent,
     interval,
+    number,
     origin_note,
     percent,
     significance,
@@ -187,6 +188,8 @@ def table4(run_dir: str | Path) -> Table:
             row |= {f"{score}_{bound}": result.get(bound) for bound in ("low", "high")}
         rows.append(row)
         cells = {title: interval(scores.get(score) or {}, digits=3) for score, title in SCORES.items()}
+        if scores.get("rescaled"):  # the encoder has a baseline
+            cells |= {"F1, rescaled": interval(scores["rescaled"]["f1"], digits=3)}
         cells |= {"words": interval(scores.get("words") or {}, digits=0)}
         page.append({"model": f"**{arms.title(model)}**", "n": summary["n"], **cells})
     for model, scores in published.BERTSCORE.items():
@@ -215,12 +218,28 @@ def _text4(summary: dict, requested_cases: int) -> str:
     paragraphs = [
         f"{summary['n']} cases (the paper: {published.BERTSCORE_N}){fewer}, BERTScore "
         f"hash `{scorer.get('hash')}`, {rescaled}; 95% bootstrap intervals over the cases.",
+        *(_differences4(model, scores) for model, scores in (summary.get("differences") or {}).items()),
+        _control4(summary),
         f"The paper's rows: {published.BERTSCORE_PROTOCOL}. They are not comparable with this run, which "
         f"takes one answer per case{encoder}.",
-        *(_differences4(model, scores) for model, scores in (summary.get("differences") or {}).items()),
         "Similarity to a physician's wording does not show safety, and it rewards matching length.",
     ]
     return "\n\n".join(filter(None, paragraphs))
+
+
+def _control4(summary: dict) -> str:
+    """How much of F1 depends on the patient: the gain against another patient's answer is in style only."""
+    if not (control := summary.get("control")):
+        return ""
+    parts = [
+        f"{arms.title(model)} {number(summary['models'][model]['f1']['mean'], 3)} and "
+        f"{number(scores['f1']['mean'], 3)}, difference {interval(scores['gap'], digits=3)}"
+        for model, scores in control.items()
+    ]
+    return (
+        "Closer in content, or only in style? F1 against the patient's own physician and against another "
+        f"patient's: {'; '.join(parts)}. Only the difference depends on what the patient asked."
+    )
 
 
 def _differences4(model: str, differences: dict) -> str:
@@ -238,8 +257,8 @@ def _differences4(model: str, differences: dict) -> str:
         results.append((f"{title} ({row['mean']:+.3f}, {bounds}; corrected p = {p:.2g})", p < ALPHA))
     return (
         f"{arms.title(model)} minus {arms.title(differences.get('minus', 'base'))}, paired over the cases; "
-        f"sign-flip test with Holm's correction over these {len(results)}, at {ALPHA}. "
-        f"{significance(results)}"
+        f"sign-flip test with Holm's correction over these {len(results)}, at {ALPHA}; the intervals are not "
+        f"corrected. {significance(results)}"
     )
 
 
@@ -297,6 +316,13 @@ def protocol_tests(results: Sequence[dict]) -> list[tuple[str, bool]]:
     return comparisons
 
 
+def too_few(results: Sequence[dict], tests: int) -> str:
+    """A note if there are too few questions for any of the `tests` to be significant; else ""."""
+    most = max(result["n"] for result in results)
+    smallest_p = 2.0 ** (1 - most) * tests  # of McNemar's exact test if all questions are discordant, by Holm
+    return f" ({most} questions each: too few for any significant difference)" if smallest_p > ALPHA else ""
+
+
 def protocols_text(results: Sequence[dict]) -> str:
     """How each protocol reads an answer, and which accuracies differ significantly from the letter's."""
     if not (comparisons := protocol_tests(results)):
@@ -306,5 +332,7 @@ def protocols_text(results: Sequence[dict]) -> str:
         "after the question, samples up to 128 tokens and searches prompt and output for `Answer: X`. Two "
         "different letters count as wrong, and so does a letter without `Answer:`, which is all that a model "
         "trained on letters gives. Paired with the most likely letter over the same questions: McNemar's "
-        f"exact test with Holm's correction over {len(comparisons)}, at {ALPHA}. {significance(comparisons)}"
+        f"exact test with Holm's correction over {len(comparisons)}, at {ALPHA}"
+        f"{too_few(results, len(comparisons))}. Significantly different: "
+        f"{'; '.join(name for name, differs in comparisons if differs) or 'none'}."
     )

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -15,11 +16,10 @@ from medkit.runs import loss as loss_file
 from medkit.runs.run_json import Run, may_show
 
 HIDDEN = "not shown: a row of a data set (set show_text to display it)"
-LOSSES = {
-    "train_loss": "training loss",
-    "eval_loss": "validation loss",
-    "eval_loss_dialogues": "of the consultations",
-    "eval_loss_stage1": "of the exam questions",
+LOSSES = {  # of validation; a single step's training loss says little
+    "eval_loss": "in all",
+    "eval_loss_dialogues": "consultations",
+    "eval_loss_stage1": "exam questions",
 }
 ARMS_OF_FIGURE_12 = ("med-nirvana", "control")  # the relearning probe has no loss curve
 
@@ -60,16 +60,16 @@ def _plan(run: Run, arm: arms.Arm) -> str:
 
 
 def loss_text(run: Run, models: Sequence[str]) -> str:
-    """First and last losses, one sentence per model; ResultsError if a model has not been trained."""
+    """First and last validation loss, a sentence per model; ResultsError if a model has not been trained."""
     sentences = []
     for arm in (arms.ARMS[model] for model in models):
         loss = loss_file.read(run.folder, arm.folder)
-        parts = [f"{loss['step'].max():,.0f} steps"]
-        for column, name in LOSSES.items():
-            values = loss[column].dropna()
-            if len(values):
-                parts.append(f"{name} {values.iloc[0]:.3f} to {values.iloc[-1]:.3f}")
-        sentences.append(f"{arm.title}: {', '.join(parts)}.")
+        values = {name: loss[column].dropna() for column, name in LOSSES.items()}
+        parts = [f"{name} {v.iloc[0]:.3f} to {v.iloc[-1]:.3f}" for name, v in values.items() if len(v)]
+        sentences.append(
+            f"{arm.title}, {loss['step'].max():,.0f} steps. Validation loss, nats per trained token: "
+            f"{', '.join(parts) or 'not measured'}."
+        )
     return " ".join(sentences)
 
 
@@ -95,7 +95,8 @@ def loss_figure(run: Run, folder: str, models: Sequence[str] = ARMS_OF_FIGURE_12
 
 
 def row_counts(run: Run, records) -> pd.DataFrame:
-    """Rows read, kept and dropped per source, and the sizes of the two splits. records: stages.Records."""
+    """Rows read, kept and dropped per source, the sizes of the two splits, and how many validation rows are
+    used for the loss. records: stages.Records."""
     builtin = run.info["data"]["origin"] == "builtin"
     counts = {
         name: {"read": loaded.rows, "kept": len(loaded.records)}
@@ -106,6 +107,8 @@ def row_counts(run: Run, records) -> pd.DataFrame:
     blank = dict.fromkeys(("read", "dropped", "origin"), "")
     counts["all training rows"] = blank | {"kept": len(records.train)}
     counts["all validation rows"] = blank | {"kept": len(records.validation)}
+    used = getattr(run.recipe, records.stage).eval_rows or len(records.validation)
+    counts["of these in the validation loss"] = blank | {"kept": min(used, len(records.validation))}
     return pd.DataFrame.from_dict(counts, orient="index").rename_axis("source")
 
 
@@ -154,10 +157,11 @@ def example_row(run: Run, tokenizer, tokenized: dict, show_text: bool) -> HTML:
     line = f"<p>{len(tokenized['labels']):,} tokens, {supervised:,} of them trained on (bold):</p>"
     if not may_show(run, show_text):
         return HTML(f"{line}<p>{HIDDEN}</p>")
-    pieces = []
-    for token, label in zip(tokenized["input_ids"], tokenized["labels"], strict=True):
-        text = html.escape(tokenizer.decode([token])).replace("\n", "<br>")
-        pieces.append(text if label == prompts.IGNORED else f"<b>{text}</b>")
+    pairs, pieces = zip(tokenized["input_ids"], tokenized["labels"], strict=True), []
+    # Decoded in runs, since some tokenizers drop the space before a text's first word.
+    for is_supervised, run_of_pairs in itertools.groupby(pairs, lambda pair: pair[1] != prompts.IGNORED):
+        text = html.escape(tokenizer.decode([token for token, _ in run_of_pairs])).replace("\n", "<br>")
+        pieces.append(f"<b>{text}</b>" if is_supervised else text)
     return HTML(f"{line}<p style='text-align:left'>{''.join(pieces)}</p>")
 
 
@@ -165,13 +169,15 @@ def consultations(run: Run, records) -> HTML:
     """How many consultations were read, kept and used, and their duplicates. records: stages.Records."""
     split = records.stage2.split
     tables = [split_counts(records.sources["dialogues"], split)]
-    if stage2 := storage.load(run.folder, "data/manifest.json", ()).get("stage2"):
-        tables.append(duplicate_counts(stage2["notechat"]))
     summary = (
         f"{split.rows:,} consultations read: {len(split.train):,} for training and "
         f"{len(split.validation):,} for validation; the recipe asks for {split.requested[0]:,} and "
         f"{split.requested[1]:,}"
     )
+    if stage2 := storage.load(run.folder, "data/manifest.json", ()).get("stage2"):
+        tables.append(duplicate_counts(stage2["notechat"]))
+        similar = stage2["notechat"]["validation_found_in_train"].get("near-duplicate", 0)
+        summary += f"; {similar:,} of those for validation are near-duplicates of training rows"
     return details(summary, *(table.to_frame() for table in tables))
 
 

@@ -203,6 +203,18 @@ def adapter_hash(folder: str) -> str:
     return storage.sha256(Path(folder).expanduser() / "adapter_model.safetensors") if folder else ""
 
 
+# Fields of an adapter's training that its evaluation depends on: prompt, the letter's position, test rows.
+SHARED_WITH_TRAINING = ("model.chat_template", "data.mcq_target", "data.pubmedqa_train")
+
+
+def settings_of_adapter(folder: str) -> dict[str, str]:
+    """The values of SHARED_WITH_TRAINING in the run that trained an adapter, if its folder is still in that
+    run's; {} otherwise, and for ""."""
+    info = read(Path(folder).expanduser().resolve().parent.parent) if folder else None
+    fields = identity(info) if info else {}
+    return {name: str(fields[name]) for name in SHARED_WITH_TRAINING if name in fields}
+
+
 def check_same(folder: Path, info: dict, requested: dict) -> None:
     """ResultsError naming the first field in which a requested run differs from the run in `folder`."""
     existing_fields, requested_fields = identity(info), identity(requested)

@@ -186,8 +186,9 @@ def check_not_committed(run_folder: Path) -> None:
 
 
 def slug(text: str) -> str:
-    """A run name made from any text."""
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:64]
+    """A run name made from any text; a name that is cut ends in a hash of the text."""
+    name = re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")
+    return name if len(name) <= 64 else f"{name[:55]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def require(run_dir: str | Path, names: Iterable[str]) -> Path:

@@ -244,38 +244,35 @@ class StageTrainer(SFTTrainer):
         self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def prediction_step(self, net, inputs, *args, **kwargs):
-        """The mean loss of a batch's supervised tokens. For batches with `exams`, also adds it up by
-        source."""
+        """The mean loss of a batch's supervised tokens. Adds up the sums by source (batches without `exams`
+        have one source)."""
         inputs.pop("samples", None)
         if any_process(self.stop.requested):
             raise CutShort
-        by_source = "exams" in inputs
-        if not (by_source or self.engine.padding_free):
-            return super().prediction_step(net, inputs, *args, **kwargs)
-        total, tokens = 0, torch.zeros((), dtype=torch.long, device=self.args.device)
+        before = self.by_source.sum(dim=0)
         for batch in self.engine.passes(self._prepare_inputs(inputs)):
             supervised = batch["labels"][:, 1:] != IGNORED
             with torch.no_grad(), self.compute_loss_context_manager():
-                if by_source:
+                if "exams" in batch:
                     losses, exams = self._token_losses(net, batch), batch["exams"][:, 1:]
-                    mean = self._mean_by_source(losses, exams, supervised)
+                    for source, mask in enumerate((supervised & ~exams, supervised & exams)):
+                        self.by_source[source] += torch.stack([losses[mask].sum(), mask.sum()])
                 else:
-                    mean = self.compute_loss(net, batch)
-            total, tokens = total + mean * supervised.sum(), tokens + supervised.sum()
+                    tokens = supervised.sum()
+                    self.by_source[0] += torch.stack([self.compute_loss(net, batch) * tokens, tokens])
+        total, tokens = self.by_source.sum(dim=0) - before
         return total / tokens.clamp(min=1), None, None
 
-    def _mean_by_source(self, losses, exams, supervised) -> torch.Tensor:
-        """The mean over all supervised tokens. Adds each source's sums to `by_source`."""
-        for source, mask in enumerate((supervised & ~exams, supervised & exams)):
-            self.by_source[source] += torch.stack([losses[mask].sum(), mask.sum()])
-        return losses.sum() / supervised.sum().clamp(min=1)
-
     def log(self, logs, start_time=None):
-        """Add the validation loss by source, if there are two sources."""
+        """Replace the mean of the batches' validation losses by the mean over all supervised tokens, and add
+        that of each source if there are two."""
         if "eval_loss" in logs:
             sums = self.accelerator.reduce(self.by_source, "sum").tolist()
-            pairs = zip(loss.BY_SOURCE, sums, strict=True)
-            logs |= {name: total / tokens for name, (total, tokens) in pairs if tokens}
+            total, tokens = (sum(column) for column in zip(*sums, strict=True))
+            logs["eval_loss"] = total / max(tokens, 1)
+            if all(tokens for _, tokens in sums):
+                pairs = zip(loss.BY_SOURCE, sums, strict=True)
+                logs |= {name: total / tokens for name, (total, tokens) in pairs}
         super().log(logs, start_time)
 
     def create_optimizer(self, *args, **kwargs):

@@ -215,7 +215,12 @@ def test_the_released_protocol_is_asked_for_and_read_in_its_own_way(run, tiny_ll
     assert (released["difference"], released["first_only"], released["second_only"]) == (0, 1, 1)
     page = tables.protocols_page([found]).iloc[0]
     assert page["as released"].startswith("50.0 [") and page["as released minus letter"].startswith("0.0 [")
-    assert "Significantly different: none" in tables.protocols_text([found])
+    text = tables.protocols_text([found])
+    assert "Significantly different: none" in text
+    # 2 questions give p = 1/2 at the least, doubled by Holm
+    assert "(2 questions each: too few for any significant difference)" in text
+    assert tables.too_few([{"n": 8}], 6) == ""  # 6 x 2 / 2^8 = 0.047
+    assert tables.too_few([{"n": 8}], 7) != ""  # 7 x 2 / 2^8 = 0.055
 
 
 def test_a_protocol_that_loses_every_question_is_significantly_different(tmp_path):

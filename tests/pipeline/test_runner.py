@@ -329,6 +329,8 @@ def test_what_is_kept_names_no_place_of_this_machine(place, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
     text = f'"{place}/x.csv", /me/.cache: {sys.prefix}\\n, hf_abcdefghijklmnop; nerve/me /meant /me'
     assert notebooks._scrub(text) == '"./x.csv", ~/.cache: {python}\\n, ***; nerve/me /meant ~'
+    monkeypatch.setenv("HOME", "/")  # a container's unknown user
+    assert notebooks._scrub("a / b+//c, ///") == "a / b+//c, ///"
 
 
 def test_the_pipeline_of_the_notebooks():

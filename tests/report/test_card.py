@@ -132,3 +132,38 @@ def test_what_is_missing_is_named(run, capsys, missing, said):
     assert main(["card", "big"]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def settings(place, **dmt):
+    info = run_json.read(place)
+    info["recipe"]["dmt"] |= dmt
+    storage.write_json(place / "run.json", info)
+
+
+def test_an_adapter_of_a_merged_model_is_not_published_for_the_base(run, capsys):
+    settings(run(), handover="merge")
+    assert main(["card", "big"]) == 2
+    assert "publish the whole model with medkit export big --to merged" in capsys.readouterr().err
+
+
+def test_a_local_base_is_named_without_its_path(run, tmp_path):
+    place, base = run(), tmp_path / "my-llama"
+    base.mkdir()
+    info = run_json.read(place)
+    info["recipe"]["model"]["base"] = str(base)
+    storage.write_json(place / "run.json", info)
+    text = (card.write("big") / "README.md").read_text()
+    assert str(tmp_path) not in text and 'from_pretrained("my-llama")' in text
+
+
+@pytest.mark.parametrize(
+    ("dmt", "course"),
+    [
+        ({}, "in two stages: multiple-choice exams, then consultations with a replayed share of the exams"),
+        ({"replay_share": 0.0}, "in two stages: multiple-choice exams, then consultations, after"),
+        ({"handover": "joint"}, "in one stage on multiple-choice exams and consultations, after"),
+    ],
+)
+def test_the_card_says_how_it_was_trained(run, dmt, course):
+    settings(run(), **dmt)
+    assert course in (card.write("big") / "README.md").read_text()

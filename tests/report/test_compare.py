@@ -84,6 +84,8 @@ def test_what_differs_is_said():
     assert found["protocol"] == {"answers": ["letter", "task"]}
     assert "which affects every difference above" in compare.text(found)
     assert "No setting differs." in compare.text(compare.compare(first, first))
+    unknown = compare.compare(FIRST, FIRST)
+    assert "samples are not known" in compare.text(unknown) and "No setting" not in compare.text(unknown)
 
 
 def test_the_result_is_said_first_with_what_the_machine_adds():

@@ -307,7 +307,8 @@ def test_a_reliability_curve_lies_where_its_bins_are():
 def test_each_order_and_the_vote_are_marked_in_the_row_of_their_model():
     _, ax = figures.new()
     figures.option_order(ax, orders("base", "med-mix"))
-    first, vote, second, *_ = ax.get_lines()
+    first, vote, ring, second, *_ = ax.get_lines()
+    assert list(ring.get_xdata()) == [0.5] and ring.get_label().startswith("_")  # around the original order
     assert list(first.get_xdata()) == list(second.get_xdata()) == [0.5, 0.4, 0.45, 0.3]
     assert set(first.get_ydata()) == {0} and set(second.get_ydata()) == {-1}
     assert list(vote.get_xdata()) == [0.55]

@@ -178,9 +178,9 @@ def test_a_run_made_in_parts_says_so(run):
 
 
 def test_curves_and_costs(run):
-    # 2 / 1 to 2 / 20; validated at steps 10 and 20
+    # validated at steps 10 and 20
     assert training.loss_text(run, ["med-mix"]) == (
-        "Med-Mix: 20 steps, training loss 2.000 to 0.100, validation loss 0.100 to 0.050."
+        "Med-Mix, 20 steps. Validation loss, nats per trained token: in all 0.100 to 0.050."
     )
     assert consistency.costs(run).loc["01_stage1"].tolist() == ["1.5", 1.5, ""]
     (run.folder / "stage1" / "loss.csv").unlink()

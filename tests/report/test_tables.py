@@ -331,7 +331,6 @@ def test_table3_text(run_dir):
     assert "; 0 and 2 of 50; corrected p = 1)" in no
     assert "control (no replay) minus Med-Mix, stage 2 without replay (-50.0, " in yes
     assert yes.count("corrected p") == 4
-    assert "PubMedQA, stage 2 with replay: -4.0, " in text.split("Forgetting, ")[1]
     blind = next(part for part in text.split("\n\n") if part.startswith("Not shown to be better than chance"))
     assert "MedQA (25.0): base, Med-Mix, Med-Nirvana, control (no replay)" in blind
     assert "Med-Mix" not in blind.split("PubMedQA")[1]
@@ -344,7 +343,8 @@ def test_the_headline_is_three_sentences(run_dir):
     assert first.count("100.0") == 1 and " and 96.0; control (no replay) " in first
     assert second == (
         "Change after stage 2, in points: stage 2 with replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -4.0; "
-        "stage 2 without replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -50.0."
+        "stage 2 without replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -50.0. On MedQA and MedMCQA it shows "
+        "no forgetting: Med-Mix is not shown to be better there than an answer that ignores the question."
     )
     assert third.startswith(
         "Significantly different after Holm's correction over 15 paired comparisons: PubMedQA, "
@@ -397,6 +397,14 @@ def test_table4(run_dir):
     # Of two, Holm doubles the smaller p: 2 x 0.01, and leaves the larger: 0.2.
     assert no.startswith("F1 (+0.050, -0.010 to +0.110; corrected p = 0.2)")
     assert yes.startswith("precision (+0.100, +0.070 to +0.130; corrected p = 0.02)")
+
+
+def test_table4_says_how_much_depends_on_the_patient(tmp_path):
+    control = {"base": {"f1": {"mean": 0.2}, "gap": {"mean": 0.25, "low": 0.2, "high": 0.3}}}
+    storage.write_json(tmp_path / "consumer/summary.json", CONSUMER | {"control": control})
+    text = tables.table4(tmp_path).text
+    assert "base 0.450 and 0.200, difference 0.250 [0.200, 0.300]. Only the difference depends" in text
+    assert "; the intervals are not corrected. Significantly" in text
 
 
 def test_table4_tolerates_a_summary_without_extras(tmp_path):
@@ -522,21 +530,27 @@ def test_confidence_order_and_general_ability_are_a_line_each():
     gap = {"dataset": "medqa", "difference": 0.25, "low": 0.1, "high": 0.4}
     few = {"medqa": {"base": {"note": "few answers"}, "med-mix": {"note": "few answers"}}}
     assert calibration({"calibration": few, "overconfidence": [gap]}) == (
-        "Mean confidence minus accuracy, after stage 2 minus after stage 1, in points: "
-        "MedQA +25.0, +10.0 to +40.0. Few answers."
+        "Change of overconfidence (mean confidence minus accuracy) from Med-Mix to Med-Nirvana, in points: "
+        "MedQA 25.0 [10.0, 40.0]. Few answers."
     )
     assert calibration({"calibration": {"medqa": {"base": {"note": ""}}}, "overconfidence": []}) == ""
-    own = {"n": 20, "consistency": 0.5, "low": 0.3, "high": 0.7}
-    said = option_order({"option_order": {"all": {"base": own, "med-mix": own | {"consistency": 0.65}}}})
-    assert said.startswith(
-        "Percent of 20 questions answered with the same option under every order: base 50.0 [30.0, "
+    own = {"n": 20, "consistency": 0.5, "accuracies": [0.4, 0.5, 0.25]}
+    letters = {"n": 20, "consistency": 0.0, "accuracies": [1.0, 0.0, 0.0]}
+    models = {"base": own, "med-mix": letters}
+    said = option_order({"option_order": {"pubmedqa": models, "all": models}})
+    assert said.startswith("Percent right under each order of the options, the original first;")
+    assert said.endswith(
+        "- PubMedQA, first 20 questions: base 40.0, 50.0, 25.0 (50.0); Med-Mix 100.0, 0.0, 0.0 (0.0)."
     )
-    assert "Med-Mix 65.0 [" in said
     assert option_order({"option_order": {}}).startswith("No question was asked")
     one = {"n": 128, "accuracy": 0.5, "low": 0.4, "high": 0.6, "perplexity": 20, "perplexity_low": 18}
     said = general_ability({"general": {"models": {"base": one | {"perplexity_high": 22}}}})
     assert "base 50.0 [40.0, 60.0] percent of 128 questions right, perplexity 20.0 [18.0, 22.0]." in said
     assert general_ability({"general": {}}).startswith("General ability was not measured")
+    tasks = {"hellaswag": {"acc,none": 0.412, "acc_stderr,none": 0.005, "n": 100, "version": 1}}
+    assert general_ability({"general": {}, "lm_eval": {"base": tasks}}) == (
+        "By lm-evaluation-harness, each with its standard error: base hellaswag acc 0.412 (0.005)."
+    )
 
 
 def test_near_ties_are_summed_over_the_models():
@@ -546,7 +560,9 @@ def test_near_ties_are_summed_over_the_models():
     assert said.startswith(
         "1,003 answers were near-ties (within 0.03 nats) and were scored again on their own: 1 changed"
     )
-    assert "moved by at most 0.01 nats. 2 answers were not finite" in said
+    assert "moved by at most 0.01 nats. 2 answers were not finite, and 0 questions were too long" in said
+    said = near_ties({"scoring": {"base": own | {"too_long": 7}}})
+    assert said.endswith("and 7 questions were too long for the model; these count as wrong.")
 
 
 def test_exams_leave_table_3_and_the_protocols_where_there_are_any(tmp_path):

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import chat_templates
 import pandas as pd
 import pytest
 from conftest import make_tokenizer
@@ -30,8 +31,13 @@ def test_rows_of_a_data_set_are_shown_only_on_request(origin, show_text):
     shown = training.example_row(run(origin), tokenizer, tokenized, show_text).data
     assert ("iron" in shown) == allowed and ("not shown" in shown) != allowed
     assert "<b>" not in shown  # escaped, whatever a row holds
-    answers = display.before_and_after(run(origin), ITEM, "Is iron a metal?", "A", show_text).to_string()
-    assert ("iron" in answers) == allowed and ("4 words, not shown" in answers) != allowed
+    answers = {"base": "Is <i>iron</i>\na metal?", "Med-Mix": "A"}
+    shown = display.before_and_after(run(origin), ITEM, answers, show_text).data
+    assert ("iron" in shown) == allowed and (
+        "<td style='text-align:left'>4 words, not shown" in shown
+    ) != allowed
+    assert "<i>" not in shown and ("&lt;/i&gt;<br>a metal?" in shown) == allowed
+    assert "<th>Med-Mix</th>" in shown and "<th>right answer</th><td style='text-align:left'>A</td>" in shown
 
 
 def test_settings_show_what_differs_from_the_paper_and_the_rest_behind_a_line():
@@ -41,7 +47,7 @@ def test_settings_show_what_differs_from_the_paper_and_the_rest_behind_a_line():
     shown = report.settings(SimpleNamespace(recipe=of_recipe, info=info)).data
     fields = len(recipes.flat(of_recipe)) - 2  # without the preset's name and its description
     first, everything = shown.split("</details>")[:2]
-    assert f"<summary>Settings: 1 of {fields} differ from the paper&#x27;s (recipe paper)</summary>" in first
+    assert f"<summary>Settings of recipe paper: 1 of {fields} differ from those of recipe paper (" in first
     assert first.count("<tr>") == 1 and "stage2.learning_rate" in first and "stage1" not in first
     paper = recipes.get("paper").stage2.learning_rate
     assert f"<td>{paper}</td>" in first and "<td>0.0001</td>" in first
@@ -69,8 +75,8 @@ def test_bold_are_the_tokens_the_loss_is_taken_on():
     html = training.example_row(
         run("builtin"), tokenizer, {"input_ids": ids[0], "labels": labels[0]}, False
     ).data
-    assert html.count("<b>") == 2  # the letter and the end of the turn
-    assert "<b>A</b><b>&lt;|eot_id|&gt;</b>" in html
+    assert html.count("<b>") == 1  # the letter and the end of the turn
+    assert "<b>A&lt;|eot_id|&gt;</b>" in html
 
 
 def test_what_was_found_in_training_is_counted_and_nothing_is_said_in_words():
@@ -134,3 +140,19 @@ def test_details_escape_the_line_and_show_whole_tables_and_markdown():
     shown = display.details("a < b", pd.DataFrame({"c": [long]}), "**bold** & plain").data
     assert shown.startswith("<details><summary>a &lt; b</summary><table")
     assert long in shown and "<strong>bold</strong>" in shown and shown.endswith("</details>")
+
+
+def test_a_row_keeps_its_spaces_with_any_tokenizer():
+    """SentencePiece's decoders drop a text's first space: tokens decoded one by one would be joined."""
+    tokenizer = chat_templates.make("mistral-v0.3")
+    ids = tokenizer("You are kind", add_special_tokens=False).input_ids
+    row = {"input_ids": ids, "labels": [prompts.IGNORED] * len(ids)}
+    assert "You are kind" in training.example_row(run("builtin"), tokenizer, row, False).data
+
+
+def test_the_comparisons_count_in_the_order_of_their_names():
+    row = {"dataset": "medqa", "first": "base", "second": "med-mix", "shows": "stage 1", "difference": 0.3}
+    row |= {"low": 0.1, "high": 0.5, "first_only": 2, "second_only": 14, "p": 0.01, "p_holm": 0.02}
+    shown = display.comparisons({"comparisons": [row]}).iloc[0]
+    assert shown["difference"] == "Med-Mix minus base"
+    assert (shown["right only by the first-named"], shown["only by the other"]) == (14, 2)

@@ -381,3 +381,20 @@ def test_what_a_result_depends_on():
     text = json.dumps(described)
     assert os.uname().nodename not in text or len(os.uname().nodename) < 4
     assert str(machine.CHECKOUT) not in text
+
+
+def test_a_name_that_is_cut_is_still_its_own():
+    first, second = (storage.slug(f"compare-{'a' * 60}-{end}") for end in "bc")
+    assert first != second and len(first) == len(second) == 64
+    assert storage.slug("mcq-Org/My_Model 8B!") == "mcq-org-my_model-8b"
+
+
+def test_an_adapter_is_evaluated_as_its_run_trained_it(place):
+    lines = "model.chat_template=chatml\ndata.pubmedqa_train=labelled_outside_fold"
+    storage.write_json(place / "trained" / "run.json", run_json.describe("recommended", lines))
+    assert run_json.settings_of_adapter(str(place / "trained" / "stage2" / "adapter")) == {
+        "model.chat_template": "chatml",
+        "data.mcq_target": "letter",
+        "data.pubmedqa_train": "labelled_outside_fold",
+    }
+    assert run_json.settings_of_adapter("") == run_json.settings_of_adapter("/adapter") == {}

@@ -94,8 +94,9 @@ def test_validation_by_source_leaves_every_other_number_as_it_is(unbroken, base,
     fit(base, tmp_path / "stage2", marked=False)
     ours, plain = lines(folder), lines(tmp_path / "stage2")
     assert plain[list(loss.BY_SOURCE)].isna().all(axis=None)
-    names = ["step", "tokens", "train_loss", "eval_loss", "batch"]
+    names = ["step", "tokens", "train_loss", "batch"]
     pd.testing.assert_frame_equal(ours[names], plain[names], check_exact=True)
+    np.testing.assert_allclose(ours["eval_loss"], plain["eval_loss"], rtol=1e-6)  # summed in another order
     validated = ours["eval_loss"].notna()
     assert (ours[list(loss.BY_SOURCE)].notna().all(axis=1) == validated).all() and validated.sum() == 3
 
