@@ -12,7 +12,7 @@ checkpoint. `medkit run RECIPE --run NAME --only 03,04,05` evaluates.
 import sys
 import tempfile
 
-from medkit import MedkitError, recipes
+from medkit import MedkitError, chat_template, recipes
 from medkit.__main__ import Parser
 from medkit.evaluate import cases
 from medkit.pipeline import runner
@@ -48,6 +48,7 @@ def train(arm: str, run_dir: str, recipe: str, settings: str = "", data_dir: str
         else:
             folder = storage.folder(run_dir)
             run = run_json.ReadOnlyRun(folder, run_json.read(folder) or {}, resolved, data_dir)
+            chat_template.use_date(run.info["date"])
         model, tokenizer = stages.load_for_stage(run, stage)
         records = stages.read_records(run, arm)
         queries = cases.draw_queries(run)[0] if arm == "stage2" and first else []

@@ -247,7 +247,7 @@ def load(
         if row_count != (declared := source.parts[part].rows):
             loaded.notes[f"rows served, where {declared} are declared"] = row_count
     else:
-        files = from_folder(source, part, Path(data_dir))
+        files = from_folder(source, part, Path(data_dir).expanduser())
     loaded.files = {file.name: file.fingerprint for file in files}
     for record in _records(source, part, files, loaded, progress):
         loaded.records.append(record)

@@ -28,7 +28,7 @@ def disk(trial: Trial, is_stage1: bool) -> dict[str, float]:
 
     A trial's stage 1 takes no space: its files are hard links.
     """
-    shape = checks.base_shape(trial.recipe.model.base) or estimate.LLAMA_8B
+    shape = checks.base_shape(trial.recipe.model) or estimate.LLAMA_8B
     parts = estimate.disk(shape, trial.recipe, tokens=0)
     merged = parts["merged model"] if is_stage1 else 0.0
     return {"kept": parts["adapters"] / 3 + merged + NOTEBOOKS_GB, "checkpoints": parts["checkpoints"]}
@@ -73,8 +73,8 @@ def hours(plan, missing: list[Trial]) -> str:
 def _training(trial: Trial, is_stage1: bool, data_dir: str) -> list[estimate.Plan]:
     """Estimates of the stages that the run trains. A joint arm trains on the rows of both stages."""
     trained = ("stage1",) if is_stage1 else ("stage2",) if trial.stage1 else ("stage1", "stage2")
-    shape = checks.base_shape(trial.recipe.model.base) or estimate.LLAMA_8B
-    hardware, plans = machine.hardware(), []
+    shape = checks.base_shape(trial.recipe.model) or estimate.LLAMA_8B
+    hardware, plans = checks.usable_hardware(), []
     with tempfile.TemporaryDirectory() as scratch:
         _, loaded = checks.read_sources(trial.recipe, data_dir, Path(scratch))
         tokenizer = models.load_tokenizer(trial.recipe.model)

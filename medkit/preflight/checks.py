@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 
@@ -41,7 +42,7 @@ def check(recipe: recipes.Recipe, data_dir: str = "") -> list[Check]:
     this_machine.check_writable(this_machine.cache_dir(), "MEDKIT_CACHE")
     with tempfile.TemporaryDirectory() as scratch:
         data_checks, loaded = read_sources(recipe, data_dir, Path(scratch))
-        shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
+        shape = base_shape(recipe.model) or estimate.LLAMA_8B
         checks = machine(recipe, shape) + data_checks
         if failed([*(check for check in checks if check.name == "model"), *data_checks]):
             return [*checks, Check("rows", "warn", "not checked", "fix the model and the data first")]
@@ -92,24 +93,38 @@ def machine(recipe: recipes.Recipe, shape: estimate.Shape | None = None) -> list
 
     shape: the base's sizes. Defaults to its config.json if that is local, else to Llama 3.1 8B.
     """
-    hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model.base) or estimate.LLAMA_8B
+    hardware, shape = this_machine.hardware(), shape or base_shape(recipe.model) or estimate.LLAMA_8B
+    usable = usable_hardware()
     return [
         _model(recipe),
         *_handover(recipe),
         _device(recipe, shape, hardware),
-        _versions(hardware),
-        *[_memory(recipe, name, shape, hardware) for name in ("stage1", "stage2")],
+        _versions(usable),
+        *[_memory(recipe, name, shape, usable) for name in ("stage1", "stage2")],
         _disk(recipe, shape),
     ]
 
 
-def base_shape(base: str) -> estimate.Shape | None:
-    """The sizes in the base's config.json; None if the base is not on this machine."""
-    if base == "smollm2":  # outside the try: an unwritable cache is an error
-        models.base_folder(base)
+def usable_hardware() -> dict:
+    """machine.hardware() with only the GPUs that PyTorch can use, the one that trains first."""
+    hardware = this_machine.hardware()
+    if not hardware["gpus"]:
+        return hardware
+    import torch
+
+    if not torch.cuda.is_available():
+        return hardware | {"gpus": []}
+    name = torch.cuda.get_device_name()
+    return hardware | {"gpus": sorted(hardware["gpus"], key=lambda gpu: gpu["name"] != name)}
+
+
+def base_shape(model: recipes.ModelSpec) -> estimate.Shape | None:
+    """The sizes in the base's configuration; None if it cannot be read, which `check_model` reports."""
+    if model.base == "smollm2":  # outside the try: an unwritable cache is an error
+        models.base_folder(model.base)
     try:
-        return estimate.Shape.read(Path(models.base_folder(base)) / "config.json")
-    except (OSError, KeyError, ValueError):  # a hub id, or a missing folder, which `check_model` reports
+        return estimate.Shape.of(models.text_config(model))
+    except (MedkitError, AttributeError):
         return None
 
 
@@ -117,19 +132,27 @@ def _device(recipe, shape, hardware) -> Check:
     if device := this_machine.gpu_names(hardware):
         import torch
 
-        if not torch.cuda.is_available():
-            fix = "install a torch built for CUDA, or a newer driver"
-            return Check("device", "fail", f"{device}; torch {torch.__version__} cannot use it", fix)
-        return Check("device", "pass", device)
+        if torch.cuda.is_available():
+            return Check("device", "pass", device)
+        message, fix = f"{device}; torch {torch.__version__} cannot use it", "install a torch built for CUDA"
+        if shape.parameters >= LARGE:
+            return Check("device", "fail", message, f"{fix}, or a newer driver")
+        if not _needs_gpu(recipe):
+            return Check("device", "warn", f"{message}: the CPU is used", f"{fix}, or a newer driver")
     device = f"no GPU; {hardware['cores']} cores, {hardware['memory_gb']} GiB"
     if shape.parameters >= LARGE:
         fix = "use a GPU, or the recipe cpu"
         return Check("device", "fail", f"{device}; {shape.parameters / 1e9:.1f}e9 parameters need one", fix)
-    for stage in ("stage1", "stage2"):
-        if "8bit" in getattr(recipe, stage).optimizer:
-            fix = f"--set {stage}.optimizer=adamw_torch"
-            return Check("device", "fail", f"{device}; 8-bit optimizers need a GPU", fix)
+    if stage := _needs_gpu(recipe):
+        fix = f"--set {stage}.optimizer=adamw_torch"
+        return Check("device", "fail", f"{device}; 8-bit optimizers need a GPU", fix)
     return Check("device", "pass", f"{device}; rows are not packed on a CPU")
+
+
+def _needs_gpu(recipe) -> str:
+    """The first stage whose optimizer needs a GPU; "" for none."""
+    stages_with_8bit = (name for name in ("stage1", "stage2") if "8bit" in getattr(recipe, name).optimizer)
+    return next(stages_with_8bit, "")
 
 
 def _versions(hardware) -> Check:
@@ -155,13 +178,18 @@ def _versions(hardware) -> Check:
     return Check("versions", "pass", "the tested versions")
 
 
-def _memory(recipe, stage, shape, hardware, longest: int = 0) -> Check:
-    """longest: tokens of the longest row, which determines the memory on a CPU."""
+def _memory(recipe, stage, shape, hardware, longest: int = 0, loaded: bool = False) -> Check:
+    """longest: tokens of the longest row, which determines the memory on a CPU. loaded: this process already
+    has the libraries and the model, which are parts of the estimate."""
     parts = estimate.memory(shape, recipe, getattr(recipe, stage), bool(hardware["gpus"]), longest)
     name = f"{stage}: memory of rows up to {longest:,} tokens" if longest else f"memory {stage}"
     size = "model.max_length" if longest else f"{stage}.batch_size"
     fix = f"--set {stage}.gradient_checkpointing=true or a smaller {size}"
-    return _compare(name, parts, *_free_memory(hardware), fix)
+    free, kind = _free_memory(hardware)
+    if loaded:
+        own = psutil.Process().memory_info().rss
+        free = min(free + own / 1e9, this_machine.memory().total / 1e9)
+    return _compare(name, parts, free, kind, fix)
 
 
 def _free_memory(hardware) -> tuple[float, str]:
@@ -293,26 +321,28 @@ def stage_samples(recipe, loaded: dict, data_dir: str):
     yield "stage2", dialogues + exams[: round(len(dialogues) * exams_per_dialogue)], train, validation
 
 
-def _course(recipe, stage, shape, train, tokens, validation, longest) -> list[Check]:
-    """train, validation: numbers of rows; tokens: of all training rows; longest: tokens of a row."""
-    hardware = this_machine.hardware()
+def _course(recipe, stage, shape, train, tokens, validation, longest, loaded=False) -> list[Check]:
+    """train, validation: numbers of rows; tokens: of all training rows; longest: tokens of a row; loaded: as
+    for `_memory`."""
+    hardware = usable_hardware()
     plan = estimate.plan(recipe, stage, shape, train, tokens, validation, hardware)
     hours = "hours unknown" if plan.hours is None else f"{plan.hours:.2g} h"
     message = f"{train:,} rows, {plan.steps:,} steps, {plan.tokens / 1e6:.3g}M tokens, {hours} ({plan.basis})"
     checks = [Check(f"{stage}: course", "pass", message)]
-    return checks if hardware["gpus"] else [*checks, _memory(recipe, stage, shape, hardware, longest)]
+    return checks if hardware["gpus"] else [*checks, _memory(recipe, stage, shape, hardware, longest, loaded)]
 
 
 def course(recipe: recipes.Recipe, stage: str, train, validation) -> list[Check]:
-    """Steps, tokens and hours for a stage's prepared rows; on a CPU also the memory."""
-    shape = base_shape(recipe.model.base) or estimate.LLAMA_8B
+    """Steps, tokens and hours for a stage's prepared rows; on a CPU also the memory (model loaded)."""
+    shape = base_shape(recipe.model) or estimate.LLAMA_8B
     longest = max([*train["length"], *validation["length"]])
-    return _course(recipe, stage, shape, len(train), sum(train["length"]), len(validation), longest)
+    sizes = (shape, len(train), sum(train["length"]), len(validation), longest)
+    return _course(recipe, stage, *sizes, loaded=True)
 
 
 def _evaluation(recipe, tokenizer, shape, loaded: dict, all_loaded: bool) -> list[Check]:
     """Prompts, tokens, hours and memory of notebooks 03 and 04."""
-    hardware, checks = this_machine.hardware(), []
+    hardware, checks = usable_hardware(), []
     for notebook, passes in evaluation_costs.notebook_passes(recipe, tokenizer, loaded, all_loaded).items():
         message = evaluation_costs.course(recipe, shape, passes, hardware)
         checks.append(Check(f"{notebook}: course", "pass", message))
@@ -328,7 +358,7 @@ def base_runs(recipe: recipes.Recipe, tokenizer, prepared) -> list[Check]:
 
     On a GPU, Unsloth replaces parts of Transformers' models, which then no longer run on the CPU.
     """
-    shape, folder = base_shape(recipe.model.base), Path(models.base_folder(recipe.model.base))
+    shape, folder = base_shape(recipe.model), Path(models.base_folder(recipe.model.base))
     if cpu.on_gpu() or shape is None or shape.parameters >= LARGE or not folder.is_dir():
         message = (
             f"not run: {recipe.model.base} is large, not local, or there is a GPU; training asserts that "

@@ -3,12 +3,12 @@
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from medkit.recipes import Recipe, TrainSpec
 from medkit.runs import storage
 from medkit.train.cpu import UNPACKED_GB
 from medkit.train.metrics import data_sheet
+from medkit.train.shape import LLAMA_8B, Shape  # noqa: F401 (re-exported)
 
 GB = 1e9
 GPU_MFU = 0.35  # assumed share of the data sheet's FLOP/s, unless a speed was measured
@@ -17,73 +17,6 @@ CPU_FLOPS = 67e9  # per core: SmolLM2-135M in NF4 trains at about 250 tokens/s o
 # between rows of 700 and 1,500 tokens: 2.57 MB per token, against 1.01 MB summed over the layers.
 CPU_ACTIVATIONS = 2.6
 PACKED = 0.98  # share of a packed row's positions that hold tokens (best-fit packing of stage 1's rows)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a Llama-like model, with the names of its config.json."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    tie_word_embeddings: bool = False
-    head_dim: int | None = None
-
-    @classmethod
-    def read(cls, config: Path) -> "Shape":
-        """Raises KeyError if config.json lacks one of the sizes."""
-        fields = json.loads(config.read_text(encoding="utf-8"))
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        sizes = {name: fields[name] for name in names}
-        sizes["num_key_value_heads"] = fields.get("num_key_value_heads", fields["num_attention_heads"])
-        tied = fields.get("tie_word_embeddings", False)
-        return cls(**sizes, tie_word_embeddings=tied, head_dim=fields.get("head_dim"))
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each linear module of a layer."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        h, f = self.hidden_size, self.intermediate_size
-        q, kv = head * self.num_attention_heads, head * self.num_key_value_heads
-        return {
-            "q_proj": (h, q),
-            "k_proj": (h, kv),
-            "v_proj": (h, kv),
-            "o_proj": (q, h),
-            "gate_proj": (h, f),
-            "up_proj": (h, f),
-            "down_proj": (f, h),
-        }
-
-    @property
-    def body(self) -> int:
-        """Number of weights in all linear modules; these are quantized to 4 bits."""
-        return self.num_hidden_layers * sum(a * b for a, b in self.linears.values())
-
-    @property
-    def embeddings(self) -> int:
-        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-
-    @property
-    def parameters(self) -> int:
-        return self.body + self.embeddings
-
-    def lora(self, r: int, modules) -> int:
-        """Number of LoRA weights: 41,943,040 for Llama 3.1 8B with r = 16 on all seven modules."""
-        sizes = [self.linears[name] for name in modules if name in self.linears]
-        return self.num_hidden_layers * r * sum(a + b for a, b in sizes)
-
-    def flops_per_token(self, lora: int, checkpointing: bool) -> float:
-        """As metrics.flops_per_token. Gradient checkpointing repeats the forward pass of the layers, but not
-        of the output layer."""
-        recomputed = 2.0 * (self.body + lora) if checkpointing else 0.0
-        return 4.0 * (self.body + self.vocab_size * self.hidden_size) + 6.0 * lora + recomputed
-
-
-LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)
 
 
 def memory(shape: Shape, recipe: Recipe, stage: TrainSpec, gpu: bool, longest: int = 0) -> dict[str, float]:
@@ -155,7 +88,7 @@ def plan(
     units = tokens / (PACKED * recipe.model.max_length) if gpu and stage.packing != "off" else rows
     steps = math.ceil(stage.epochs * units / (stage.batch_size * stage.accumulation))
     share = 1.0
-    if stage.max_steps and stage.max_steps < steps:
+    if stage.max_steps:  # also repeats the rows, if the epochs have fewer steps
         share, steps = stage.max_steps / steps, stage.max_steps
     trained, mean_length = tokens * stage.epochs * share, tokens / max(rows, 1)
     evaluations = steps // stage.eval_every + 2  # plus one before the first step and one after the last

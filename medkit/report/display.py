@@ -56,9 +56,9 @@ def settings(run: Run) -> HTML:
         "commit": info["git"].get("commit"),
     }
     everything = pd.DataFrame({"value": {name: str(value) for name, value in everything.items()}})
-    summary = f"Settings of recipe {run.recipe.name}: {len(differing)} of {len(fields) - 2} differ from those"
     differences = details(
-        f"{summary} of recipe paper (the ledger says which of those the paper states)",
+        f"Settings: {len(differing)} of {len(fields) - 2} differ from recipe paper's (this is recipe "
+        f"{run.recipe.name}; the ledger says what the paper itself states)",
         pd.DataFrame.from_dict(differing, orient="index"),
     )
     return HTML(differences.data + details("Every setting, the versions and the machine", everything).data)

@@ -40,7 +40,8 @@ def check_tracker(tracker: str) -> None:
 
 
 def check_data_dir(data_dir: str) -> None:
-    if data_dir and not os.path.isdir(data_dir):  # Path.is_dir raises for some invalid names
+    # Not Path.is_dir, which raises for some invalid names
+    if data_dir and not os.path.isdir(os.path.expanduser(data_dir)):
         raise InputError(f"--data-dir {data_dir} is not a folder; it must contain one folder per source")
 
 

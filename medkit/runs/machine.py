@@ -167,7 +167,7 @@ def cache_dir() -> Path:
     Raises MedkitError if there is no home folder either.
     """
     if cache := os.environ.get("MEDKIT_CACHE"):
-        return Path(cache)
+        return Path(cache).expanduser()
     try:
         return Path.home() / ".cache" / "medkit"
     except RuntimeError:

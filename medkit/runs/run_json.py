@@ -105,17 +105,19 @@ def begin(
     resolved = recipes.from_dict(info["recipe"])
     storage.require(folder, [*arms.prerequisites(notebook, resolved), *needs])
     run = Run(folder, info, resolved, data_dir or "", notebook)
-    run._energy = energy.Meter()
     chat_template.use_date(info["date"])
     if data_dir is not None:
         inputs.connect(run.recipe, data_dir)
     if not under_runner():
         if earlier := _OPEN.pop(folder, None):
             earlier._lock.close()
+            if earlier._energy:
+                earlier._energy.stop()
         run._lock.enter_context(storage.lock(folder))
         _OPEN[folder] = run
         _record_continuation(run)
         run.note(notebook, status="running", started=utc_now())
+    run._energy = energy.Meter()
     return run
 
 

@@ -146,7 +146,7 @@ def root() -> Path:
     """The folder of all runs: MEDKIT_RESULTS, or else results/ in the working folder or, inside the checkout,
     in the checkout."""
     if results := os.environ.get("MEDKIT_RESULTS"):
-        path = Path(results)
+        path = Path(results).expanduser()
         return (path if path.is_absolute() else machine.working_folder() / path).resolve()
     working = machine.working_folder().resolve()
     return (machine.CHECKOUT if working.is_relative_to(machine.CHECKOUT) else working) / "results"

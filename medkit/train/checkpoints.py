@@ -1,8 +1,8 @@
 """Checkpoints: whether a checkpoint is complete, and whether it belongs to this run."""
 
 import json
-import os
 import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,19 +17,27 @@ PARTS += ("meter.json", "loss.csv")
 
 
 @contextmanager
-def atomic_folder(folder: Path):
-    """Yield a temporary folder and rename it to `folder` if the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+def atomic_folder(folder: Path, keep: str = ""):
+    """Yield a temporary folder and rename it to `folder` if the block ends without an error.
+
+    keep: for a folder that other processes may write too, a file that it has when complete. If one of them
+    was first, its folder is kept, since it may be in use.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield temporary
+        temporary.chmod(0o755)  # mkdtemp's mode would exclude other users of a shared cache
         _flush(temporary)
-    except BaseException:
+        try:
+            temporary.rename(folder)
+        except OSError:  # it exists
+            if not keep or not (folder / keep).is_file():
+                shutil.rmtree(folder)
+                temporary.rename(folder)
+        storage.sync(folder.parent)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _rename(temporary, folder)
 
 
 def publish(written: Path, folder: Path, identity: dict | None) -> None:

@@ -245,6 +245,7 @@ def _is_plain_lora(layer) -> bool:
 def is_fully_causal(config) -> bool:
     """Whether every layer attends to all previous tokens. Other models use Transformers' attention with a
     mask over the whole batch, which is slower."""
+    config = config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     capped = getattr(config, "attn_logit_softcapping", None)

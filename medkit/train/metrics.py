@@ -6,6 +6,7 @@ import time
 
 from medkit.runs import machine
 from medkit.train.cpu import row_lengths
+from medkit.train.shape import Shape
 
 # Dense bf16 FLOP/s and bytes/s from the vendors' data sheets. The first name that a device's name contains is
 # used.
@@ -22,14 +23,9 @@ DIGITS = {"tokens_per_s": 1, "samples_per_s": 3, "mfu": 4, "padding_share": 4}  
 
 
 def flops_per_token(model) -> float:
-    """Floating-point operations per trained token with frozen weights: per weight 2 forward and 2 backward to
-    the activations, per LoRA weight 6. Attention scores and recomputation are not counted."""
-    c = model.config
-    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    attention = c.hidden_size * head * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
-    body = c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
+    """Floating-point operations per trained token (see Shape.flops_per_token)."""
     lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return 4.0 * (body + c.vocab_size * c.hidden_size) + 6.0 * lora
+    return Shape.of(model.config).flops_per_token(lora)
 
 
 class Meter:

@@ -109,16 +109,16 @@ def load_tokenizer(model: ModelSpec):
         raise load_error(model.base, error) from None
     if model.chat_template == "chatml":
         tokenizer.chat_template = prompts.CHATML
-    set_pad_token(tokenizer, _config(model).vocab_size)
+    set_pad_token(tokenizer, text_config(model).vocab_size)
     return tokenizer
 
 
 def context_length(model: ModelSpec) -> int | None:
     """The base's maximum number of positions, for prompt and answer together; None if it has none."""
-    return getattr(_config(model), "max_position_embeddings", None)
+    return getattr(text_config(model), "max_position_embeddings", None)
 
 
-def _config(model: ModelSpec):
+def text_config(model: ModelSpec):
     """The configuration of the base's text model."""
     from transformers import AutoConfig
 

@@ -7,14 +7,13 @@ package is imported, since both depend on programs that medkit does not use.
 
 import contextlib
 import io
-import shutil
-import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from medkit import MedkitError
 from medkit.runs import machine
+from medkit.train.checkpoints import atomic_folder
 
 BOS, EOS, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _LAYOUT = 1  # increment when the output of `folder` changes, to invalidate older caches
@@ -31,18 +30,11 @@ def folder(cache_dir: str | Path | None = None) -> Path:
     if target.is_dir():
         return target
     machine.check_writable(target.parent, "MEDKIT_CACHE")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that cannot be turned off
-            _convert(source, temporary)
-        temporary.chmod(0o755)  # mkdtemp's mode would exclude other users of a shared cache
-        temporary.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with (
+        atomic_folder(target, keep="config.json") as temporary,
+        contextlib.redirect_stderr(io.StringIO()),  # progress bars that cannot be turned off
+    ):
+        _convert(source, temporary)
     return target
 
 

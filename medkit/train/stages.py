@@ -234,8 +234,14 @@ def _stage1_optimizer(run: Run) -> Path | None:
 
 def finish(run: Run, arm: str, result: fitting.Fit) -> None:
     """Write a training notebook's numbers to run.json and remove the checkpoints. `medkit run` removes them
-    itself, when the notebook is complete."""
-    run.finish(**vars(result))
+    itself, when the notebook is complete.
+
+    The notebook's own duration and peak memory, which include loading and preparing, keep their names.
+    """
+    numbers = dict(vars(result))
+    numbers["training_seconds"] = numbers.pop("seconds")
+    del numbers["peak_memory_gb"]
+    run.finish(**numbers)
     if not run_json.under_runner():
         models.remove_checkpoints(run.folder / arm)
 

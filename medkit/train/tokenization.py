@@ -4,7 +4,6 @@ import hashlib
 import json
 import marshal
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from medkit.runs import machine
 from medkit.train.checkpoints import atomic_folder
 
 BATCH = 1000  # rows tokenized at a time
+LAYOUT = 1  # increment when other code gives other rows, to invalidate older caches
 ROWS = "rows.arrow"  # the file in a dataset's folder
 SCHEMA = pyarrow.schema(
     [("input_ids", list_(int32())), ("labels", list_(int32()))]
@@ -66,21 +66,13 @@ def key(dataset) -> str:
 
 
 def _key(records, tokenizer, chat, target, loss_on, max_length) -> str:
-    digest = hashlib.sha256()
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(json.dumps([chat.identity, prompts.INSTRUCTION, target, loss_on, max_length]).encode())
+    """The hash of everything that the rows depend on, with the messages as prompts.py writes them."""
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(json.dumps([LAYOUT, chat.identity, loss_on, max_length]).encode())
     for record in records:
-        digest.update(marshal.dumps(_as_tuple(record), 2))  # version 2 encodes equal values equally
+        turns = [tuple(turn.values()) for turn in prompts.messages(record, target)]
+        digest.update(marshal.dumps(turns, 2))  # version 2 encodes equal values equally
     return digest.hexdigest()[:32]
-
-
-_exam_fields = attrgetter("id", "source", "question", "options", "answer", "context", "group")
-
-
-def _as_tuple(record) -> tuple:
-    if isinstance(record, MCQItem):
-        return _exam_fields(record)
-    return record.id, record.source, tuple((turn.role, turn.text) for turn in record.turns), record.note
 
 
 def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progress):
@@ -88,7 +80,7 @@ def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progre
     from tqdm.auto import tqdm
 
     with (
-        atomic_folder(folder) as temporary,
+        atomic_folder(folder, keep=ROWS) as temporary,
         tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress) as bar,
         pyarrow.ipc.new_stream(str(temporary / ROWS), SCHEMA) as file,
     ):

@@ -88,7 +88,7 @@ class StageTrainer(SFTTrainer):
             self.meter.total = json.loads((checkpoint / "meter.json").read_text())
             earlier = (checkpoint / "loss.csv").read_text(encoding="utf-8")
         loss_file = self.checkpoints_folder.with_name("loss.csv")
-        self.loss_log = StepLog(loss_file, progress, self.meter, stop, earlier)
+        self.loss_log = StepLog(loss_file, progress, self.meter, stop, earlier, stage.epochs)
         config.eval_on_start = self._validation_is_due(earlier, config.eval_steps)
         # TRL casts a 4-bit model's adapter to bfloat16, which loses updates smaller than 1/256 of a weight.
         # PEFT loads it from a checkpoint as float32, so a resumed run would also differ from an uninterrupted
@@ -317,8 +317,11 @@ class StageTrainer(SFTTrainer):
 class StepLog(TrainerCallback):
     """Writes loss.csv, one line per step, shows the progress bar, and requests a checkpoint after SIGTERM."""
 
-    def __init__(self, path: Path, progress: bool, meter: Meter, stop: Stop, earlier: str):
+    def __init__(
+        self, path: Path, progress: bool, meter: Meter, stop: Stop, earlier: str, epochs: float = 1.0
+    ):
         """earlier: the content of loss.csv in the checkpoint to resume from, or ""."""
+        self.epochs = epochs
         self.path, self.progress, self.meter, self.stop = path, progress, meter, stop
         self.earlier = earlier
         self.row: dict = {}  # the last step's row, not yet written
@@ -354,7 +357,8 @@ class StepLog(TrainerCallback):
             if not math.isfinite(logs["loss"]):
                 raise MedkitError(f"the loss of step {step} is {logs['loss']}; lower the learning rate")
             self.write()
-            self.row = {"step": step, "epoch": logs["epoch"], "train_loss": logs["loss"]}
+            epoch = logs["epoch"] * self.epochs  # the trainer takes all of them for one
+            self.row = {"step": step, "epoch": epoch, "train_loss": logs["loss"]}
             self.row |= {"learning_rate": logs["learning_rate"], **self.metrics}
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{self.row['tokens_per_s']:.0f}")
             self.bar.update(step - self.bar.n)

@@ -4,11 +4,14 @@ import copy
 import dataclasses
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import CHAT_TEMPLATE, make_tiny_llama, make_tokenizer
 from tokenizers import normalizers
+from transformers import LlamaConfig
 
 from medkit import MedkitError, prompts, recipes
 from medkit.__main__ import main
@@ -309,6 +312,60 @@ def test_what_a_laptop_lacks(monkeypatch):
     assert machine(monkeypatch, CPU, SMALL, room=1e7)["disk"].status == "fail"
 
 
+def torch_sees(monkeypatch, name):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(name))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+
+
+def test_only_a_gpu_that_torch_can_use_counts(monkeypatch):
+    """With CPU wheels or an old driver the laptop's recipe trains on the CPU, and an 8B recipe is refused."""
+    other = {"name": "NVIDIA T1000", "memory_gb": 4.0, "driver": "580.1"}
+    both = {**LAPTOP, "gpus": [other, *H100["gpus"]]}
+    monkeypatch.setattr(preflight.this_machine, "hardware", lambda: both)
+    torch_sees(monkeypatch, "")
+    assert preflight.usable_hardware()["gpus"] == []
+    small = preflight._device(CPU, SMALL, both)
+    assert small.status == "warn" and "cannot use it: the CPU is used" in small.message
+    large = preflight._device(RECIPE, estimate.LLAMA_8B, both)
+    assert large.status == "fail" and large.fix == "install a torch built for CUDA, or a newer driver"
+    torch_sees(monkeypatch, "NVIDIA H100 80GB HBM3")
+    assert [gpu["name"] for gpu in preflight.usable_hardware()["gpus"]] == [
+        "NVIDIA H100 80GB HBM3",  # the one that trains, whatever nvidia-smi lists first
+        "NVIDIA T1000",
+    ]
+
+
+def test_what_the_process_has_already_counts_as_free(monkeypatch):
+    """A notebook checks the memory after the model is loaded, which the estimate contains."""
+    import psutil
+
+    machine(monkeypatch, CPU, SMALL)
+    monkeypatch.setattr(preflight, "base_shape", lambda model: SMALL)
+    needed = sum(estimate.memory(SMALL, CPU, CPU.stage1, gpu=False, longest=100).values())
+    memory = preflight.this_machine.Memory(10**12, int((needed - 1) * 1e9))
+    monkeypatch.setattr(preflight.this_machine, "memory", lambda: memory)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=2 * 10**9))
+    _, check = preflight.course(CPU, "stage1", {"length": [100]}, {"length": [90]})
+    assert check.status == "pass" or check.status == "warn"
+    assert f"{needed + 1:.1f} GB of memory free" in check.message
+
+
+def test_more_steps_than_the_epochs_have_repeat_the_rows():
+    stage = replace(CPU.stage1, max_steps=200)
+    plan = estimate.plan(replace(CPU, stage1=stage), "stage1", SMALL, 400, 40_000.0, 8, LAPTOP)
+    assert (plan.steps, plan.tokens) == (200, 80_000.0)  # 400 rows in batches of 4 are 100 steps
+
+
+def test_the_sizes_of_another_base_are_its_own(tmp_path):
+    config = LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True)
+    config.save_pretrained(tmp_path)
+    shape = preflight.base_shape(recipes.ModelSpec(base=str(tmp_path)))
+    assert (shape.hidden_size, shape.num_key_value_heads, shape.tie_word_embeddings) == (64, 4, True)
+    assert preflight.base_shape(recipes.ModelSpec(base=str(tmp_path / "none"))) is None
+
+
 def test_a_cpus_memory_goes_by_the_rows_there_are(monkeypatch):
     """A pass holds 768 tokens in float32, or one longer row. A token takes 2.6 x 30 layers x 4 bytes x
     (6 x 576 + 2 x 192 + 3 x 1,536) = 2.636 MB, so that 1,500 take (1,500 - 768) x 2.636 MB = 1.93 GB more."""
@@ -326,6 +383,7 @@ def test_a_cpus_memory_goes_by_the_rows_there_are(monkeypatch):
     machine(monkeypatch, CPU, SMALL, free=needed(1500) * 0.9e9)
     assert preflight.course(CPU, "stage1", {"length": [1500]}, {"length": [90]})[1].status == "fail"
     monkeypatch.setattr(preflight.this_machine, "hardware", lambda: H100)  # packed rows are always full
+    torch_sees(monkeypatch, "NVIDIA H100 80GB HBM3")
     assert len(preflight.course(RECIPE, "stage1", {"length": [100]}, {"length": [90]})) == 1
 
 

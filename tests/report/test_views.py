@@ -47,7 +47,7 @@ def test_settings_show_what_differs_from_the_paper_and_the_rest_behind_a_line():
     shown = report.settings(SimpleNamespace(recipe=of_recipe, info=info)).data
     fields = len(recipes.flat(of_recipe)) - 2  # without the preset's name and its description
     first, everything = shown.split("</details>")[:2]
-    assert f"<summary>Settings of recipe paper: 1 of {fields} differ from those of recipe paper (" in first
+    assert f"<summary>Settings: 1 of {fields} differ from recipe paper&#x27;s (this is recipe paper;" in first
     assert first.count("<tr>") == 1 and "stage2.learning_rate" in first and "stage1" not in first
     paper = recipes.get("paper").stage2.learning_rate
     assert f"<td>{paper}</td>" in first and "<td>0.0001</td>" in first

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medkit import MedkitError, recipes
-from medkit.runs import machine, run_json, storage
+from medkit.data import sources
+from medkit.runs import inputs, machine, run_json, storage
 from medkit.runs.storage import ResultsError
 
 
@@ -398,3 +399,14 @@ def test_an_adapter_is_evaluated_as_its_run_trained_it(place):
         "data.pubmedqa_train": "labelled_outside_fold",
     }
     assert run_json.settings_of_adapter("") == run_json.settings_of_adapter("/adapter") == {}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MEDKIT_RESULTS", "~/runs")
+    monkeypatch.setenv("MEDKIT_CACHE", "~/cache")
+    assert storage.root() == tmp_path / "runs" and machine.cache_dir() == tmp_path / "cache"
+    (tmp_path / "rows").mkdir()
+    inputs.check_data_dir("~/rows")
+    with pytest.raises(MedkitError, match="no folder medqa in .*rows; put MedQA"):
+        sources.load("medqa", "eval", "~/rows")

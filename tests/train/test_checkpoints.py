@@ -220,3 +220,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert os.listdir(folder) == ["first"]
     assert os.listdir(folder) == ["second"]
     assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_of_two_processes_that_write_the_same_folder_the_first_one_stays(tmp_path):
+    """The first may be in use by then: a dataset keeps temporary files in its folder."""
+    folder = tmp_path / "prepared"
+    with checkpoints.atomic_folder(folder, keep="rows") as late:
+        (late / "rows").write_text("late")
+        with checkpoints.atomic_folder(folder, keep="rows") as early:
+            (early / "rows").write_text("early")
+        (folder / "cache-of-a-reader").touch()
+    assert (folder / "rows").read_text() == "early" and (folder / "cache-of-a-reader").exists()
+    assert list(tmp_path.iterdir()) == [folder]
+    (folder / "rows").unlink()  # no longer complete
+    with checkpoints.atomic_folder(folder, keep="rows") as again:
+        (again / "rows").write_text("again")
+    assert (folder / "rows").read_text() == "again"

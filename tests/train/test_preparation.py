@@ -87,6 +87,13 @@ def test_another_text_order_or_template_is_another_cache_entry(tokenizer, tmp_pa
     assert len(keys) == len(asked)
 
 
+def test_another_wording_of_the_prompt_is_another_cache_entry(tokenizer, tmp_path, monkeypatch):
+    first = tokenization.prepare(RECORDS, tokenizer, cache=tmp_path, **SETTINGS)
+    monkeypatch.setattr(prompts, "mcq_user", lambda item: f"Question: {item.question}")
+    second = tokenization.prepare(RECORDS, tokenizer, cache=tmp_path, **SETTINGS)
+    assert tokenization.key(first) != tokenization.key(second)
+
+
 def test_equal_rows_are_found_again_by_equal_but_other_objects(tokenizer, tmp_path, monkeypatch):
     first = tokenization.prepare(RECORDS, tokenizer, cache=tmp_path, **SETTINGS)
     again = [item(0), talk("".join(["It ", "hurts."]), "Where?"), item(1, words=30)]

@@ -116,6 +116,21 @@ def test_each_sources_loss_is_the_mean_over_its_supervised_tokens(unbroken, base
         assert lines(unbroken[0])[name][0] == pytest.approx(summed / tokens, rel=5e-3)
 
 
+def test_the_validation_loss_is_the_mean_over_all_supervised_tokens(unbroken, base):
+    """Between those of the two sources, by their tokens: a mean over batches can lie above both."""
+    _, tokenizer = loaded(base)
+    dialogues, exams = (
+        sum(
+            sum(label != IGNORED for label in row["labels"][1:])
+            for row in tokenized(base, tokenizer, records)
+        )
+        for records in (tiny_run.records(3, 1), questions(3))
+    )
+    for row in lines(unbroken[0]).dropna(subset="eval_loss").to_dict("records"):
+        total = dialogues * row[loss.BY_SOURCE[0]] + exams * row[loss.BY_SOURCE[1]]
+        assert row["eval_loss"] == pytest.approx(total / (dialogues + exams), rel=1e-4)
+
+
 def test_sigterm_in_a_validation_by_source_is_made_up_for(unbroken, base, tmp_path, monkeypatch):
     from transformers import Trainer
 
