@@ -321,9 +321,8 @@ class StepLog(TrainerCallback):
         self, path: Path, progress: bool, meter: Meter, stop: Stop, earlier: str, epochs: float = 1.0
     ):
         """earlier: the content of loss.csv in the checkpoint to resume from, or ""."""
-        self.epochs = epochs
         self.path, self.progress, self.meter, self.stop = path, progress, meter, stop
-        self.earlier = earlier
+        self.earlier, self.epochs = earlier, epochs
         self.row: dict = {}  # the last step's row, not yet written
         self.metrics: dict = {}  # the finished step's columns from the meter
 

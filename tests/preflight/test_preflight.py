@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import CHAT_TEMPLATE, make_tiny_llama, make_tokenizer
 from tokenizers import normalizers
-from transformers import LlamaConfig
+from transformers import Gemma3Config, LlamaConfig
 
 from medkit import MedkitError, prompts, recipes
 from medkit.__main__ import main
@@ -364,6 +364,8 @@ def test_the_sizes_of_another_base_are_its_own(tmp_path):
     shape = preflight.base_shape(recipes.ModelSpec(base=str(tmp_path)))
     assert (shape.hidden_size, shape.num_key_value_heads, shape.tie_word_embeddings) == (64, 4, True)
     assert preflight.base_shape(recipes.ModelSpec(base=str(tmp_path / "none"))) is None
+    images = Gemma3Config()  # a model that also reads images has its sizes in a part of its configuration
+    assert estimate.Shape.of(images).hidden_size == images.text_config.hidden_size
 
 
 def test_a_cpus_memory_goes_by_the_rows_there_are(monkeypatch):

@@ -408,5 +408,5 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert storage.root() == tmp_path / "runs" and machine.cache_dir() == tmp_path / "cache"
     (tmp_path / "rows").mkdir()
     inputs.check_data_dir("~/rows")
-    with pytest.raises(MedkitError, match="no folder medqa in .*rows; put MedQA"):
+    with pytest.raises(MedkitError, match=r"no folder medqa in .*rows; put MedQA"):
         sources.load("medqa", "eval", "~/rows")
