@@ -20,7 +20,7 @@ from medkit.runs import machine, storage
 PAGES = (machine.CHECKOUT / "README.md", *sorted((machine.CHECKOUT / "docs").glob("*.md")))
 NAMES = {"base": "SmolLM2-135M-Instruct, 4 bit", "med-mix": "Med-Mix (after stage 1)"}
 NAMES |= {"med-nirvana": "Med-Nirvana (stage 2 with replay)", "control": "control (stage 2 without replay)"}
-COLUMNS = {"medqa": "exam questions", "medmcqa": "one-line questions", "pubmedqa": "abstracts"}
+COLUMNS = {name: f"{title}-style" for name, title in published.TITLES.items()}  # the built-in corpus
 
 
 def headline(run: Path) -> str:

@@ -61,6 +61,7 @@ def _draw(ax: Axes, points: pd.DataFrame, intervals: pd.DataFrame) -> None:
     if 0 < k_arms < len(arms):
         ax.axvline(k_arms - 0.25, color=GREY, linestyle=":", linewidth=1)
     ax.set_xticks(list(position.values()), list(arms["label"]))
+    ax.set_xlim(-0.75, max(position.values()) + 0.75)  # so that two arms keep their dots together
     ax.grid(axis="x", visible=False)
 
 

@@ -55,7 +55,7 @@ def _ordered(study: Study) -> list[str]:
 def _row(study: Study, comparisons: pd.DataFrame, arm: str) -> dict[str, str]:
     values = study.arms.loc[arm]
     cells = {"arm": arm, "seeds": f"{values['seeds']:.0f}"}
-    cells |= {f"{name.replace('_', ' ')}, %": in_percent(values[name]) for name in SHARES}
+    cells |= {f"{name.replace('_', ' ')}, %": _share(values[name]) for name in SHARES}
     for measure, (title, factor, digits) in PRINTED.items():
         for row in _select(comparisons, kind="stage 1", measure=measure, second=arm).to_dict("records"):
             cells[title] = interval(row, "difference", digits, factor)
@@ -64,6 +64,11 @@ def _row(study: Study, comparisons: pd.DataFrame, arm: str) -> dict[str, str]:
                 cells[title] += f"; p {row['p_holm']:.2g}; detectable {detectable}"
         cells.setdefault(title, "")
     return cells
+
+
+def _share(share: float) -> str:
+    """In percent with one decimal, or with two digits below 0.1%: a replayed question has two tokens."""
+    return f"{100 * share:.2g}" if 0 < share < 0.001 else in_percent(share)
 
 
 def pairs_page(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -177,11 +182,24 @@ def _found(study: Study, comparisons: pd.DataFrame) -> str:
         f"{_pair(row)} {100 * row['difference']:+.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
         for row in significant[significant["kind"] != "stage 1"].to_dict("records")
     ]
-    below = significant[(significant["kind"] == "stage 1") & (significant["difference"] < 0)]["second"]
-    return (
-        f"{text}. Significant differences between arms, in points: {', '.join(between) or 'none'}. "
-        f"Arms significantly below stage 1: {', '.join(below) or 'none'}."
+    below = rows[(rows["kind"] == "stage 1") & (rows["difference"] < 0)]
+    listed_below = below[below["p_holm"] < ALPHA]["second"]
+    text += (
+        f". Significant differences between arms, in points: {', '.join(between) or 'none'}. "
+        f"Arms significantly below stage 1: {', '.join(listed_below) or 'none'}"
     )
+    others = below[(below["p_holm"] >= ALPHA) & (below["high"] < 0)]
+    if len(others):
+        names = ", ".join(
+            f"{row['second']} {100 * row['difference']:+.1f}" for row in others.to_dict("records")
+        )
+        text += f"; only before the correction: {names} ({_detectable(others, 100, 1)} points)"
+    return f"{text}."
+
+
+def _detectable(rows: pd.DataFrame, factor: float, digits: int) -> str:
+    bounds = (rows["detectable"].min(), rows["detectable"].max())
+    return f"detectable {' to '.join(dict.fromkeys(number(factor * bound, digits) for bound in bounds))}"
 
 
 def _not_found(comparisons: pd.DataFrame) -> str:
@@ -194,12 +212,12 @@ def _not_found(comparisons: pd.DataFrame) -> str:
         if len(null):
             names = "any comparison" if len(null) == len(tested) else _names(null)
             _, factor, digits = PRINTED[measure]
-            bounds = (null["detectable"].min(), null["detectable"].max())
-            detectable = " to ".join(dict.fromkeys(number(factor * bound, digits) for bound in bounds))
-            parts.append(f"in {name} for {names} (detectable {detectable}{' points' * (factor == 100)})")
+            detectable = _detectable(null, factor, digits) + " points" * (factor == 100)
+            parts.append(f"in {name} for {names} ({detectable})")
     if not parts:
         return "**Not found**: every tested difference is significant."
-    return f"**Not found**: a significant difference {'; '.join(parts)}."
+    meaning = "`detectable`: what Holm's first step finds with 80% power"
+    return f"**Not found** ({meaning}): a significant difference {'; '.join(parts)}."
 
 
 def _names(null: pd.DataFrame) -> str:
