@@ -66,7 +66,8 @@ class Store:
         same batches. `unit` labels the progress bar; "" hides it.
         """
         total = sum(job.key not in results for batch in batches for job in batch)
-        with tqdm(total=total, desc=f"{unit}s", unit=unit, disable=not unit or not total) as bar:
+        # The bar disappears at the end, so that a notebook's first screen shows the result.
+        with tqdm(total=total, desc=f"{unit}s", unit=unit, disable=not unit or not total, leave=False) as bar:
             for batch in batches:
                 keys = [job.key for job in batch]
                 missing = [key for key in keys if key not in results]

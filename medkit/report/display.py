@@ -102,7 +102,7 @@ def prompt(run: Run, tokenizer, item: MCQItem, show_text: bool) -> HTML:
         context = "(abstract)" if item.context else ""
         item = MCQItem("form", item.source, "(question)", options, item.answer, context)
     text = prompts.prompt(prompts.ChatFormat.from_tokenizer(tokenizer), item)
-    return HTML(f"<pre style='white-space:pre-wrap'>{html.escape(text)}</pre>")
+    return HTML(f"<pre style='white-space:pre-wrap; word-break:normal'>{html.escape(text)}</pre>")
 
 
 def comparisons(summary: dict) -> pd.DataFrame:

@@ -369,11 +369,11 @@ def option_order(ax: Axes, models: Mapping[str, dict]) -> Axes:
         for model, result in models.items()
     ]
     ax.set_yticks([-k for k in range(len(models))], labels)
-    ax.set(xlim=(-0.03, 1.03), ylim=(-len(models) + 0.5, 0.5))
+    ax.set(xlim=(-0.06, 1.06), ylim=(-len(models) + 0.5, 0.5))
     ax.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_xlabel("accuracy (right is better;\nclose together: the order hardly matters)")
     ax.grid(axis="y", visible=False)
-    ax.legend(**ABOVE, ncols=3, fontsize="small")
+    ax.legend(**ABOVE, ncols=2, fontsize="small")
     return ax
 
 
@@ -388,7 +388,7 @@ def _panels(draw, benchmarks: Mapping[str, dict], height: float) -> InlineFigure
     figure, axes = new(5.0 * len(benchmarks), height, columns=len(benchmarks))
     for ax, (name, models) in zip(np.ravel(axes), benchmarks.items(), strict=True):
         draw(ax, models)
-        ax.set_title(TITLES.get(name, name), pad=28 if draw is option_order else None)
+        ax.set_title(TITLES.get(name, name), pad=42 if draw is option_order else None)
     return figure
 
 

@@ -81,7 +81,7 @@ def _write(folder, records, tokenizer, chat, target, loss_on, max_length, progre
 
     with (
         atomic_folder(folder, keep=ROWS) as temporary,
-        tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress) as bar,
+        tqdm(total=len(records), desc="tokenizing", unit="rows", disable=not progress, leave=False) as bar,
         pyarrow.ipc.new_stream(str(temporary / ROWS), SCHEMA) as file,
     ):
         for start in range(0, len(records), BATCH):
