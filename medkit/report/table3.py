@@ -145,8 +145,8 @@ def headline(summary: dict) -> str:
         text = f"Change after stage 2, in points: {by_arm}."
         if unlearned := [TITLES[name] for name in datasets if not _shows_skill(datasets[name], "med-mix")]:
             text += (
-                f" On {listed(unlearned)} it shows no forgetting: Med-Mix is not shown to be better there "
-                "than an answer that ignores the question."
+                f" On {listed(unlearned)} that need not be forgetting: Med-Mix is not shown to be better "
+                "there than an answer that ignores the question."
             )
         sentences.append(text)
     if tested:

@@ -91,6 +91,7 @@ def begin(
     """
     for name, value in (("recipe", recipe), ("settings", settings), ("data_dir", data_dir)):
         storage.check_text(name, "" if value is None else value)
+    energy.country()  # raises for an invalid MEDKIT_COUNTRY before anything starts
     folder = storage.folder(run_dir)
     storage.check_not_committed(folder)
     info = read(folder)
@@ -179,7 +180,7 @@ def read(folder: Path) -> dict | None:
 
 def describe(recipe: str, settings: str = "", data_dir: str = "", adapter: str = "") -> dict:
     """The run.json of a new run: every recipe field and everything else that the results depend on."""
-    energy.country()  # raises for an invalid MEDKIT_COUNTRY before anything starts
+    energy.country()  # as in `begin`, for a run that `medkit run` creates
     overrides = recipes.parse_settings(settings)
     resolved = recipes.get(recipe, overrides)
     seeds = {"data": resolved.data.seed, "stage1": resolved.stage1.seed, "stage2": resolved.stage2.seed}

@@ -31,7 +31,9 @@ def atomic_folder(folder: Path, keep: str = ""):
         _flush(temporary)
         try:
             temporary.rename(folder)
-        except OSError:  # it exists
+        except OSError:
+            if not folder.is_dir():
+                raise
             if not keep or not (folder / keep).is_file():
                 shutil.rmtree(folder)
                 temporary.rename(folder)

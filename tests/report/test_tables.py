@@ -343,8 +343,8 @@ def test_the_headline_is_three_sentences(run_dir):
     assert first.count("100.0") == 1 and " and 96.0; control (no replay) " in first
     assert second == (
         "Change after stage 2, in points: stage 2 with replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -4.0; "
-        "stage 2 without replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -50.0. On MedQA and MedMCQA it shows "
-        "no forgetting: Med-Mix is not shown to be better there than an answer that ignores the question."
+        "stage 2 without replay, MedQA +0.0, MedMCQA +0.0 and PubMedQA -50.0. On MedQA and MedMCQA that need "
+        "not be forgetting: Med-Mix is not shown to be better there than an answer that ignores the question."
     )
     assert third.startswith(
         "Significantly different after Holm's correction over 15 paired comparisons: PubMedQA, "
