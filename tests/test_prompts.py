@@ -1,5 +1,7 @@
 """Prompts: the exam question, its answer, and a record as chat messages."""
 
+import hashlib
+
 import pytest
 
 from medkit import MedkitError, prompts, pubmedqa
@@ -23,6 +25,16 @@ def test_the_exam_prompt():
     assert prompts.messages(ITEM)[0]["content"] == prompts.INSTRUCTION
     query = ConsumerQuery("5", "icliniq", " It hurts. ", "Rest.")
     assert prompts.messages(query)[1:] == [{"role": "user", "content": "It hurts."}]  # no reference in it
+
+
+def test_the_instruction_is_the_papers(real_data):
+    paper = (real_data.parent / "paper" / "med-nirvana.txt").read_text(encoding="utf-8")
+    assert prompts.INSTRUCTION in paper
+
+
+def test_the_instruction_has_not_changed():
+    digest = hashlib.sha256(prompts.INSTRUCTION.encode()).hexdigest()
+    assert digest.startswith("376a1cc4b3439ffc")
 
 
 @pytest.mark.parametrize(("decision", "letter"), [("yes", "A"), ("no", "B"), ("maybe", "C")])

@@ -1,11 +1,15 @@
 """The tables in README.md and docs/ are those of results/, and the files that pages link to exist."""
 
+import io
 import re
 
+import pandas as pd
 import pytest
 import readme
 
 from medkit import MedkitError
+from medkit.report import study, study_page, tables
+from medkit.report.table3 import table3
 from medkit.runs import machine, storage
 
 RESULTS = machine.CHECKOUT / "results"
@@ -96,3 +100,24 @@ def test_a_replay_study_is_shown_as_notebook_06_wrote_it(tmp_path, sweep):
     shown = block(tmp_path)
     assert shown.split("\n\n")[1:] == ["**Found**: a.", "**Not found**: b.", "**Scope**: c."]
     assert f"(results/{sweep}/figures/figure13.png)" in shown
+
+
+@pytest.mark.skipif(not COMMITTED, reason="results/cpu is not there")
+@pytest.mark.parametrize("build", [tables.table1, tables.table2, table3, tables.table4])
+def test_the_committed_tables_are_what_the_results_give(build):
+    committed = pd.read_csv(RESULTS / "cpu" / "tables" / f"{build.__name__}.csv")
+    made = pd.read_csv(io.StringIO(build(RESULTS / "cpu").figures.to_csv(index=False)))
+    pd.testing.assert_frame_equal(made, committed)
+
+
+@pytest.mark.skipif(not COMMITTED, reason="the studies' results are not there")
+@pytest.mark.parametrize("sweep", ["replay-cpu", "replay-real"])
+def test_the_committed_study_is_what_its_outcomes_give(sweep, monkeypatch):
+    monkeypatch.setenv("MEDKIT_RESULTS", str(RESULTS))
+    found = study.read(sweep)
+    comparisons = study.comparisons(found)
+    made = study_page.table(found, comparisons).figures.reset_index(drop=True)
+    kept = pd.read_csv(RESULTS / sweep / "tables" / "replay_study.csv")
+    pd.testing.assert_frame_equal(made, kept, check_dtype=False, rtol=1e-6)
+    page = (RESULTS / sweep / "tables" / "replay_study.md").read_text(encoding="utf-8")
+    assert all(sentence in page for sentence in study_page.sentences(found, comparisons))

@@ -829,3 +829,10 @@ def test_by_row_has_none_where_a_row_was_dropped(tmp_path):
     assert (loaded.rows, sum(loaded.dropped.values())) == (5, 3)
     limited = load("notechat", "train", tmp_path, limit=1, progress=False)
     assert [record is None for record in limited.by_row()] == [True, False]
+
+
+def test_medqas_options_are_in_the_order_of_their_letters(tmp_path):
+    row = {column: value for column, value in MEDQA.items() if column != "answer"}
+    row["options"] = dict(reversed(OPTIONS.items()))
+    put(tmp_path, "medqa/train.jsonl", [row])
+    assert one(tmp_path, "medqa").options == tuple(OPTIONS.values())

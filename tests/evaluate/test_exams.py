@@ -1,8 +1,10 @@
 """Notebook 03's steps on a tiny random Llama: what is scored, kept, shown and left out."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medkit import MedkitError, evaluate
-from medkit.evaluate import accuracy, generation, letter_scoring, mcq
+from medkit.evaluate import accuracy, generation, letter_scoring, lineup, mcq
 from medkit.evaluate.lineup import Active
 from medkit.records import MCQItem
 from medkit.report import display, tables
@@ -327,3 +329,31 @@ def test_a_model_with_another_adapter_gets_a_run_of_its_own(monkeypatch, tmp_pat
     for other in (second, ""):
         with pytest.raises(ResultsError, match="with another adapter, or none"):
             mcq.begin("alone", "", "some/model", other)
+
+
+def test_every_arm_has_its_own_answers(tiny_run_folder, tmp_path, monkeypatch):
+    """The arms share a base on which adapters are switched."""
+    shutil.copytree(tiny_run_folder, tmp_path / "tiny")
+    monkeypatch.setenv("MEDKIT_RESULTS", str(tmp_path))
+    run, team = evaluate.begin_exams("tiny")
+    items = evaluate.exam_items(run)[:4]
+    found = evaluate.answer_exams(run, team, items).letters
+    for active in lineup.of_run(run):
+        own = letter_scoring.score(active.model, active.tokenizer, items, progress=False).outcomes
+        logprobs = found.loc[found["model"] == active.name, "logprob_A"]
+        assert logprobs.tolist() == pytest.approx([outcome.logprobs[0] for outcome in own], abs=1e-3)
+    assert found.pivot(index="item_id", columns="model", values="logprob_A").std(axis=1).min() > 0.01
+
+
+def test_questions_known_from_either_stage_are_contaminated(tmp_path):
+    first, second = ({"overlap": {"contaminated": [f"medqa/{number}"]}} for number in (1, 2))
+    storage.write_json(tmp_path / "data" / "manifest.json", first | {"stage2": second})
+    assert mcq.contaminated_ids(SimpleNamespace(folder=tmp_path)) == {("medqa", "1"), ("medqa", "2")}
+
+
+def test_letters_are_scored_where_the_recipe_trains_them(monkeypatch, tmp_path, tiny_llama):
+    asked = {}
+    monkeypatch.setattr(mcq.letter_scoring, "score", lambda m, t, items, **options: asked.update(options))
+    run = opened(monkeypatch, tmp_path, settings="data.mcq_target=letter_and_text")
+    mcq.score_letters(run, Active("base", *tiny_llama, "x"), [item(1)])
+    assert tiny_llama[1].decode(asked["encode"](item(1))).endswith("Answer: ")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
-from medkit import MedkitError, evaluate
+from medkit import MedkitError, evaluate, recipes
 from medkit.evaluate import lineup
 from medkit.runs import run_json, storage
 from medkit.runs.arms import ARMS
@@ -328,3 +328,16 @@ def test_a_folder_that_is_no_adapter_and_one_of_another_base(run, tmp_path):
     team = lineup.single(run, str(tmp_path / "other"), str(run.folder / "stage1" / "adapter"))
     with pytest.raises(AdapterError, match="belongs to another base"):
         next(iter(team))
+
+
+def test_a_model_in_another_dtype_or_quantization_is_another_model(tiny_llama_folder):
+    """The stores of answers tell models apart by this alone."""
+    spec = replace(recipes.get("cpu").model, base=str(tiny_llama_folder))
+    identities = {
+        lineup.identity(
+            lineup.Member("base", replace(spec, load_in_4bit=in_4bit)), torch.nn.Linear(1, 1).to(dtype)
+        )
+        for in_4bit in (True, False)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert len(identities) == 4

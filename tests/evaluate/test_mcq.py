@@ -652,3 +652,19 @@ def test_neighbours_change_no_prediction(tiny_llama, chosen, budget):
     for i, outcome in zip(chosen, some.outcomes, strict=True):
         assert outcome.predicted == everything.outcomes[i].predicted
         assert outcome.logprobs == pytest.approx(everything.outcomes[i].logprobs, abs=1e-4)
+
+
+def test_near_ties_behind_the_shared_prefix_are_decided_without_it(tiny):
+    """B leads by 3e-4 with the prefix's cache, A by 2e-4 without; every question has a batch of its own."""
+    model, tokenizer = tiny
+    a, b = letter_tokens(tokenizer)[:2]
+
+    def lean(module, args, kwargs, output):
+        output.logits[..., b] = 10 + (5e-4 if kwargs.get("past_key_values") is not None else 0)
+        output.logits[..., a] = 10 + 2e-4
+
+    model.register_forward_hook(lean, with_kwargs=True)
+    scored = letter_scoring.score(model, tokenizer, ITEMS, max_batch_tokens=1, progress=False)
+    assert scored.report["prefix_tokens"] > 100
+    assert {outcome.predicted for outcome in scored.outcomes} == {"A"}
+    assert scored.report["rescored"] == scored.report["flips"] == 14

@@ -397,3 +397,14 @@ def test_ray_that_is_not_installed_is_one_line(monkeypatch):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml")), ids=str)
 def test_the_sweeps_of_the_repository_can_be_read(path):
     assert sweep_file.read(path).name.replace("-", "_") == path.stem
+
+
+def test_a_trial_of_an_earlier_stage_1_is_done_again(place, sweep_here, tiny_llama_folder):
+    """Its folder is still there, with the earlier stage 1 in it."""
+    write_sweep(place, tiny_llama_folder, [0], seeds=[0])
+    sweep_here()
+    for part in ("trials", "outcomes"):
+        shutil.rmtree(place / "results/s" / part / "stage1-s0")
+    (place / "machine").write_text("B")
+    assert sweep_here(resume=True)[1] == ["stage1-s0", "k0-s0"]
+    assert outcome(place, "k0-s0", "mcq/items.csv").endswith("0 B 0.0\n")

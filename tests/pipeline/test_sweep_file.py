@@ -170,3 +170,13 @@ def test_the_example_in_the_docstring_is_a_sweep():
     sweep = sweep_file._parse(tomllib.loads(example))
     # k25: 3 seeds x 2 rates; again: 1 seed x 2 rates; a stage 1 for each of the 3 seeds
     assert len(sweep.trials) == 3 * 2 + 1 * 2 + 3
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["lora.r = 8", "model.max_length = 512", "data.rows_medqa = 4", "mcq.rows = 5", "consumer.cases = 3"],
+)
+def test_arms_that_need_another_stage_1_do_not_share_one(field, tmp_path):
+    text = HEAD.replace("[0, 1]", "[0]") + f"[arms.a]\n[arms.b]\n{field}\n"
+    shared = {trial.name: trial.stage1 for trial in read(tmp_path, text).trials if trial.arm}
+    assert shared == {"a-s0": "stage1-s0", "b-s0": "stage1-b-s0"}

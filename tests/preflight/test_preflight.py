@@ -356,6 +356,8 @@ def test_more_steps_than_the_epochs_have_repeat_the_rows():
     stage = replace(CPU.stage1, max_steps=200)
     plan = estimate.plan(replace(CPU, stage1=stage), "stage1", SMALL, 400, 40_000.0, 8, LAPTOP)
     assert (plan.steps, plan.tokens) == (200, 80_000.0)  # 400 rows in batches of 4 are 100 steps
+    # 8 rows of 100 tokens are validated before, every 40 of the 200 steps, and at the end
+    assert plan.evaluated == 8 * 100 * (1 + 5 + 1)
 
 
 def test_the_sizes_of_another_base_are_its_own(tmp_path):

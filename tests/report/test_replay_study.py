@@ -253,3 +253,14 @@ def test_a_sweep_leaves_the_list_that_the_study_reads(place):
     described = storage.plain(plan.description())
     assert described["trials"][0] == {"name": "stage1-s0", "arm": "", "seed": 0, "is_stage1": True}
     assert {one["name"] for one in described["trials"]} == set(plan.by_name)
+
+
+def test_of_several_stages_1_of_a_seed_the_first_is_the_reference(place):
+    """Arms that need another stage 1 bring one; here it knows nothing, and no arm is compared with it."""
+    sweep = Sweep(place, arms={"k0": ARMS["k0"]}, seeds=(0, 1))
+    sweep.write()
+    path = sweep.outcomes / "sweep.json"
+    plan = storage.load(path.parent, path.name, ["trials"], "sweep")["trials"]
+    sweep._trial(plan, "stage1-other-s0", "", 0, {}, True, flipped=sweep.questions)
+    storage.write_json(path, {"name": sweep.name, "trials": plan})
+    assert study.read("replay-cpu").grid("med-mix", "accuracy").to_numpy().mean() == 1

@@ -20,6 +20,7 @@ from medkit.report.table3 import (
     general_ability,
     headline,
     near_ties,
+    no_better_than_chance,
     option_order,
     pubmedqa_page,
     table3,
@@ -586,3 +587,9 @@ def test_table3_counts_ties(tmp_path):
     text = table3(tmp_path).text
     assert "the first of them: none. The letters' logits are computed in float32." in text
     assert "except for" not in text
+
+
+def test_an_accuracy_below_the_most_frequent_answers_is_no_skill():
+    model = {"accuracy": 0.32, "low": 0.3, "high": 0.34}
+    dataset = {"chance": 0.25, "majority": {"share": 0.31}, "models": {"base": model}}
+    assert "PubMedQA (31.0): base" in no_better_than_chance({"datasets": {"pubmedqa": dataset}})

@@ -433,3 +433,10 @@ def test_exam_rows_are_marked_by_what_the_record_is(base):
     rows = tokenized(base, tokenizer, [*tiny_run.records(2), *questions(1), *tiny_run.records(1, 5)])
     assert list(rows["exam"]) == [0, 0, 1, 0]
     assert len(tokenization.key(rows)) == 32 and np.array(rows["supervised"]).all()
+
+
+def test_the_weights_of_two_epochs_are_those_of_one(base, tmp_path):
+    stage = replace(STAGE, batch_size=2, accumulation=1, epochs=2, max_steps=8)
+    found, slope, model, rows, weight = gradient(base, tmp_path, stage, 0.75, steps=8)
+    expected, wanted = by_hand(model, rows, weight)
+    assert found == pytest.approx(expected, rel=1e-5) and apart(slope, wanted) < 1e-4

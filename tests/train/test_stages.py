@@ -21,6 +21,7 @@ from medkit.evaluate import lineup, mcq
 from medkit.pipeline import runner
 from medkit.preflight import inputs
 from medkit.pubmedqa import OFFICIAL_TEST_PMIDS
+from medkit.records import MCQItem
 from medkit.report import ledger, tables
 from medkit.runs import loss, run_json, storage
 from medkit.train import adapters, checkpoints, manifest, stages
@@ -347,3 +348,45 @@ def test_no_probe_where_none_is_asked_for(place, tiny_llama_folder):
     assert stages.relearn(run, records, None, None) is None
     asked = run_json.begin("other", "01_stage1", "cpu", settings_of(tiny_llama_folder, dmt__relearn_steps=2))
     assert stages.relearn(asked, replace(records, arm="stage2_noreplay"), None, None) is None
+
+
+def test_relearning_takes_stage_1s_rows_at_a_constant_rate(place, tiny_llama_folder, tiny_llama, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        stages.fitting, "fit", lambda m, t, train, v, spec, **_: asked.update(train=train, spec=spec)
+    )
+    for name in ("save_adapter", "remove_checkpoints"):
+        monkeypatch.setattr(stages.models, name, lambda *_: None)
+    run = run_json.begin("try", "01_stage1", "cpu", settings_of(tiny_llama_folder, dmt__relearn_steps=2))
+    records = stages.read_records(run, "stage2")
+    stages.relearn(run, records, None, tiny_llama[1])
+    own = stages.tokenize(run.recipe, "stage1", tiny_llama[1], records.stage1.part("train"))
+    assert asked["train"]["input_ids"][:] == own["input_ids"][:]
+    spec = asked["spec"]
+    assert (spec.learning_rate, spec.max_steps, spec.warmup_steps, spec.scheduler) == (6e-4, 2, 0, "constant")
+
+
+def test_the_recipes_target_and_each_stages_loss_reach_the_rows(place, tiny_llama_folder, tiny_llama):
+    tokenizer = tiny_llama[1]
+    lines = settings_of(tiny_llama_folder, data__mcq_target="letter_and_text", stage2__loss_on="text")
+    recipe = recipes.get("cpu", lines)
+    question = MCQItem("1", "medqa", "Which?", ("w", "x", "y", "z"), "C")
+    first, second = (
+        stages.tokenize(recipe, stage, tokenizer, [question])[0] for stage in ("stage1", "stage2")
+    )
+    assert tokenizer.decode([label for label in first["labels"] if label >= 0]) == "Answer: C) y<|eot_id|>"
+    assert second["supervised"] == second["length"]
+
+
+def test_a_stage_2_is_that_of_its_stage_1_and_its_base(place, tiny_llama_folder, monkeypatch):
+    """A checkpoint of stage 2 is not resumed after stage 1 was trained again, or with another base."""
+    run, done = stage1(settings_of(tiny_llama_folder))
+    stages.finish(run, "stage1", done)
+    run = run_json.begin("try", "02_stage2", "cpu", settings_of(tiny_llama_folder))
+    monkeypatch.setattr(stages.tokenization, "key", lambda rows: rows)
+    before = stages._identity(run, "stage2", "train", "validation")
+    weights = place / "stage1" / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(stages.models, "base_identity", lambda model: "another")
+    after = stages._identity(run, "stage2", "train", "validation")
+    assert {name for name in before if before[name] != after[name]} == {"stage 1's adapter", "base weights"}
