@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -244,12 +243,6 @@ def test_where_conversations_are_short_the_proportion_stays():
 def test_too_few_notes_are_refused(records):
     with pytest.raises(MedkitError, match="NoteChat needs at least two notes"):
         split(records, 10, 1)
-
-
-def test_replay_shares_of_k(paper):
-    # 33,333 / 100,000 is a third of stage 2's consultations and 0.0916 of stage 1's training rows.
-    drawn = dmt.sample_replay(paper, 1 / 3, 100_000, 10_000)
-    assert np.round(len(drawn.train) / len(paper.train), 4) == 0.0916
 
 
 def small_study(consultations=20, notes=False):

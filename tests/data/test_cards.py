@@ -51,11 +51,6 @@ def test_body_names_every_column_read_and_the_defects(source):
     assert ("Not pinned" in body) == (not source.pinned)
 
 
-@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_an_unpinned_source_says_so_in_its_revision(source):
-    assert source.pinned or source.revision == "main"
-
-
 def test_every_source_has_a_card_and_no_card_is_left_over():
     cards = {path.stem for path in (REPO / "data_cards").glob("*.md")}
     assert cards - {"demo"} == set(SOURCES)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import tarfile
 import zipfile
@@ -705,8 +706,12 @@ def test_an_id_that_was_made_a_float_is_the_id(number):
 
 @given(st.recursive(st.floats() | st.text() | st.none(), lambda x: st.lists(x, max_size=3), max_leaves=9))
 def test_without_nan_changes_nothing_but_nan(value):
-    seen = repr(converters.without_nan(value, depth=99))
-    assert seen == repr(value).replace("nan", "None") or "nan" in repr(value).replace(repr(NAN), "")
+    def same(before, after):
+        if isinstance(before, list):
+            return len(before) == len(after) and all(map(same, before, after))
+        return after is None if isinstance(before, float) and math.isnan(before) else before == after
+
+    assert same(value, converters.without_nan(value, depth=99))
 
 
 def test_the_official_fold_is_found_when_pandas_made_the_ids_floats(tmp_path):

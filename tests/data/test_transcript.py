@@ -206,7 +206,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=9))
 def test_nothing_after_a_stage_line_or_a_notice_is_kept(pieces):
     try:
-        turns, changed = turns_of("\n".join(pieces))
+        turns, changed = turns_of("\n".join([TALK, *pieces]))  # whole before the pieces
     except RecordError as error:
         assert error.reason
         return

@@ -167,12 +167,6 @@ def test_no_question_answered_in_words_is_no_protocol(monkeypatch, tmp_path, tin
     assert (run.folder / "mcq" / "answers.jsonl").read_text() == ""
 
 
-def test_released_prompts_end_their_question_with_answer(run, tiny_llama):
-    chat = mcq.prompts.ChatFormat.from_tokenizer(tiny_llama[1])
-    plain, released = (mcq.prompts.prompt(chat, item(1), end) for end in ("", "\nAnswer:"))
-    assert "\nAnswer:" in released and released.replace("\nAnswer:", "") == plain
-
-
 def test_words_and_letters_are_asked_with_the_same_tokens(run, tiny_llama, monkeypatch):
     """A question that spells a control token is text in both."""
     model, tokenizer = tiny_llama
