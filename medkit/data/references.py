@@ -8,8 +8,9 @@ from difflib import SequenceMatcher
 SITE = re.compile(r"(?i)chat ?doctor")
 # Text before the name that makes it a greeting or a signature. Elsewhere the name replaces words.
 GREETED = re.compile(
-    r"(?i)(wel+come|hank|cellophane|\b(asking|using|choosing|contact\w*|consulting|posting|writing|trusting|visiting|"
-    r"query|question|am)\b)[^.!?]{0,45}$|(^|[.!?,:;*)-])\s*$|\b(regards|wishes|sincerely|truly|healthy?|luck|care)\W*$"
+    r"(?i)(wel+come|hank|cellophane|\b(asking|(?<!start )using|choosing|contact\w*|consulting|posting|"
+    r"writing|trusting|visiting|query|question|am)\b)[^.!?]{0,45}$|(^|(?<!\d)\.|[!?:;*)-])\s*$|"
+    r"\b(regards|wishes|sincerely|truly|healthy?|luck|care)\W*$"
 )
 WORD_BEFORE, WORD_AFTER = re.compile(r"[a-z]$"), re.compile(r"^[a-z]")  # a rest of a word touches the name
 
@@ -44,7 +45,9 @@ ADVERTISING = re.compile(
     # "Please post a direct question to me on this website."
     rf"(?:(?<=[.?!\n])|^)[^.?!\n]*{_ASK}[^.?!\n]*?{_HERE}[^.?!\n]*[.?!]?|"
     # "For counselling visit http://..."
-    rf"(?:(?<=[.?!\n])|^)[^.?!\n]*{_SEEK}[^.?!\n]*?((https?://|www\.)\S+|bit\.ly\S*)"
+    rf"(?:(?<=[.?!\n])|^)[^.?!\n]*{_SEEK}[^.?!\n]*?((https?://|www\.)\S+|bit\.ly\S*)|"
+    # "If you have a doubt, use this URL. http://..."
+    r"(?:(?<=[.?!\n])|^)[^.?!\n]*\buse this (URL|link)\b[.: ]*(https?://\S+)?"
 )
 
 
@@ -66,6 +69,7 @@ FORMULA = re.compile(
     r"(please )?take (good )?care( of \w+)?|stay (safe|healthy|well)|all the best|good luck|get well soon|"
     r"god bless.{0,20}|have a \w+ .{0,20}|(with )?((best|kind|warm|many) )*(regards|wishes)\b.{0,40}|"
     r"(yours )?(truly|sincerely|faithfully)\b.{0,40}|"
+    r"(i |we )?(really )?hope\b[^,;:]{0,60}\b(help\w*|useful|answer\w*|clear\w*)\b[^,;:]{0,30}|"
     r"(please |kindly |do |if you .{0,60}? )*(let me know|feel free|do not hesitate|don['’]t hesitate|"
     r"write back|(revert|get) back (if|for|in case))\b.*|is there anything else.*|"
     r"(i (am|will be|would be|['’]m) )?(happy|glad|available) (to help|for further).*|anytime"
@@ -81,7 +85,7 @@ SUBSTANCE = re.compile(
     r"(?i)\b(suggest|advi[sc]e|recommend|explain|needs?|should|must|take|apply|avoid|start|stop(ped)?|because|"
     r"due to|caused?|normal|appears?|seems?|looks?|shows?|suspect|suffer\w*|diagnos\w+|treat\w*|tests?|"
     r"likely|as per|you (are|have|may|can|could)|it (is|may|can|could)|this (is|may|can)|"
-    r"there (is|are)|according|\d+)\b"
+    r"there (is|are)|according|is|has|had|no|not|but|\d+)\b"
 )
 
 
@@ -98,7 +102,7 @@ def lacks_substance(reference: str) -> bool:
 _OPENS = r"hi|hello|dear|yes|ok|i|we|and|can|do|fully|completely|well|really|totally|truly"
 CORRECTED = re.compile(
     rf"(?i)^\W*(?!({_OPENS})\b)[A-Za-z]+ understand your|(?-i:T) hank|^\W*\w*phane you\b|"
-    r"(?<![\w'’-])(?<!\d )(ch|sh|gh|wh) [a-z]{3,}|"
+    r"(?<![\w'’-])(?<!\d )(?-i:[Cc]h|[SsGgWw]h) [a-z]{3,}|"  # not "GH level"
     r"\b(can|could|may|might|will|would|shall|he|she|they|we)\s\d+([.,]\d+)?\s?(mg|mcg|ml|g|gm|units?)\b"
 )
 WORD = re.compile(r"[A-Za-z]{6,}")
@@ -127,7 +131,7 @@ def is_autocorrected(query: str, reference: str) -> bool:
         for original in query_words - reference_words:
             same_place = capitalized or (following and (original, following[1].lower()) in query_pairs)
             # Words with the same beginning are taken as two forms of one word.
-            different = word[:4] != original[:4]
+            different = word[:4] != original[:4] and word not in original and original not in word
             if same_place and different and SequenceMatcher(None, word, original).ratio() >= SIMILAR:
                 return True
     return False

@@ -45,13 +45,14 @@ TO_OTHERS = (
 LATER = r"\b(later|next (day|morning|week|visit|scene)|following (day|morning|week)|meanwhile)\W*$"
 STAGE_DIRECTION = re.compile(
     rf"(?i){TO_OTHERS}|^(the |a )?(doctor|dr\.?( [A-Z]\w+)?|physician|patient|{COMPANIONS})s?( members?)?"
-    rf"( \w+ly)? (\w+(s|ed|ing)|leave|enter|return)\b|"
+    rf"( \w+ly)? ((?!(has|was|had)\b)\w+(s|ed|ing)|leave|enter|return)\b|"
     rf"^(scene|end of|cut to|fade|exit|enter)\b|^(?-i:[A-Z\d]).*{LATER}"
 )
 _WHOM = rf"(the |your )?(patient['’]s )?({COMPANIONS})s?( members?)?"
 TURNS_TO_OTHERS = re.compile(
     rf"(?i)(^|(?<=[.!?]))\W*((now )?to {_WHOM}:|to the (patient['’]s )?({COMPANIONS})s?( members?)?,|"
-    rf"(turning|turns|speaking|talking|addressing)( to)? {_WHOM}\b)"
+    rf"(turning|turns|speaking|talking|addressing)( to)? {_WHOM}\b"
+    r"(?!( \w+){0,3} (can|could|may|might|will|would|is|helps?)\b))"  # "Talking to your family can help."
 )
 # A death announced to the family, so not addressed to a patient who speaks.
 _DIED = (
@@ -59,9 +60,10 @@ _DIED = (
     r"no longer with us)\b"
 )
 DEATH_NOTICE = re.compile(
-    rf"(?i)\byour loved one\b|\bthe patient\b[^.?!]{{0,60}}\b(expired\b|{_DIED})|"
+    rf"(?i)\byour loved one\b|\bthe patient\b(?!['’]s)[^.?!]{{0,60}}\b(expired\b|{_DIED})|"
     rf"\b(regret|inform|despite|efforts|we did (all|everything))\b[^.?!]{{0,100}}\b{_DIED}|"
-    rf"\byour ({COMPANIONS}|child|baby) (has|have|just)( just| now| sadly)? (passed|died)\b|"
+    rf"\byour ({COMPANIONS}|child|baby) (has|have|just)( just| now| sadly)? "
+    r"(died|passed(?! (the|this|it|on (the|this|a))\b))\b|"
     r"\b(he|she|they) (did not|didn['’]t) (make it|survive)\b|\bwe( have|['’]ve)? lost (him|her)\b|"
     r"\b(could not|couldn['’]t|unable to|not able to) (save|revive|resuscitate) (him|her|your|the patient)\b"
 )
@@ -82,6 +84,7 @@ DEATH_WORDS = (  # every match of DEATH_NOTICE and SYMPATHY contains one of thes
     "loss|condolence|sympath|death|autopsy|in peace|bereave|funeral"
 ).split("|")
 AT_STAGE_LINE, AT_OTHERS = "a stage line", "words to others than the patient"
+AT_LEAK = "the generator's leaked instruction"
 
 
 def turns_of(conversation: str) -> tuple[tuple[Turn, ...], Counter]:
@@ -94,11 +97,12 @@ def turns_of(conversation: str) -> tuple[tuple[Turn, ...], Counter]:
     The text after it is another scene, often the family being told of the patient's death, and would look
     as if it were addressed to the patient.
 
+    It also ends before the sentence with the generator's leaked instruction.
+
     Raises RecordError for a line with an unclear speaker, for a second clinician (the two talk about the
-    patient, not to them), for the generator's leaked instruction, and if one side never speaks.
+    patient, not to them), and if one side never speaks.
     """
-    if LEAKED_INSTRUCTION.search(conversation):
-        raise RecordError("leaked instruction of the generator")
+    conversation, leak = _before_leak(conversation)
     turns: list[list[str]] = []  # [role, line, line, ...]
     cuts, role, end, bare_label = Counter(), "", "", False
     lines = [line.strip() for line in conversation.split("\n") if line.strip()]
@@ -118,9 +122,19 @@ def turns_of(conversation: str) -> tuple[tuple[Turn, ...], Counter]:
         elif words:
             turns.append([role, words])
         if end:
-            cuts[f"rows cut at {end}"] = 1
             break
+    if end := end or leak:
+        cuts[f"rows cut at {end}"] = 1
     return _checked(turns, cuts, end), cuts
+
+
+def _before_leak(conversation: str) -> tuple[str, str]:
+    """The text before the sentence with the leaked instruction, and AT_LEAK; or all of it and ""."""
+    leak = LEAKED_INSTRUCTION.search(conversation)
+    if not leak:
+        return conversation, ""
+    before = conversation[: leak.start()]
+    return before[: max(before.rfind(mark) for mark in ".!?\n") + 1], AT_LEAK
 
 
 def _read_line(line: str, last_role: str, bare_label: bool) -> tuple[str, str, str]:

@@ -14,6 +14,9 @@ LOST, GREETS = "words lost to the site's name", "greets or signs in the site's n
     [
         ("Use a nasal Chat Doctor. Rest then.", LOST),
         ("Use a hy ChatDoctor.  Rest then.", LOST),
+        ("Take rest, sleep, ChatDoctor. See me then.", LOST),
+        ("1. Rest. 2. ChatDoctor. Do it daily.", LOST),
+        ("Start using ChatDoctor. Do it daily.", LOST),
         ("It must come from the ChatDoctor. ", LOST),
         ("a nerve whicChatDoctorpresses it", LOST),
         ("the tootChatDoctore in spring", LOST),
@@ -46,6 +49,7 @@ def test_what_the_sites_name_was_put_over(answer, why):
         "You may ask me through our premium question service.",
         "To ask me again, contact me directly at http://bit.example/foot",
         "For counselling visit www.foot.example.",
+        "If you have a doubt, please use this URL. http://bit.example/foot",
     ],
 )
 @pytest.mark.parametrize("end", ["", "  Take care."])
@@ -80,6 +84,8 @@ def test_advice_is_not_cut(answer):
         "I understand your concern. Feel free to ask if you have more questions.",
         "Good morning! All the best.",
         "Is there anything else I can help you with?",
+        "Hope your question has been answered.",
+        "Hi. I hope it is useful and my answer has helped you.",
         "...",
         "",
     ],
@@ -101,6 +107,10 @@ def test_an_answer_of_formulas_says_nothing(answer):
         "Thank you. It is broken.",
         "Hi. Since when does it hurt?",
         "Hope you stopped running, as it needs rest.",
+        "I hope this helps you, but rest alone heals it.",
+        "I have seen your X-ray and it has a fracture.",
+        "I have seen your scan: no disc bulge.",
+        "I have read it all, but rest alone heals this.",
     ],
 )
 def test_an_answer_that_says_something_is_kept(answer):
@@ -131,6 +141,8 @@ def test_signs_of_a_spelling_corrector(query, answer):
         ("I am sprained and spreading.", "It was sustained, a sprain."),
         ("It hurts.", "I can understand your worry. Which one? Such a thing heals."),
         ("It hurts.", "Dear Anna, I understand your worry. Take 150 mg."),
+        ("It hurts.", "Your GH level and the SH group are normal."),
+        ("I have sinusitis.", "That is called Rhinosinusitis."),  # a longer word, not another one
     ],
 )
 def test_ordinary_answers_show_none(query, answer):

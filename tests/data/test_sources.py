@@ -428,7 +428,6 @@ def test_notechat_what_is_cut_is_counted(text, note, turns):
     [
         ("Doctor: Good day.\nDoctor: Nobody here.", "no patient turn"),
         ("Patient: Hello?\nPatient: Hello?", "no physician turn"),
-        (TALK + " (If the patient eventually dies, say sorry.)", "leaked instruction of the generator"),
         (TALK + "\nThey shake hands", "line without a speaker"),
         (TALK + "\nDiagnosis: cough", "speaker not known"),
         (TALK + "\nFamily history: none", "speaker not known"),

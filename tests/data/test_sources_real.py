@@ -1,10 +1,13 @@
 """The real rows, where they are beside the checkout: the counts that are documented for them."""
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 
 import pytest
 
 from medkit.data.sources import load
+from medkit.records import LETTERS
+from medkit.text_keys import normalize
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,32 @@ def test_medmcqa_dev(loaded):
     assert dev.notes["rows that repeat an option's text"] == 21
     assert dev.notes["rows that repeat the correct option's text"] == 4
     assert len({item.group for item in dev.records}) >= 20  # subjects
+
+
+def test_medmcqa_options_that_a_spreadsheet_changed(loaded):
+    dates = re.compile(r"\d+-[A-Z][a-z]{2}|\d+:0\d|\d+:\d\d:00")  # "15-Oct", "1:04", "60:40:00"
+    rows = [item for item in loaded("medmcqa", "eval").records if any(map(dates.fullmatch, item.options))]
+    correct = [item for item in rows if dates.fullmatch(item.options[LETTERS.index(item.answer)])]
+    assert (len(rows), len(correct)) == (9, 5)
+
+
+def test_medmcqa_questions_asked_twice(loaded):
+    answers = defaultdict(list)
+    for item in loaded("medmcqa", "eval").records:
+        options = tuple(map(normalize, item.options))
+        content = (normalize(item.question), frozenset(options))
+        answers[content].append(options[LETTERS.index(item.answer)])
+    repeated = [given for given in answers.values() if len(given) > 1]
+    assert Counter(map(len, repeated)) == {2: 13}
+    assert sum(len(set(given)) > 1 for given in repeated) == 1
+
+
+def test_medqa_questions_about_a_picture(loaded):
+    picture = re.compile(
+        r"(?i)\bis shown\.|\bsee image\b|\bin the( accompanying)? (image|picture|exhibit|photograph)\b|"
+        r"\bimage (a|below)\b|\bfigures? [1ab]\b"
+    )
+    assert sum(bool(picture.search(item.question)) for item in loaded("medqa", "eval").records) == 94
 
 
 def test_medmcqa_conventions_agree_on_the_row_that_both_files_hold(loaded, real_data, tmp_path):
@@ -90,9 +119,10 @@ def test_pqa_artificial_never_says_maybe(loaded):
 
 def test_notechat(loaded):
     got = loaded("notechat", "train")
-    assert (got.rows, len(got.records)) == (13, 11)
-    assert got.dropped == {"leaked instruction of the generator": 2}
-    assert got.notes["rows without a note"] == 10  # only row 0 has one
+    assert (got.rows, len(got.records), +got.dropped) == (13, 13, {})
+    assert got.notes["rows cut at the generator's leaked instruction"] == 2
+    assert [len(got.records[row].turns) for row in (6, 8)] == [15, 15]  # all turns before it
+    assert got.notes["rows without a note"] == 12  # only row 0 has one
     assert all(dialogue.turns[0].role == "assistant" for dialogue in got.records)  # the physician opens
 
 
@@ -102,7 +132,7 @@ LOST, GREETS = "words lost to the site's name", "greets or signs in the site's n
 @pytest.mark.parametrize(
     ("name", "kept", "dropped"),
     [
-        ("icliniq", 39, {LOST: 24, GREETS: 35, "answer without substance": 2}),  # 39 + 24 + 35 + 2 = 100
+        ("icliniq", 39, {LOST: 27, GREETS: 32, "answer without substance": 2}),  # 39 + 27 + 32 + 2 = 100
         ("healthcaremagic", 27, {LOST: 30, GREETS: 37, "words replaced by a spelling corrector": 6}),
     ],
 )

@@ -17,6 +17,7 @@ HEARD = (
 )
 NOTICE = "I am sorry to tell you that your husband passed away this morning."
 STAGE, OTHERS = "rows cut at a stage line", "rows cut at words to others than the patient"
+LEAK = "rows cut at the generator's leaked instruction"
 
 
 def dropped(text) -> str:
@@ -124,11 +125,37 @@ def test_a_line_is_kept_up_to_where_the_scene_changes_in_it(more, why):
         "You will survive it.",
         "I will tell your family how to wrap it.",
         "The test was repeated (two days later).",
+        "Talking to your family can help.",
+        "Your mother has passed the gene to you, or your father has passed it on.",
+        "The patient's prescription has expired.",
+        "It runs in families (mother has diabetes).",
+        "The nurse wrote it down (patient was free of fever).",
     ],
 )
 def test_brackets_and_relatives_in_speech_end_nothing(answer):
     turns, changed = turns_of(f"Doctor: Yes?\nPatient: My ankle.\nDoctor: {answer}")
     assert turns[-1].text == answer and not +changed
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        " (If the patient dies, console the family.)",
+        " And if the patient dies, console the family.",
+        "\nIn case the patient passes away:",
+        "\nshould patient eventually die",
+        "\nIf the patient eventually dies:\nDoctor: I am sorry for your loss.\nNarrator: The end.",
+        "\nDoctor: If the patient dies, I will call.",
+        "\nPatient: Thanks.\nWhen the patient expires, end here.",
+    ],
+)
+def test_the_consultation_ends_before_the_sentence_with_the_leaked_instruction(leak):
+    assert turns_of(TALK + leak) == (HEARD, {LEAK: 1})
+
+
+def test_the_first_end_counts():
+    text = f"{TALK}\n[Later]\nDoctor: Hm.\nIf the patient dies, console the family."
+    assert turns_of(text) == (HEARD, {STAGE: 1})
 
 
 def test_a_death_that_the_patient_tells_of_is_answered():
@@ -165,9 +192,11 @@ def test_the_family_may_be_told_where_no_patient_has_spoken():
         (TALK + "\nNarrator: Later that day", "speaker not known"),
         (TALK + "\nDoctor 2: I agree.", "a second clinician speaks"),
         (TALK + "\nGuest_clinician: I agree.", "a second clinician speaks"),
-        (TALK + " (If the patient dies, console the family.)", "leaked instruction of the generator"),
-        (TALK + "\nIn case the patient passes away:", "leaked instruction of the generator"),
-        (TALK + "\nshould patient eventually die", "leaked instruction of the generator"),
+        (
+            "Doctor: Yes?\nPatient: If the patient dies, say so.\nDoctor: Rest.",
+            "nothing left before the generator's leaked instruction",
+        ),
+        ("If the patient dies, say so.", "nothing left before the generator's leaked instruction"),
     ],
 )
 def test_what_cannot_be_kept_is_dropped_under_its_reason(text, reason):
