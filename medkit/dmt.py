@@ -100,9 +100,8 @@ def split_notechat(
     would be empty.
     """
     records = [row for row in rows if row is not None]
-    by_text: dict[bytes, Dialogue] = {}
-    for record in records:
-        by_text.setdefault(content_key(record), record)
+    keys = {id(record): content_key(record) for record in records}
+    by_text = _one_per_text(records, keys)
     distinct = list(by_text.values())
     pool = distinct if deduplicate else records if by_note else list(rows)
     scale = min(1.0, len(pool) / (train + validation))
@@ -111,7 +110,7 @@ def split_notechat(
     if by_note:
         notes: dict[bytes, list] = {}
         for dialogue in order:
-            notes.setdefault(note_key(dialogue), []).append(dialogue)
+            notes.setdefault(note_key(by_text[keys[id(dialogue)]]), []).append(dialogue)
         held_out, training = [], []
         for dialogues in notes.values():
             (held_out if len(held_out) < n_validation else training).extend(dialogues)
@@ -125,7 +124,7 @@ def split_notechat(
             f"{len(records)} conversations give {len(training)} for training and {len(held_out)} for "
             "validation; NoteChat needs at least two notes"
         )
-    training_keys = {content_key(dialogue) for dialogue in training}
+    training_keys = {keys[id(dialogue)] for dialogue in training}
     side_notes = [{note_key(dialogue) for dialogue in side if dialogue.note} for side in (training, held_out)]
     return Dialogues(
         train=training,
@@ -135,10 +134,20 @@ def split_notechat(
         kept=len(records),
         distinct=len(distinct),
         with_note=sum(bool(record.note) for record in records),
-        validation_verbatim_in_train=sum(content_key(dialogue) in training_keys for dialogue in held_out),
+        validation_verbatim_in_train=sum(keys[id(dialogue)] in training_keys for dialogue in held_out),
         notes_on_both_sides=len(side_notes[0] & side_notes[1]),
         requested=(train, validation),
     )
+
+
+def _one_per_text(records: Sequence[Dialogue], keys: dict[int, bytes]) -> dict[bytes, Dialogue]:
+    """The first record with each key, or the first of them with a note. keys: by the record's id()."""
+    chosen: dict[bytes, Dialogue] = {}
+    for record in records:
+        first = chosen.setdefault(keys[id(record)], record)
+        if record.note and not first.note:
+            chosen[keys[id(record)]] = record
+    return chosen
 
 
 @dataclass(frozen=True)

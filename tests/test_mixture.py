@@ -213,6 +213,20 @@ def test_duplicates_are_dropped_and_counted():
     assert len(set(keys)) == 25
 
 
+@pytest.mark.parametrize("deduplicate", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_copy_without_its_note_is_on_the_side_of_the_note(deduplicate, seed):
+    """Rows 0 and 1 are one text, the second with the note of row 2."""
+    records = [talk(0), Dialogue("1", "notechat", talk(0).turns, "n"), talk(2, note="n")]
+    made = split([*records, *map(talk, range(3, 20))], 9, 9, deduplicate=deduplicate, seed=seed)
+    sides = [
+        {dialogue.id for dialogue in side} & {"0", "1", "2"}
+        for side in (made.train + made.further, made.validation)
+    ]
+    assert not all(sides) and any(sides)
+    assert (made.validation_verbatim_in_train, made.notes_on_both_sides) == (0, 0)
+
+
 def test_as_released_the_duplicates_cross_and_are_counted():
     records = [talk(i, note=f"n{i}") for i in range(20)]
     made = split(records * 4, 60, 20, deduplicate=False, by_note=False)

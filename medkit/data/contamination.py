@@ -1,7 +1,7 @@
 """Finds duplicate records, and evaluation items that appear in training rows.
 
-Items are matched by their normalized text, by the question with other options, by 13-grams of words, and by
-the similarity of 3-word shingles.
+Items are matched by their normalized text, by the question with other options, by 13-grams of words, by the
+similarity of 3-word shingles, and, for exam questions, by that of their words and options in any order.
 """
 
 import re
@@ -20,7 +20,8 @@ METHODS = ("exact", "same question", "short question", "13-gram", "near-duplicat
 NGRAM = 13  # words; the length used for GPT-3 (arXiv 2005.14165, appendix C)
 SHINGLE = 3  # words; short enough that one changed word keeps most shingles of a 25-word question
 QUESTION = 8  # minimum words of a specific question; "All of the following are true, except" has 7
-NEAR = 0.7  # minimum Jaccard similarity of the shingles of near-duplicates
+NEAR = 0.7  # minimum Jaccard similarity of near-duplicates
+SHARED_OPTIONS = 2  # minimum for a comparison in any order; it also keeps the comparisons few
 
 # Correct answers that are not specific, so that two short questions may share one by chance.
 GENERIC = re.compile(
@@ -47,7 +48,7 @@ class Match:
     train_source: str
     train_id: str
     # 13-gram: share of the item's distinct 13-grams that are in the row; near-duplicate: Jaccard similarity
-    # of the two texts' shingles; other methods: 1.
+    # of the two texts' shingles, or of two questions' words and options if higher; other methods: 1.
     score: float
     rows: int  # training rows that match the item by this method
 
@@ -111,18 +112,23 @@ class _Index:
     def __init__(self, records: Sequence):
         self.codes: dict[str, int] = {}  # word -> number
         self.items: dict[tuple[str, str], set[int]] = defaultdict(set)  # (method, text) -> items
+        self.questions: list[tuple[set[str], set[str]]] = []  # words and options of each item
+        self.by_option: dict[str, list[int]] = defaultdict(list)  # option -> items
         texts = []
         for item, record in enumerate(records):
-            text, keys = _keys(record)
+            text, keys, question = _keys(record)
             texts.append(text)
+            self.questions.append(question)
             for key in keys:
                 self.items[key].add(item)
+            for option in question[1]:
+                self.by_option[option].append(item)
         self.ngrams = _NgramSets([self._ngrams(text, NGRAM) for text in texts])
         self.shingles = _NgramSets([self._ngrams(text, SHINGLE) for text in texts])
 
     def matches(self, record) -> Iterable[tuple[int, str, float]]:
         """(item, method, score) for each item that the training record matches."""
-        text, keys = _keys(record)
+        text, keys, (words, options) = _keys(record)
         matched: set[int] = set()
         for key in keys:
             items = self.items.get(key, set()) - matched
@@ -132,8 +138,26 @@ class _Index:
         for item in np.flatnonzero(shared):
             yield int(item), "13-gram", float(shared[item] / self.ngrams.sizes[item])
         shared, union = self.shingles.overlap(self._ngrams(text, SHINGLE))
-        for item in np.flatnonzero(shared >= NEAR * np.maximum(union, 1)):
-            yield int(item), "near-duplicate", float(shared[item] / union[item])
+        near = shared >= NEAR * np.maximum(union, 1)
+        similar = {int(item): float(shared[item] / union[item]) for item in np.flatnonzero(near)}
+        for item, score in self._in_any_order(words, options):
+            similar[item] = max(score, similar.get(item, 0.0))
+        yield from ((item, "near-duplicate", score) for item, score in similar.items())
+
+    def _in_any_order(self, words: set[str], options: set[str]) -> Iterable[tuple[int, float]]:
+        """(item, Jaccard similarity) of the items with about the same question words and options.
+
+        A short question with an added word and its options in another order has few shingles of the other.
+        """
+        common = Counter(item for option in options for item in self.by_option.get(option, ()))
+        for item, count in common.items():
+            if count < SHARED_OPTIONS:
+                continue
+            item_words, item_options = self.questions[item]
+            union = len(words | item_words) + len(options | item_options)
+            similarity = (len(words & item_words) + count) / union
+            if similarity >= NEAR:
+                yield item, similarity
 
     def _ngrams(self, text: str, n: int) -> np.ndarray:
         """64-bit hashes of the distinct n-grams of a text's words. A shorter text is one shingle."""
@@ -166,14 +190,15 @@ class _NgramSets:
         return shared, self.sizes + len(ngrams) - shared
 
 
-def _keys(record) -> tuple[str, list[tuple[str, str]]]:
-    """A record's normalized text, and (method, text) for each method that compares whole texts.
+def _keys(record) -> tuple[str, list[tuple[str, str]], tuple[set[str], set[str]]]:
+    """A record's normalized text, (method, text) for each method that compares whole texts, and an exam
+    question's words and options, without options such as "all of the above".
 
     A record of only punctuation has no keys, as it would equal any other.
     """
     if not isinstance(record, MCQItem):
         text = normalize(text_of(record))
-        return text, [("exact", text)] if text else []
+        return text, [("exact", text)] if text else [], (set(), set())
     question, options = normalize(stem(record)), [normalize(option) for option in options_of(record)]
     text = " ".join(filter(None, (question, *options)))
     text_of_sorted_options = " ".join(filter(None, (question, *sorted(options))))
@@ -184,4 +209,5 @@ def _keys(record) -> tuple[str, list[tuple[str, str]]]:
         gold = options[LETTERS.index(record.answer)]
         if gold and not GENERIC.fullmatch(gold):
             keys.append(("short question", f"{question}\n{gold}"))
-    return text, keys
+    specific = {option for option in options if option and not GENERIC.fullmatch(option)}
+    return text, keys, (set(question.split()), specific)

@@ -43,9 +43,10 @@ TO_OTHERS = (
     rf"((the|his|her|their|your|a) )?(\w+['’]s )?(\w+ )?({COMPANIONS}|{COLLEAGUES})s?\b"
 )
 LATER = r"\b(later|next (day|morning|week|visit|scene)|following (day|morning|week)|meanwhile)\W*$"
-STAGE_DIRECTION = re.compile(
-    rf"(?i){TO_OTHERS}|^(the |a )?(doctor|dr\.?( [A-Z]\w+)?|physician|patient|{COMPANIONS})s?( members?)?"
-    rf"( \w+ly)? ((?!(has|was|had)\b)\w+(s|ed|ing)|leave|enter|return)\b|"
+STAGE_DIRECTION = re.compile(  # from its first word: "(I talked to my wife)" is speech
+    rf"(?i)^(\w+ly )?((turn|speak|talk|whisper|call|nod|walk|point|look)(s|ing) )?(over |back )?{TO_OTHERS}|"
+    rf"^(the |a )?(doctor|dr\.?( [A-Z]\w+)?|physician|patient|{COMPANIONS})s?( members?)?"
+    rf"( (\w+ly|later|then|now))? ((?!(has|was|had|is|does|needs)\b)\w+(s|ed|ing)|leave|enter|return)\b|"
     rf"^(scene|end of|cut to|fade|exit|enter)\b|^(?-i:[A-Z\d]).*{LATER}"
 )
 _WHOM = rf"(the |your )?(patient['’]s )?({COMPANIONS})s?( members?)?"
@@ -60,7 +61,7 @@ _DIED = (
     r"no longer with us)\b"
 )
 DEATH_NOTICE = re.compile(
-    rf"(?i)\byour loved one\b|\bthe patient\b(?!['’]s)[^.?!]{{0,60}}\b(expired\b|{_DIED})|"
+    rf"(?i)\byour loved one\b|\bthe patient\b(?!['’]s| in )[^.?!]{{0,60}}\b(expired\b|{_DIED})|"
     rf"\b(regret|inform|despite|efforts|we did (all|everything))\b[^.?!]{{0,100}}\b{_DIED}|"
     rf"\byour ({COMPANIONS}|child|baby) (has|have|just)( just| now| sadly)? "
     r"(died|passed(?! (the|this|it|on (the|this|a))\b))\b|"

@@ -29,6 +29,10 @@ def item(id, question, options=OPTIONS, context="", source="medqa"):
     return MCQItem(id, source, question, options, "A", context)
 
 
+def query(id, text):
+    return ConsumerQuery(id, "icliniq", text, " ".join(OPTIONS))
+
+
 def found(train, evaluation):
     return {(m.eval_id, m.method): m for m in find(train, evaluation, progress=False)}
 
@@ -115,16 +119,41 @@ def test_thirteen_words_make_a_13_gram(shared, hit):
 
 def test_a_changed_word_is_a_near_duplicate():
     # 26 + 4 = 30 words are 28 shingles; a changed word changes 3: 25 / (28 + 28 - 25) = 25/31.
-    train = [item("t", words(0, 10) + " other " + words(11, 15))]
-    got = found(train, [item("e", words(0, 26))])
+    train = [query("t", words(0, 10) + " other " + words(11, 15))]
+    got = found(train, [query("e", words(0, 26))])
     assert got["e", "near-duplicate"].score == pytest.approx(25 / 31, abs=1e-4)
     assert ("e", "exact") not in got
 
 
 def test_below_the_threshold_is_no_near_duplicate():
     # Two changed words, far apart: 22 / (28 + 28 - 22) = 22/34 = 0.65 < 0.7.
-    train = [item("t", words(0, 6) + " other " + words(7, 9) + " another " + words(17, 9))]
-    assert ("e", "near-duplicate") not in found(train, [item("e", words(0, 26))])
+    train = [query("t", words(0, 6) + " other " + words(7, 9) + " another " + words(17, 9))]
+    assert ("e", "near-duplicate") not in found(train, [query("e", words(0, 26))])
+
+
+def test_a_short_question_is_found_in_other_words_and_another_order():
+    # Words: drug, for, pain, in, pregnancy of {drug, of choice, for, pain, in, pregnancy} and {best, ...}:
+    # 5 shared of 8; all 4 options shared: (5 + 4) / (8 + 4) = 0.75.
+    train = item("t", "Drug of choice for pain in pregnancy", ("one", "two", "three", "four"))
+    again = item("e", "The drug for pain in pregnancy?", ("four", "two", "one", "three"))
+    got = found([train], [again])
+    assert set(got) == {("e", "near-duplicate")} and got["e", "near-duplicate"].score == 0.75
+    # With two other options, (5 + 2) / (8 + 6) = 0.5.
+    assert not found([train], [item("e", again.question, ("four", "two", "five", "six"))])
+
+
+@pytest.mark.parametrize("shared", [("yes", "all of the above"), ("one", "none of the above")])
+def test_one_specific_option_is_not_enough(shared):
+    question = "Which is the one first sign of this?"
+    train = item("t", f"{question} Please", (*shared, "b c", "d e"))
+    evaluation = item("e", f"{question} Now", ("f g", *shared, "h i"))
+    assert not found([train], [evaluation])
+
+
+def test_the_abstracts_of_pubmedqa_are_compared_in_their_order():
+    one, other = words(0, 40), " ".join(reversed(words(0, 40).split()))
+    pair = [item(id, "Does it help?", pubmedqa.OPTIONS, text) for id, text in (("t", one), ("e", other))]
+    assert not found(pair[:1], pair[1:])
 
 
 def test_near_duplicates_are_those_of_a_plain_comparison():
@@ -318,4 +347,5 @@ def test_stock_phrases_of_real_exams_are_13_grams_but_no_contamination(real_data
     train, evaluation = (load("medqa", part, real_data, progress=False).records for part in ("train", "eval"))
     matches = find(train, evaluation, progress=False)
     assert 0.15 < counts(matches)["medqa"]["any 13-gram"] / len(evaluation) < 0.25
-    assert contaminated(matches) == set()
+    # One training vignette was edited, in a few words and one option, into a test item with another answer.
+    assert contaminated(matches) == {("medqa", "medqa-eval-001229")}

@@ -7,7 +7,7 @@ import pytest
 
 from medkit.data.sources import load
 from medkit.records import LETTERS
-from medkit.text_keys import normalize
+from medkit.text_keys import normalize, options_of
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,10 @@ def test_medmcqa_options_that_a_spreadsheet_changed(loaded):
     rows = [item for item in loaded("medmcqa", "eval").records if any(map(dates.fullmatch, item.options))]
     correct = [item for item in rows if dates.fullmatch(item.options[LETTERS.index(item.answer)])]
     assert (len(rows), len(correct)) == (9, 5)
+
+
+def test_medmcqa_options_with_labels(loaded):
+    assert sum(options_of(item) != item.options for item in loaded("medmcqa", "eval").records) == 2
 
 
 def test_medmcqa_questions_asked_twice(loaded):

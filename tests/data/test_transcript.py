@@ -99,6 +99,8 @@ def test_words_to_others_than_the_patient_end_the_consultation(line):
     [
         ("(The doctor later calls the family) Your father has died.", STAGE),
         ("[to his wife] Please sit down.", STAGE),
+        ("(quietly turning to the nurse) Two tablets.", STAGE),
+        ("(calls a colleague) Come in.", STAGE),
         ("*turns to the nurse* Two tablets.", OTHERS),
         (NOTICE, OTHERS),
         ("Turning to your wife, you may come in.", OTHERS),
@@ -129,6 +131,10 @@ def test_a_line_is_kept_up_to_where_the_scene_changes_in_it(more, why):
         "Your mother has passed the gene to you, or your father has passed it on.",
         "The patient's prescription has expired.",
         "It runs in families (mother has diabetes).",
+        "Take this (discuss it with your family). Rest.",
+        "You should see a colleague (we will refer you to a surgeon).",
+        "He wrote a note (patient needs rest).",
+        "The patient in that study died, but you are well.",
         "The nurse wrote it down (patient was free of fever).",
     ],
 )
