@@ -44,11 +44,15 @@ def text_of(record) -> str:
 
     PubMedQA's options are omitted because every item has the same.
     """
+    return "\n".join(_texts(record))
+
+
+def _texts(record) -> tuple[str, ...]:
     if isinstance(record, MCQItem):
-        return "\n".join((stem(record), *options_of(record)))
+        return stem(record), *options_of(record)
     if isinstance(record, Dialogue):
-        return "\n".join(turn.text for turn in record.turns)
-    return f"{record.query}\n{record.reference}"
+        return tuple(turn.text for turn in record.turns)
+    return record.query, record.reference
 
 
 def stem(item: MCQItem) -> str:
@@ -68,7 +72,8 @@ def options_of(item: MCQItem) -> tuple[str, ...]:
 
 def content_key(record) -> bytes:
     """16-byte hash of the record's normalized text."""
-    return digest(normalize(text_of(record)))
+    # One text at a time: a hyphen at the end of a question is none at the end of a line.
+    return digest(" ".join(filter(None, map(normalize, _texts(record)))))
 
 
 def note_key(dialogue: Dialogue) -> bytes:

@@ -336,6 +336,13 @@ def test_note_key_is_the_notes_or_else_the_consultations():
     assert note_key(talk("a", "One.")) != note_key(talk("b", "Two."))
 
 
+def test_a_hyphen_at_the_end_of_a_question_joins_it_to_no_option():
+    question = "The first sign of this is"
+    assert duplicates([item("a", question), item("b", f"{question}-"), item("c", f"{question} -")]) == [
+        ["a", "b", "c"]
+    ]
+
+
 def test_hashes_do_not_change_between_processes():
     assert content_key(ConsumerQuery("x", "icliniq", "A b", "c")).hex() == "bf20797f12a991ed2a5ddfdaef9283f6"
 
