@@ -114,7 +114,10 @@ def _mcq(options) -> None:
         resume=options.resume,
         fresh=options.fresh,
     )
-    print((folder / "mcq" / "summary.json").read_text(encoding="utf-8"))
+    from medkit.report import tables
+
+    print(tables.terminal(folder))
+    print(f"All measures: {storage.relpath(folder)}/mcq/summary.json")
 
 
 def _sweep(options) -> int:

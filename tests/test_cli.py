@@ -1,7 +1,9 @@
 """The command line: exit codes, one line for every refusal, and nothing written before it."""
 
+import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -199,6 +201,18 @@ def test_mcq_takes_its_run_name_from_the_model(monkeypatch, tmp_path):
         "data.mcq_target=letter",  # what the command sets comes before what the run had
         "data.pubmedqa_train=artificial",
     ]
+
+
+def test_mcq_prints_the_table_and_names_the_file_of_all_measures(monkeypatch, capsys):
+    folder = Path(__file__).parents[1] / "results" / "smollm2-real"
+    monkeypatch.setattr(runner, "run", lambda *recipe, **options: folder)
+    assert main(["mcq", "smollm2"]) == 0
+    out = capsys.readouterr().out
+    with (folder / "tables" / "table3.csv").open() as file:
+        percents = [float(row["percent"]) for row in csv.DictReader(file) if row["model"] == "smollm2"]
+    row = next(line for line in out.splitlines() if line.startswith("smollm2"))
+    assert all(f"{percent:.1f}" in row for percent in percents[:3])
+    assert out.endswith("smollm2-real/mcq/summary.json\n") and len(out.splitlines()) < 20
 
 
 def test_recipes_lists_every_field(capsys):
