@@ -42,12 +42,18 @@ def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvan
     return run, lineup.of_run(run, names)
 
 
-def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, int]]:
-    """Draw the recipe's patients' queries. Also returns the number of rows left out before, by reason."""
+def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, dict[str, int]]]:
+    """Draw the recipe's patients' queries.
+
+    Also returns the numbers of rows "passed_over" and of rows "changed" among all rows read, by reason.
+    """
     loaded = [stages.load_source(run, name, "eval") for name in ("icliniq", "healthcaremagic")]
-    left_out = sum((rows.dropped for rows in loaded), Counter())
+    counts = {
+        "passed_over": dict(sum((rows.dropped for rows in loaded), Counter())),
+        "changed": dict(sum((rows.notes for rows in loaded), Counter())),
+    }
     queries = [query for rows in loaded for query in rows.records]
-    return consumer.draw(queries, run.recipe.consumer.cases, run.recipe.consumer.seed), dict(left_out)
+    return consumer.draw(queries, run.recipe.consumer.cases, run.recipe.consumer.seed), counts
 
 
 def answer_queries(run: Run, models: Lineup, cases: Sequence[ConsumerQuery]) -> QueryAnswers:
@@ -67,12 +73,13 @@ def write_queries(
     run: Run,
     cases: Sequence[ConsumerQuery],
     answers: QueryAnswers,
-    left_out: dict[str, int],
+    row_counts: dict[str, dict[str, int]],
     show_text: bool = False,
 ) -> tuple[dict, pd.DataFrame]:
     """Write consumer/answers.jsonl, scores.csv and summary.json.
 
-    Returns (summary, scores) of consumer.evaluate; the summary also has the number of "answers_withheld".
+    Returns (summary, scores) of consumer.evaluate; the summary also has `row_counts` and the number of
+    "answers_withheld".
     """
     spec = run.recipe.consumer
     decoding = {
@@ -80,9 +87,11 @@ def write_queries(
         "sampled": {"samples": spec.samples, "temperature": spec.temperature, "seed": spec.seed},
     }
     scorer = Scorer(spec.scorer, spec.scorer_layers)
+    skipped = row_counts["passed_over"]
     summary, scores = consumer.evaluate(
-        cases, answers.by_model, scorer, decoding=decoding, skipped=left_out, seed=spec.seed
+        cases, answers.by_model, scorer, decoding=decoding, skipped=skipped, seed=spec.seed
     )
+    summary |= row_counts
     summary["answers_withheld"] = write_answers(run, cases, answers.by_model, show_text)
     storage.write_csv(run.folder / "consumer" / "scores.csv", scores)
     storage.write_json(run.folder / "consumer" / "summary.json", summary)

@@ -190,13 +190,19 @@ def protocols(results: Sequence[dict]) -> HTML:
     return details(line, tables.protocols_page(results), tables.protocols_text(results))
 
 
-def queries(run: Run, cases: Sequence[ConsumerQuery], left_out: dict[str, int]) -> HTML:
-    """How many queries were drawn from each source, and the numbers of skipped rows by reason."""
+def queries(run: Run, cases: Sequence[ConsumerQuery], row_counts: dict[str, dict[str, int]]) -> HTML:
+    """How many queries were drawn from each source, and the numbers of skipped and changed rows by reason."""
     counts = pd.Series([TITLES[case.source] for case in cases]).value_counts()
     line = f"{len(cases)} of the {run.recipe.consumer.cases} cases that the recipe asks for: "
     line += ", ".join(f"{count} from {source}" for source, count in counts.items())
-    skipped = pd.DataFrame({"rows": left_out}, dtype="Int64").rename_axis("skipped because of")
-    return details(f"{line}; {sum(left_out.values()):,} rows skipped", skipped)
+    skipped, changed = (
+        pd.DataFrame({"rows": row_counts[kind]}, dtype="Int64") for kind in ("passed_over", "changed")
+    )
+    return details(
+        f"{line}; {skipped['rows'].sum():,} rows skipped",
+        skipped.rename_axis("skipped because of"),
+        changed.rename_axis("kept"),
+    )
 
 
 def _by_model(rows: Mapping[str, dict]) -> pd.DataFrame:

@@ -150,7 +150,8 @@ def _row_counts(consultations: dict) -> str:
     reasons = _reasons(consultations["dropped"])
     read, kept = consultations["rows"], consultations["kept"]
     dropped = f"{read - kept:,} dropped" + (f" ({reasons})" if reasons else "")
-    return f"{read:,} rows read, {dropped}, {kept:,} kept, {distinct}"
+    notes = _reasons(consultations.get("notes", {}))  # which manifests of earlier versions lack
+    return f"{read:,} rows read, {dropped}, {kept:,} kept, {distinct}" + (f" ({notes})" if notes else "")
 
 
 def _reasons(dropped: dict[str, int]) -> str:

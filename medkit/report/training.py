@@ -185,7 +185,7 @@ def split_counts(loaded, split) -> pd.Series:
     """Conversations read, dropped by reason, kept and split. loaded: sources.Loaded, split: dmt.Dialogues."""
     counts = {"read": split.rows}
     counts |= {f"dropped: {reason}": count for reason, count in loaded.dropped.items()}
-    counts |= {"kept": split.kept, "distinct": split.distinct}
+    counts |= {"kept": split.kept, "distinct": split.distinct, **loaded.notes}
     counts |= {"for training": len(split.train), "for validation": len(split.validation)}
     counts |= {"validation rows verbatim in training": split.validation_verbatim_in_train}
     counts |= {"rows with a clinical note": split.with_note}

@@ -111,6 +111,7 @@ def describe_stage2(records: Records, rows, matches: list, validation_matches: l
             "source": split.train[0].source,
             "rows": split.rows,
             "dropped": dict(loaded.dropped),
+            "notes": dict(loaded.notes),
             "kept": split.kept,
             "distinct": split.distinct,
             "train": len(split.train),

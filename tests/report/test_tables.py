@@ -274,16 +274,16 @@ def test_table2_of_other_consultations_has_no_count_of_the_papers_beside_it(tmp_
 
 def test_table2_counts_notes_where_there_are_any(tmp_path):
     talks = MANIFEST["stage2"]["notechat"] | {"rows_with_a_note": 3, "notes_on_both_sides": 0, "dropped": {}}
-    talks["kept"] = 130
+    talks |= {"kept": 130, "notes": {"rows cut at a stage line": 2}}
     stage2 = MANIFEST["stage2"] | {"notechat": talks}
     storage.write_json(tmp_path / "data/manifest.json", MANIFEST | {"stage2": stage2})
     text = tables.table2(tmp_path).text
     assert "3 rows have a clinical note; training and validation share 0 of them." in text
-    assert "130 rows read, 0 dropped, 130 kept" in text
+    assert "130 rows read, 0 dropped, 130 kept, 120 distinct (2 rows cut at a stage line)" in text
     earlier = {
         name: value
         for name, value in talks.items()
-        if name not in ("dropped", "kept", "rows_with_a_note", "notes_on_both_sides")
+        if name not in ("dropped", "notes", "kept", "rows_with_a_note", "notes_on_both_sides")
     }
     stage2 = MANIFEST["stage2"] | {"notechat": earlier}
     storage.write_json(tmp_path / "data/manifest.json", MANIFEST | {"stage2": stage2})

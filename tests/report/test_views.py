@@ -96,7 +96,11 @@ def test_conversations_are_counted_as_read_dropped_and_kept():
     for note in ("", "A note."):
         rows = [replace(talks[0], note=note), None, *talks[1:]]
         split = dmt.split_notechat(rows, 2, 2, deduplicate=False, by_note=False, seed=0)
-        shown = training.split_counts(Loaded(dropped=Counter({"no patient turn": 1})), split)
+        loaded = Loaded(
+            dropped=Counter({"no patient turn": 1}), notes=Counter({"rows cut at a stage line": 2})
+        )
+        shown = training.split_counts(loaded, split)
+        assert shown["rows cut at a stage line"] == 2
         assert shown[["read", "dropped: no patient turn", "kept", "distinct"]].tolist() == [4, 1, 3, 2]
         assert shown["rows with a clinical note"] == bool(note)
         assert ("clinical notes in both splits" in shown) == bool(note)
@@ -127,12 +131,14 @@ def test_groups_are_a_line_a_benchmark_and_the_largest_first():
 
 def test_queries_are_a_line_and_the_skipped_rows_behind_it():
     cases = [SimpleNamespace(source=name) for name in ("icliniq", "icliniq", "healthcaremagic")]
-    shown = display.queries(run("builtin"), cases, {"damaged": 1_200, "too short": 34}).data
+    row_counts = {"passed_over": {"damaged": 1_200, "too short": 34}, "changed": {"references cut": 5}}
+    shown = display.queries(run("builtin"), cases, row_counts).data
     assert (
         f"3 of the {recipes.get('cpu').consumer.cases} cases that the recipe asks for: 2 from iCliniq"
         in shown
     )
-    assert "1 from HealthCareMagic; 1,234 rows skipped</summary>" in shown and "damaged" in shown
+    assert "1 from HealthCareMagic; 1,234 rows skipped</summary>" in shown
+    assert "damaged" in shown and "references cut" in shown
 
 
 def test_details_escape_the_line_and_show_whole_tables_and_markdown():

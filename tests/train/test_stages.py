@@ -194,6 +194,7 @@ def test_other_rows_serve_both_stages_by_two_fields(place, files, tiny_llama_fol
     records = stages.Records("stage2", {"dialogues": talks}, mixed, second)
     described = manifest.describe_stage2(records, rows, found, of_validation)
     assert described["notechat"]["source"] == "mts_dialog"
+    assert described["notechat"]["notes"] == talks.notes == {}
     assert described["notechat"]["validation_found_in_train"]["exact"] == 1
     manifest.update_manifest(run, {"stage2": described})
     assert "MTS-Dialog: 8 rows" in tables.table2(place).text
