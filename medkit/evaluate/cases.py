@@ -45,12 +45,12 @@ def begin_queries(run_dir: str, data_dir: str = "", arms: str = "base,med-nirvan
 def draw_queries(run: Run) -> tuple[list[ConsumerQuery], dict[str, dict[str, int]]]:
     """Draw the recipe's patients' queries.
 
-    Also returns the numbers of rows "passed_over" and of rows "changed" among all rows read, by reason.
+    Also returns numbers among all rows read: those "passed_over", by reason, and the "notes" on the others.
     """
     loaded = [stages.load_source(run, name, "eval") for name in ("icliniq", "healthcaremagic")]
     counts = {
         "passed_over": dict(sum((rows.dropped for rows in loaded), Counter())),
-        "changed": dict(sum((rows.notes for rows in loaded), Counter())),
+        "notes": dict(sum((rows.notes for rows in loaded), Counter())),
     }
     queries = [query for rows in loaded for query in rows.records]
     return consumer.draw(queries, run.recipe.consumer.cases, run.recipe.consumer.seed), counts

@@ -191,17 +191,17 @@ def protocols(results: Sequence[dict]) -> HTML:
 
 
 def queries(run: Run, cases: Sequence[ConsumerQuery], row_counts: dict[str, dict[str, int]]) -> HTML:
-    """How many queries were drawn from each source, and the numbers of skipped and changed rows by reason."""
+    """How many queries were drawn from each source, and the skipped rows and the notes on the others."""
     counts = pd.Series([TITLES[case.source] for case in cases]).value_counts()
     line = f"{len(cases)} of the {run.recipe.consumer.cases} cases that the recipe asks for: "
     line += ", ".join(f"{count} from {source}" for source, count in counts.items())
-    skipped, changed = (
-        pd.DataFrame({"rows": row_counts[kind]}, dtype="Int64") for kind in ("passed_over", "changed")
+    skipped, notes = (
+        pd.DataFrame({"rows": row_counts[kind]}, dtype="Int64") for kind in ("passed_over", "notes")
     )
     return details(
         f"{line}; {skipped['rows'].sum():,} rows skipped",
         skipped.rename_axis("skipped because of"),
-        changed.rename_axis("kept"),
+        notes.rename_axis("notes on the others"),
     )
 
 

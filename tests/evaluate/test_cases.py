@@ -25,7 +25,7 @@ def opened(monkeypatch, tmp_path, data_dir="", settings=SETTINGS):
 def test_a_greedy_answer_and_the_sampled_ones_a_case(monkeypatch, tmp_path, tiny_llama):
     run = opened(monkeypatch, tmp_path)
     drawn, row_counts = cases.draw_queries(run)
-    assert len(drawn) == 3 and row_counts == {"passed_over": {}, "changed": {}}
+    assert len(drawn) == 3 and row_counts == {"passed_over": {}, "notes": {}}
     given = cases.answer_cases(run, Active("base", *tiny_llama, "x"), drawn)
     assert [len(own) for own in given] == [3, 3, 3]  # greedy, and two sampled
     assert cases.answer_cases(run, Active("base", *tiny_llama, "x"), drawn) == given

@@ -131,7 +131,7 @@ def test_groups_are_a_line_a_benchmark_and_the_largest_first():
 
 def test_queries_are_a_line_and_the_skipped_rows_behind_it():
     cases = [SimpleNamespace(source=name) for name in ("icliniq", "icliniq", "healthcaremagic")]
-    row_counts = {"passed_over": {"damaged": 1_200, "too short": 34}, "changed": {"references cut": 5}}
+    row_counts = {"passed_over": {"damaged": 1_200, "too short": 34}, "notes": {"references cut": 5}}
     shown = display.queries(run("builtin"), cases, row_counts).data
     assert (
         f"3 of the {recipes.get('cpu').consumer.cases} cases that the recipe asks for: 2 from iCliniq"
